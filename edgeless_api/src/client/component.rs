@@ -1,0 +1,106 @@
+//! Starting and stopping components, at an orchestrator or at a node.
+
+use uuid::Uuid;
+
+use super::Connection;
+use crate::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start};
+use crate::error::Error;
+use crate::server::Values;
+use crate::status::{ComponentStatus, LogLine};
+use crate::wire::component::{function_request, resource_request, started};
+use crate::wire::{pb, status::statuses};
+use pb::component_control_client::ComponentControlClient;
+use pb::function_instance_client::FunctionInstanceClient;
+use pb::resource_configuration_client::ResourceConfigurationClient;
+use tonic::transport::Channel;
+
+/// Calls the services about components.
+#[derive(Clone, Debug)]
+pub struct Components {
+    connection: Connection,
+    functions: FunctionInstanceClient<Channel>,
+    resources: ResourceConfigurationClient<Channel>,
+    control: ComponentControlClient<Channel>,
+}
+
+impl Components {
+    /// Calls them over `connection`.
+    pub fn new(connection: Connection) -> Self {
+        let channel = || connection.channel.clone();
+        let limit = connection.limits.message;
+        Self {
+            functions: FunctionInstanceClient::new(channel()).max_decoding_message_size(limit),
+            resources: ResourceConfigurationClient::new(channel()).max_decoding_message_size(limit),
+            control: ComponentControlClient::new(channel()).max_decoding_message_size(limit),
+            connection,
+        }
+    }
+
+    /// Starts a component.
+    ///
+    /// # Errors
+    /// It is refused, or the peer cannot be reached.
+    pub async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        let response = match start.spec {
+            ComponentSpec::Function(spec) => self.functions.clone().start(function_request(spec, start.context)).await,
+            ComponentSpec::Resource(spec) => self.resources.clone().start(resource_request(spec, start.context)).await,
+        };
+        started(response.map_err(|status| self.connection.error(status))?.into_inner())
+    }
+
+    /// Stops a component.
+    ///
+    /// # Errors
+    /// The peer refuses the id or cannot be reached.
+    pub async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error> {
+        let stopped = match kind {
+            ComponentKind::Function => self.functions.clone().stop(pb::InstanceIdVariant::from(id)).await,
+            ComponentKind::Resource => self.resources.clone().stop(pb::InstanceIdVariant::from(id)).await,
+        };
+        stopped.map(|_| ()).map_err(|status| self.connection.error(status))
+    }
+
+    /// Replaces the outputs of a component.
+    ///
+    /// # Errors
+    /// The peer does not know it or cannot be reached.
+    pub async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
+        let patched = match kind {
+            ComponentKind::Function => self.functions.clone().patch(pb::PatchRequest::from(patch)).await,
+            ComponentKind::Resource => self.resources.clone().patch(pb::PatchRequest::from(patch)).await,
+        };
+        patched.map(|_| ()).map_err(|status| self.connection.error(status))
+    }
+
+    /// Lets started components emit.
+    ///
+    /// # Errors
+    /// The peer does not know one of them, speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn activate(&self, ids: &[Uuid]) -> Result<(), Error> {
+        let activated = self.control.clone().activate(component_ids(ids)).await;
+        activated.map(|_| ()).map_err(|status| self.connection.error(status))
+    }
+
+    /// Where components stand.
+    ///
+    /// # Errors
+    /// The peer speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn status(&self, ids: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {
+        let list = self.control.clone().status(component_ids(ids)).await;
+        statuses(list.map_err(|status| self.connection.error(status))?.into_inner())
+    }
+
+    /// What components logged and, if asked, will log.
+    ///
+    /// # Errors
+    /// The peer speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn logs(&self, ids: &[Uuid], follow: bool) -> Result<Values<LogLine>, Error> {
+        let request = pb::LogsRequest { component_ids: component_ids(ids).component_ids, follow };
+        let lines = self.control.clone().logs(request).await.map_err(|status| self.connection.error(status))?;
+        Ok(self.connection.values(lines.into_inner(), |line: pb::LogLine| Ok(line.into())))
+    }
+}
+
+fn component_ids(ids: &[Uuid]) -> pb::ComponentIds {
+    pb::ComponentIds { component_ids: ids.iter().map(Uuid::to_string).collect() }
+}

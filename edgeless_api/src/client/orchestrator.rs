@@ -1,0 +1,82 @@
+//! The registration of nodes and the domain as a whole, at an orchestrator.
+
+use tonic::transport::Channel;
+
+use super::Connection;
+use crate::component::ComponentSpec;
+use crate::domain::DomainState;
+use crate::error::Error;
+use crate::node::{NodeInfo, Registered, Registration};
+use crate::server::Values;
+use crate::status::Placement;
+use crate::wire::component::plan_request;
+use crate::wire::node::node_infos;
+use crate::wire::{pb, status::placements};
+use pb::domain_control_client::DomainControlClient;
+use pb::node_registration_client::NodeRegistrationClient;
+
+/// Announces a node to an orchestrator.
+#[derive(Clone, Debug)]
+pub struct NodeRegistry {
+    connection: Connection,
+    registry: NodeRegistrationClient<Channel>,
+}
+
+impl NodeRegistry {
+    /// Announces it over `connection`.
+    pub fn new(connection: Connection) -> Self {
+        Self { registry: NodeRegistrationClient::new(connection.channel.clone()), connection }
+    }
+
+    /// The node is there, or still there, or says goodbye.
+    ///
+    /// # Errors
+    /// The orchestrator refuses it or cannot be reached.
+    pub async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
+        let response = self.registry.clone().update_node(pb::UpdateNodeRequest::from(node)).await;
+        response.map_err(|status| self.connection.error(status))?.into_inner().try_into()
+    }
+}
+
+/// Follows a domain.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    connection: Connection,
+    domain: DomainControlClient<Channel>,
+}
+
+impl Domain {
+    /// Follows it over `connection`.
+    pub fn new(connection: Connection) -> Self {
+        let limit = connection.limits.message;
+        let domain = DomainControlClient::new(connection.channel.clone()).max_decoding_message_size(limit);
+        Self { connection, domain }
+    }
+
+    /// The domain as it is now, again whenever it changes, and at every keep-alive.
+    ///
+    /// # Errors
+    /// The orchestrator speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn watch(&self) -> Result<Values<DomainState>, Error> {
+        let states = self.domain.clone().watch(()).await.map_err(|status| self.connection.error(status))?;
+        Ok(self.connection.values(states.into_inner(), |state: pb::DomainState| state.try_into()))
+    }
+
+    /// Where each of these components would go. Starts nothing.
+    ///
+    /// # Errors
+    /// One of them cannot be placed; or the orchestrator cannot be asked.
+    pub async fn plan(&self, items: Vec<(String, ComponentSpec)>) -> Result<Vec<Placement>, Error> {
+        let response = self.domain.clone().plan(plan_request(items)).await;
+        placements(response.map_err(|status| self.connection.error(status))?.into_inner())
+    }
+
+    /// The nodes of the domain.
+    ///
+    /// # Errors
+    /// The orchestrator speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
+        let list = self.domain.clone().nodes(()).await.map_err(|status| self.connection.error(status))?;
+        node_infos(list.into_inner())
+    }
+}

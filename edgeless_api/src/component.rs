@@ -1,0 +1,196 @@
+//! Components: the functions and resources that orchestrators place and nodes run.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use uuid::Uuid;
+
+use crate::id::{ComponentId, InstanceId, StateId, WorkflowId};
+
+/// Keys and values that a user gives a component.
+pub type Annotations = BTreeMap<String, String>;
+
+/// The function type of WebAssembly modules.
+pub const RUST_WASM: &str = "RUST_WASM";
+
+/// The annotation whose bytes a function is given when it starts.
+pub const INIT_PAYLOAD: &str = "init-payload";
+
+/// What a function is made of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FunctionClass {
+    /// Name of the class.
+    pub id: String,
+    /// The runtime it needs, such as `RUST_WASM`.
+    pub function_type: String,
+    /// Free text.
+    pub version: String,
+    /// The code itself, where it travels inline.
+    pub binary: Bytes,
+    /// A reference to the code.
+    pub code: String,
+    /// The output channels that it declares.
+    pub outputs: Vec<String>,
+}
+
+/// Where a function's saved state is kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StatePolicy {
+    /// Lost with the instance.
+    #[default]
+    Transient,
+    /// Kept on the node.
+    NodeLocal,
+    /// Kept outside the nodes.
+    Global,
+}
+
+/// The state of one component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateSpec {
+    /// Names the stored state.
+    pub id: StateId,
+    /// Where it is kept.
+    pub policy: StatePolicy,
+}
+
+/// A function to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FunctionSpec {
+    /// Its code.
+    pub class: FunctionClass,
+    /// What the user asks of it.
+    pub annotations: Annotations,
+    /// Its state.
+    pub state: StateSpec,
+    /// The workflow that it belongs to.
+    pub workflow: WorkflowId,
+}
+
+/// A resource to be opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceSpec {
+    /// Its class, such as `http-ingress`.
+    pub class_type: String,
+    /// What the user asks of it.
+    pub configuration: Annotations,
+    /// The workflow that it belongs to.
+    pub workflow: WorkflowId,
+}
+
+/// A component to be started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ComponentSpec {
+    /// A function.
+    Function(FunctionSpec),
+    /// A resource.
+    Resource(ResourceSpec),
+}
+
+impl ComponentSpec {
+    /// Which of the two it is.
+    pub fn kind(&self) -> ComponentKind {
+        match self {
+            Self::Function(_) => ComponentKind::Function,
+            Self::Resource(_) => ComponentKind::Resource,
+        }
+    }
+
+    /// The workflow that it belongs to.
+    pub fn workflow(&self) -> WorkflowId {
+        match self {
+            Self::Function(spec) => spec.workflow,
+            Self::Resource(spec) => spec.workflow,
+        }
+    }
+
+    /// What the user asks of it.
+    pub fn annotations(&self) -> &Annotations {
+        match self {
+            Self::Function(spec) => &spec.annotations,
+            Self::Resource(spec) => &spec.configuration,
+        }
+    }
+}
+
+/// Function or resource: which of two services speaks about a component.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ComponentKind {
+    /// A function.
+    Function,
+    /// A resource.
+    Resource,
+}
+
+impl fmt::Display for ComponentKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Function => "function",
+            Self::Resource => "resource",
+        })
+    }
+}
+
+/// How one of our peers asks for a start. A peer that speaks only EDGELESS 1.2 sends none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StartContext {
+    /// The component: a repeat with the same epoch returns the first result.
+    pub component: ComponentId,
+    /// Raised whenever the component is placed again; an older one is refused.
+    pub epoch: u64,
+    /// The component's name in its workflow.
+    pub name: String,
+    /// The provider that shall open a resource; empty where any of its class may.
+    pub provider: String,
+}
+
+/// A request to start a component. With a context it is the first of three steps and the component
+/// emits nothing before it is activated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// What to start.
+    pub spec: ComponentSpec,
+    /// How to start it.
+    pub context: Option<StartContext>,
+}
+
+/// What a started component is known by: orchestrators know components, nodes instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ComponentRef {
+    /// At an orchestrator.
+    Component(ComponentId),
+    /// At a node.
+    Instance(InstanceId),
+}
+
+/// Where a component runs at present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The component.
+    pub component: ComponentId,
+    /// Its epoch when this was true.
+    pub epoch: u64,
+    /// Its instances; none while it runs nowhere.
+    pub instances: Vec<InstanceId>,
+}
+
+/// What an output leads to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// One instance, and for ever: all that EDGELESS 1.2 can say.
+    Instance(InstanceId),
+    /// A component: towards an orchestrator.
+    Component(ComponentId),
+    /// A component and where it runs: towards our nodes.
+    Row(Row),
+}
+
+/// Replaces all outputs of a component.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Patch {
+    /// The component or instance, depending on who is asked.
+    pub id: Uuid,
+    /// Output channel to what it leads to.
+    pub outputs: BTreeMap<String, Target>,
+}

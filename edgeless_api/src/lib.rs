@@ -1,0 +1,44 @@
+//! The language of the system: ids, specifications, events, errors, and the services that carry
+//! them.
+//!
+//! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
+//! - [`workflow`], [`component`], [`requirements`], [`node`], [`domain`], [`status`], [`event`]:
+//!   what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
+//! - [`client`] and [`server`]: one file per service, in terms of those types.
+//! - `wire`, private: the generated code and the conversions both ways, which is where all
+//!   compatibility with EDGELESS 1.2 lives.
+
+pub mod client;
+pub mod component;
+pub mod domain;
+pub mod error;
+pub mod event;
+pub mod id;
+pub mod node;
+pub mod requirements;
+pub mod server;
+pub mod status;
+pub mod url;
+mod wire;
+pub mod workflow;
+
+pub use component::{ComponentSpec, FunctionClass, FunctionSpec, ResourceSpec};
+pub use error::{Code, Error};
+pub use event::Event;
+pub use id::{ComponentId, DomainId, InstanceId, NodeId, StateId, WorkflowId};
+pub use url::Url;
+
+/// Limits of what a peer may send; each can be set in the configuration of a daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest message of the control plane, bytes. Code travels inline, so this bounds it.
+    pub message: usize,
+    /// The largest payload of an event, bytes.
+    pub payload: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { message: 64 << 20, payload: 4 << 20 }
+    }
+}

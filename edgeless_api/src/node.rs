@@ -1,0 +1,151 @@
+//! Nodes as they announce themselves, and as others see them.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::id::{DomainId, NodeId};
+use crate::url::Url;
+
+/// What a node has.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Capabilities {
+    /// Processors as the operating system counts them.
+    pub num_cpus: u32,
+    /// As the processor names itself.
+    pub model_name_cpu: String,
+    /// BogoMIPS.
+    pub clock_freq_cpu: f32,
+    /// Cores that each of these processors stands for; 1 unless an operator says otherwise.
+    pub num_cores: u32,
+    /// MiB.
+    pub mem_size: u32,
+    /// What operators call it, and `hostname=<host name>`.
+    pub labels: Vec<String>,
+    /// It runs in a trusted execution environment.
+    pub is_tee_running: bool,
+    /// It has a trusted platform module.
+    pub has_tpm: bool,
+    /// The function types that it runs.
+    pub runtimes: Vec<String>,
+    /// MiB.
+    pub disk_tot_space: u32,
+    /// Graphics processors.
+    pub num_gpus: u32,
+    /// As the graphics processor names itself.
+    pub model_name_gpu: String,
+    /// MiB.
+    pub mem_size_gpu: u32,
+}
+
+impl Capabilities {
+    /// The host name that the node put into its labels; empty if it put none.
+    pub fn hostname(&self) -> &str {
+        self.labels.iter().find_map(|label| label.strip_prefix("hostname=")).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} CPU(s) at {} BogoMIPS, {} core(s), {} MB memory",
+            self.num_cpus, self.model_name_cpu, self.clock_freq_cpu, self.num_cores, self.mem_size
+        )
+    }
+}
+
+/// Something on a node that opens resources of one class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderSpec {
+    /// Its name; unique on its node.
+    pub id: String,
+    /// The class of its resources.
+    pub class_type: String,
+    /// The outputs of its resources.
+    pub outputs: Vec<String>,
+}
+
+/// The load of a node. `None`: not measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Health {
+    /// kB.
+    pub mem_free: Option<i32>,
+    /// kB.
+    pub mem_used: Option<i32>,
+    /// kB.
+    pub mem_available: Option<i32>,
+    /// Of this process, percent.
+    pub proc_cpu_usage: Option<i32>,
+    /// Of this process, kB resident.
+    pub proc_memory: Option<i32>,
+    /// Of this process, kB mapped.
+    pub proc_vmemory: Option<i32>,
+    /// Over 1, 5 and 15 minutes, times 100.
+    pub load_avg: Option<[i32; 3]>,
+    /// MiB.
+    pub disk_free_space: Option<i64>,
+}
+
+/// What a node tells its orchestrator, again and again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Registration {
+    /// Who it is.
+    pub node: NodeId,
+    /// Where it takes commands.
+    pub agent_url: Url,
+    /// Where it takes events.
+    pub invocation_url: Url,
+    /// What opens resources there.
+    pub providers: Vec<ProviderSpec>,
+    /// What it has.
+    pub capabilities: Capabilities,
+    /// Random for each process: a change is a restart.
+    pub nonce: u64,
+    /// How long this holds; `None`: as long as the orchestrator's own interval.
+    pub lifetime: Option<Duration>,
+    /// Its load.
+    pub health: Health,
+    /// It speaks our fields and services, not only EDGELESS 1.2.
+    pub native: bool,
+    /// It says goodbye.
+    pub leaving: bool,
+}
+
+/// An orchestrator's answer to a registration that it accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Registered {
+    /// A node that is silent for this time is lost. `None` from an EDGELESS 1.2 orchestrator.
+    pub keep_alive: Option<Duration>,
+}
+
+/// A change of the nodes that a node may send events to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerUpdate {
+    /// A node and where it takes events.
+    Add(NodeId, Url),
+    /// A node that is gone.
+    Remove(NodeId),
+    /// All nodes are gone.
+    Clear,
+}
+
+/// A node as its orchestrator sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeInfo {
+    /// Who it is.
+    pub node: NodeId,
+    /// Its domain.
+    pub domain: DomainId,
+    /// Where it takes commands.
+    pub agent_url: Url,
+    /// Where it takes events.
+    pub invocation_url: Url,
+    /// What it has.
+    pub capabilities: Capabilities,
+    /// What opens resources there.
+    pub providers: Vec<ProviderSpec>,
+    /// How many components run there.
+    pub components: u32,
+    /// It speaks our fields and services, not only EDGELESS 1.2.
+    pub native: bool,
+}

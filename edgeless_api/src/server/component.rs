@@ -1,0 +1,118 @@
+//! Starting and stopping components: served by orchestrators and by nodes.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tonic::Request;
+use uuid::Uuid;
+
+use super::{Adapter, Server, Values, Wire, WireStream, answer, empty};
+use crate::component::{ComponentKind, ComponentRef, Patch, Start};
+use crate::error::Error;
+use crate::status::{ComponentStatus, LogLine};
+use crate::wire::{error::refusal, pb, status::status_list, uuids};
+
+/// Runs components for whoever is above.
+///
+/// An orchestrator speaks of components, a node of instances; both refuse the other's ids.
+#[async_trait]
+pub trait Components: Send + Sync + 'static {
+    /// Starts a component. A repeat of a start with a context returns the first result.
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error>;
+    /// Stops a component. One that is gone is no error.
+    async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error>;
+    /// Replaces the outputs of a component.
+    async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error>;
+    /// Lets started components emit: the last of three steps.
+    async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error>;
+    /// Where components stand; ids that are not known are left out.
+    async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error>;
+    /// What components logged and, if asked, will log.
+    async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error>;
+}
+
+impl Server {
+    /// Adds the services about components.
+    #[must_use]
+    pub fn components(mut self, service: Arc<impl Components>) -> Self {
+        use pb::component_control_server::ComponentControlServer;
+        use pb::function_instance_server::FunctionInstanceServer;
+        use pb::resource_configuration_server::ResourceConfigurationServer;
+        let limit = self.limits.message;
+        let functions = FunctionInstanceServer::new(self.adapter(service.clone())).max_decoding_message_size(limit);
+        let resources =
+            ResourceConfigurationServer::new(self.adapter(service.clone())).max_decoding_message_size(limit);
+        let control = ComponentControlServer::new(self.adapter(service)).max_decoding_message_size(limit);
+        self.routes = self.routes.add_service(functions).add_service(resources).add_service(control);
+        self
+    }
+}
+
+/// A refused start is an answer; whatever else went wrong is an error.
+fn started(result: Result<ComponentRef, Error>, summary: &str) -> Wire<pb::StartComponentResponse> {
+    answer(match result {
+        Ok(id) => Ok(pb::StartComponentResponse { response_error: None, instance_id: Some(id.into()) }),
+        Err(error) if error.code.is_refusal() => {
+            Ok(pb::StartComponentResponse { response_error: Some(refusal(summary, &error)), instance_id: None })
+        }
+        Err(error) => Err(error),
+    })
+}
+
+#[async_trait]
+impl<T: Components> pb::function_instance_server::FunctionInstance for Adapter<T> {
+    async fn start(&self, request: Request<pb::SpawnFunctionRequest>) -> Wire<pb::StartComponentResponse> {
+        match Start::try_from(request.into_inner()) {
+            Ok(start) => started(self.service.start(start).await, "Function instance creation request rejected"),
+            Err(error) => started(Err(error), "Invalid function instance creation request"),
+        }
+    }
+
+    async fn stop(&self, request: Request<pb::InstanceIdVariant>) -> Wire<()> {
+        empty(self.service.stop(ComponentKind::Function, request.into_inner().try_into()?).await)
+    }
+
+    async fn patch(&self, request: Request<pb::PatchRequest>) -> Wire<()> {
+        empty(self.service.patch(ComponentKind::Function, request.into_inner().try_into()?).await)
+    }
+}
+
+#[async_trait]
+impl<T: Components> pb::resource_configuration_server::ResourceConfiguration for Adapter<T> {
+    async fn start(&self, request: Request<pb::ResourceInstanceSpecification>) -> Wire<pb::StartComponentResponse> {
+        match Start::try_from(request.into_inner()) {
+            Ok(start) => started(self.service.start(start).await, "Resource creation rejected"),
+            Err(error) => started(Err(error), "Invalid resource specification"),
+        }
+    }
+
+    async fn stop(&self, request: Request<pb::InstanceIdVariant>) -> Wire<()> {
+        empty(self.service.stop(ComponentKind::Resource, request.into_inner().try_into()?).await)
+    }
+
+    async fn patch(&self, request: Request<pb::PatchRequest>) -> Wire<()> {
+        empty(self.service.patch(ComponentKind::Resource, request.into_inner().try_into()?).await)
+    }
+}
+
+#[async_trait]
+impl<T: Components> pb::component_control_server::ComponentControl for Adapter<T> {
+    type LogsStream = WireStream<pb::LogLine>;
+
+    async fn activate(&self, request: Request<pb::ComponentIds>) -> Wire<()> {
+        let ids = uuids(&request.into_inner().component_ids, "component_ids")?;
+        empty(self.service.activate(ids).await)
+    }
+
+    async fn status(&self, request: Request<pb::ComponentIds>) -> Wire<pb::ComponentStatusList> {
+        let ids = uuids(&request.into_inner().component_ids, "component_ids")?;
+        answer(self.service.status(ids).await.map(status_list))
+    }
+
+    async fn logs(&self, request: Request<pb::LogsRequest>) -> Wire<Self::LogsStream> {
+        let request = request.into_inner();
+        let ids = uuids(&request.component_ids, "component_ids")?;
+        let lines = self.service.logs(ids, request.follow).await?;
+        Ok(self.stream(lines))
+    }
+}

@@ -1,0 +1,88 @@
+//! The serving side of the services: a trait for each, in terms of this crate's types, and one
+//! [`Server`] that puts them on a listener.
+
+mod component;
+mod controller;
+mod node;
+mod orchestrator;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, StreamExt};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::server::TcpIncoming;
+
+pub use component::Components;
+pub use controller::{DomainRegistry, Workflows};
+pub use node::{Invocation, NodeManagement};
+pub use orchestrator::{Domain, NodeRegistry};
+
+use crate::Limits;
+use crate::error::Error;
+
+/// Values that a service sends one after the other.
+pub type Values<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
+
+/// Several services on one port.
+pub struct Server {
+    routes: Routes,
+    limits: Limits,
+    cancel: CancellationToken,
+}
+
+impl Server {
+    /// A server that stops when `cancel` says so: it takes no new request, ends its streams and
+    /// finishes the requests in hand.
+    pub fn new(limits: Limits, cancel: CancellationToken) -> Self {
+        Self { routes: Routes::default(), limits, cancel }
+    }
+
+    /// Serves until it is cancelled.
+    ///
+    /// # Errors
+    /// The listener fails.
+    pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        tonic::transport::Server::builder()
+            .max_concurrent_streams(1024)
+            .add_routes(self.routes)
+            .serve_with_incoming_shutdown(incoming, self.cancel.cancelled_owned())
+            .await
+            .map_err(Error::bug)
+    }
+
+    fn adapter<T>(&self, service: Arc<T>) -> Adapter<T> {
+        Adapter { service, cancel: self.cancel.clone() }
+    }
+}
+
+/// Puts a trait of ours behind a generated one.
+struct Adapter<T> {
+    service: Arc<T>,
+    cancel: CancellationToken,
+}
+
+type Wire<T> = Result<tonic::Response<T>, tonic::Status>;
+type WireStream<T> = Pin<Box<dyn Stream<Item = Result<T, tonic::Status>> + Send>>;
+
+impl<T> Adapter<T> {
+    /// Values of ours as messages, until the server stops.
+    fn stream<V: 'static, M: From<V> + 'static>(&self, values: Values<V>) -> tonic::Response<WireStream<M>> {
+        let messages = values.map(|value| value.map(M::from).map_err(Into::into));
+        tonic::Response::new(Box::pin(messages.take_until(self.cancel.clone().cancelled_owned())))
+    }
+}
+
+fn empty<T>(done: Result<(), Error>) -> Wire<T>
+where
+    T: Default,
+{
+    done.map(|()| tonic::Response::new(T::default())).map_err(Into::into)
+}
+
+fn answer<T>(value: Result<T, Error>) -> Wire<T> {
+    value.map(tonic::Response::new).map_err(Into::into)
+}

@@ -1,0 +1,136 @@
+//! What became of a component: the answer to "why does it not run?".
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::id::{ComponentId, DomainId, InstanceId, NodeId};
+
+/// Where a component stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// No node can run it at present.
+    #[default]
+    Waiting,
+    /// It has a place and is being started there.
+    Starting,
+    /// It takes events.
+    Running,
+    /// It failed and is about to be started again.
+    Restarting,
+    /// It failed again and again and is left alone.
+    Failed,
+    /// It is gone.
+    Stopped,
+}
+
+impl State {
+    const NAMES: [(Self, &str); 6] = [
+        (Self::Waiting, "waiting"),
+        (Self::Starting, "starting"),
+        (Self::Running, "running"),
+        (Self::Restarting, "restarting"),
+        (Self::Failed, "failed"),
+        (Self::Stopped, "stopped"),
+    ];
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = Self::NAMES.iter().find(|(state, _)| state == self).map_or("unknown", |(_, name)| name);
+        f.pad(name)
+    }
+}
+
+impl FromStr for State {
+    type Err = crate::Error;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::NAMES.iter().find(|(_, name)| *name == text).map(|(state, _)| *state);
+        found.ok_or_else(|| crate::Error::rejected(format!("'{text}' is not the state of a component")))
+    }
+}
+
+/// The severity of a line in a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something is suspicious.
+    Warn,
+    /// Something of note happened.
+    Info,
+    /// For whoever looks for a fault.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Error => "ERROR",
+            Self::Warn => "WARN",
+            Self::Info => "INFO",
+            Self::Debug => "DEBUG",
+            Self::Trace => "TRACE",
+        })
+    }
+}
+
+/// One line that a function logged, or that the platform logged about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// When.
+    pub at: SystemTime,
+    /// How severe.
+    pub level: Level,
+    /// The log target that the function named.
+    pub target: String,
+    /// What it says.
+    pub message: String,
+    /// The component's name in its workflow.
+    pub component: String,
+}
+
+/// Where a component stands, as the one who is asked knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ComponentStatus {
+    /// The component.
+    pub component: ComponentId,
+    /// Its name in its workflow.
+    pub name: String,
+    /// Where it stands.
+    pub state: State,
+    /// What runs it, if anything.
+    pub instance: Option<InstanceId>,
+    /// How often it was placed.
+    pub epoch: u64,
+    /// How often its instance was started again after a failure.
+    pub restarts: u64,
+    /// Why it last failed, or why it waits; empty if it never did.
+    pub reason: String,
+    /// The last lines that it logged, oldest first.
+    pub log: Vec<LogLine>,
+    /// Events that it took.
+    pub handled: u64,
+    /// Events to it that were dropped.
+    pub dropped: u64,
+}
+
+/// Where a component would go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// The component's name in its workflow.
+    pub name: String,
+    /// The domain.
+    pub domain: DomainId,
+    /// The node.
+    pub node: NodeId,
+    /// The node's host name; may be empty.
+    pub hostname: String,
+}

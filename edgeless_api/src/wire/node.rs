@@ -1,0 +1,272 @@
+//! Nodes: registration, capabilities, peers.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::{pb, required, uuid};
+use crate::error::Error;
+use crate::id::{DomainId, NodeId};
+use crate::node::{Capabilities, Health, NodeInfo, PeerUpdate, ProviderSpec, Registered, Registration};
+
+/// What a node that sends no lifetime is given when its deadline lies absurdly far ahead.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+
+impl From<Capabilities> for pb::NodeCapabilities {
+    fn from(own: Capabilities) -> Self {
+        Self {
+            num_cpus: own.num_cpus,
+            model_name_cpu: own.model_name_cpu,
+            clock_freq_cpu: own.clock_freq_cpu,
+            num_cores: own.num_cores,
+            mem_size: own.mem_size,
+            labels: own.labels,
+            is_tee_running: own.is_tee_running,
+            has_tpm: own.has_tpm,
+            runtimes: own.runtimes,
+            disk_tot_space: own.disk_tot_space,
+            num_gpus: own.num_gpus,
+            model_name_gpu: own.model_name_gpu,
+            mem_size_gpu: own.mem_size_gpu,
+        }
+    }
+}
+
+impl From<pb::NodeCapabilities> for Capabilities {
+    fn from(own: pb::NodeCapabilities) -> Self {
+        Self {
+            num_cpus: own.num_cpus,
+            model_name_cpu: own.model_name_cpu,
+            clock_freq_cpu: own.clock_freq_cpu,
+            num_cores: own.num_cores,
+            mem_size: own.mem_size,
+            labels: own.labels,
+            is_tee_running: own.is_tee_running,
+            has_tpm: own.has_tpm,
+            runtimes: own.runtimes,
+            disk_tot_space: own.disk_tot_space,
+            num_gpus: own.num_gpus,
+            model_name_gpu: own.model_name_gpu,
+            mem_size_gpu: own.mem_size_gpu,
+        }
+    }
+}
+
+impl From<ProviderSpec> for pb::ResourceProviderSpecification {
+    fn from(provider: ProviderSpec) -> Self {
+        Self { provider_id: provider.id, class_type: provider.class_type, outputs: provider.outputs }
+    }
+}
+
+impl TryFrom<pb::ResourceProviderSpecification> for ProviderSpec {
+    type Error = Error;
+
+    fn try_from(provider: pb::ResourceProviderSpecification) -> Result<Self, Error> {
+        if provider.provider_id.is_empty() || provider.class_type.is_empty() {
+            return Err(Error::rejected("a resource provider lacks its provider_id or its class_type"));
+        }
+        Ok(Self { id: provider.provider_id, class_type: provider.class_type, outputs: provider.outputs })
+    }
+}
+
+fn health_message(health: Health) -> pb::NodeHealthStatus {
+    let i32_or = |value: Option<i32>| value.unwrap_or(-1);
+    let load = |index: usize| health.load_avg.and_then(|load| load.get(index).copied()).unwrap_or(-1);
+    pb::NodeHealthStatus {
+        mem_free: i32_or(health.mem_free),
+        mem_used: i32_or(health.mem_used),
+        mem_available: i32_or(health.mem_available),
+        proc_cpu_usage: i32_or(health.proc_cpu_usage),
+        proc_memory: i32_or(health.proc_memory),
+        proc_vmemory: i32_or(health.proc_vmemory),
+        load_avg_1: load(0),
+        load_avg_5: load(1),
+        load_avg_15: load(2),
+        tot_rx_bytes: -1,
+        tot_rx_pkts: -1,
+        tot_rx_errs: -1,
+        tot_tx_bytes: -1,
+        tot_tx_pkts: -1,
+        tot_tx_errs: -1,
+        disk_free_space: health.disk_free_space.unwrap_or(-1),
+        disk_tot_reads: -1,
+        disk_tot_writes: -1,
+        gpu_load_perc: -1,
+        gpu_temp_cels: -1,
+        active_power: -1,
+    }
+}
+
+impl From<pb::NodeHealthStatus> for Health {
+    fn from(health: pb::NodeHealthStatus) -> Self {
+        let measured = |value: i32| (value >= 0).then_some(value);
+        let load = [health.load_avg_1, health.load_avg_5, health.load_avg_15];
+        Self {
+            mem_free: measured(health.mem_free),
+            mem_used: measured(health.mem_used),
+            mem_available: measured(health.mem_available),
+            proc_cpu_usage: measured(health.proc_cpu_usage),
+            proc_memory: measured(health.proc_memory),
+            proc_vmemory: measured(health.proc_vmemory),
+            load_avg: load.iter().all(|value| *value >= 0).then_some(load),
+            disk_free_space: (health.disk_free_space >= 0).then_some(health.disk_free_space),
+        }
+    }
+}
+
+/// The time until an absolute deadline, by our clock.
+pub(crate) fn until(deadline: u64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Duration::from_secs(deadline).saturating_sub(now).min(LONGEST_LIFETIME)
+}
+
+/// The absolute deadline, rounded up, after a time from now.
+pub(crate) fn deadline_after(time: Duration) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    (now + time).as_secs() + 1
+}
+
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl From<Registration> for pb::UpdateNodeRequest {
+    fn from(node: Registration) -> Self {
+        // EDGELESS 1.2 orchestrators have no interval of their own: give them time for two beats.
+        let lifetime = node.lifetime.unwrap_or(Duration::from_secs(4));
+        Self {
+            node_id: node.node.to_string(),
+            agent_url: node.agent_url.to_string(),
+            invocation_url: node.invocation_url.to_string(),
+            resource_providers: node.providers.into_iter().map(Into::into).collect(),
+            capabilities: Some(node.capabilities.into()),
+            refresh_deadline: deadline_after(lifetime),
+            nonce: node.nonce,
+            health_status: Some(health_message(node.health)),
+            performance_samples: Some(pb::NodePerformanceSamples::default()),
+            native: node.native,
+            lifetime_ms: node.lifetime.map(millis).unwrap_or_default(),
+            leaving: node.leaving,
+        }
+    }
+}
+
+impl TryFrom<pb::UpdateNodeRequest> for Registration {
+    type Error = Error;
+
+    fn try_from(request: pb::UpdateNodeRequest) -> Result<Self, Error> {
+        let lifetime = match (request.native, request.lifetime_ms) {
+            (true, 0) => None,
+            (true, ms) => Some(Duration::from_millis(ms).min(LONGEST_LIFETIME)),
+            (false, _) => Some(until(request.refresh_deadline)),
+        };
+        let mut ids = std::collections::BTreeSet::new();
+        let mut providers = Vec::new();
+        for provider in request.resource_providers {
+            let provider = ProviderSpec::try_from(provider)?;
+            if !ids.insert(provider.id.clone()) {
+                return Err(Error::rejected(format!("the provider '{}' is named twice", provider.id)));
+            }
+            providers.push(provider);
+        }
+        Ok(Self {
+            node: NodeId(uuid(&request.node_id, "node_id")?),
+            agent_url: request.agent_url.parse()?,
+            invocation_url: request.invocation_url.parse()?,
+            providers,
+            capabilities: required(request.capabilities, "capabilities")?.into(),
+            nonce: request.nonce,
+            lifetime,
+            health: request.health_status.map(Into::into).unwrap_or_default(),
+            native: request.native,
+            leaving: request.leaving,
+        })
+    }
+}
+
+impl From<Registered> for pb::UpdateNodeResponse {
+    fn from(registered: Registered) -> Self {
+        Self { response_error: None, keep_alive_ms: registered.keep_alive.map(millis).unwrap_or_default() }
+    }
+}
+
+impl TryFrom<pb::UpdateNodeResponse> for Registered {
+    type Error = Error;
+
+    fn try_from(response: pb::UpdateNodeResponse) -> Result<Self, Error> {
+        match (response.response_error, response.keep_alive_ms) {
+            (Some(error), _) => Err(error.into()),
+            (None, 0) => Ok(Self { keep_alive: None }),
+            (None, ms) => Ok(Self { keep_alive: Some(Duration::from_millis(ms)) }),
+        }
+    }
+}
+
+impl From<PeerUpdate> for pb::UpdatePeersRequest {
+    fn from(update: PeerUpdate) -> Self {
+        let (request_type, node, url) = match update {
+            PeerUpdate::Add(node, url) => (pb::UpdatePeersRequestType::Add, Some(node), Some(url)),
+            PeerUpdate::Remove(node) => (pb::UpdatePeersRequestType::Del, Some(node), None),
+            PeerUpdate::Clear => (pb::UpdatePeersRequestType::Clear, None, None),
+        };
+        Self {
+            request_type: request_type.into(),
+            node_id: node.map(|node| node.to_string()),
+            invocation_url: url.map(|url| url.to_string()),
+        }
+    }
+}
+
+impl TryFrom<pb::UpdatePeersRequest> for PeerUpdate {
+    type Error = Error;
+
+    fn try_from(request: pb::UpdatePeersRequest) -> Result<Self, Error> {
+        let node = || Ok::<_, Error>(NodeId(uuid(&required(request.node_id.clone(), "node_id")?, "node_id")?));
+        Ok(match pb::UpdatePeersRequestType::try_from(request.request_type) {
+            Ok(pb::UpdatePeersRequestType::Add) => {
+                Self::Add(node()?, required(request.invocation_url.clone(), "invocation_url")?.parse()?)
+            }
+            Ok(pb::UpdatePeersRequestType::Del) => Self::Remove(node()?),
+            Ok(pb::UpdatePeersRequestType::Clear) => Self::Clear,
+            Err(_) => return Err(Error::rejected(format!("{} is not a kind of peer update", request.request_type))),
+        })
+    }
+}
+
+impl From<NodeInfo> for pb::NodeInfo {
+    fn from(node: NodeInfo) -> Self {
+        Self {
+            node_id: node.node.to_string(),
+            domain_id: node.domain.0,
+            agent_url: node.agent_url.to_string(),
+            invocation_url: node.invocation_url.to_string(),
+            capabilities: Some(node.capabilities.into()),
+            resource_providers: node.providers.into_iter().map(Into::into).collect(),
+            components: node.components,
+            native: node.native,
+        }
+    }
+}
+
+impl TryFrom<pb::NodeInfo> for NodeInfo {
+    type Error = Error;
+
+    fn try_from(node: pb::NodeInfo) -> Result<Self, Error> {
+        Ok(Self {
+            node: NodeId(uuid(&node.node_id, "node_id")?),
+            domain: DomainId(node.domain_id),
+            agent_url: node.agent_url.parse()?,
+            invocation_url: node.invocation_url.parse()?,
+            capabilities: required(node.capabilities, "capabilities")?.into(),
+            providers: node.resource_providers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            components: node.components,
+            native: node.native,
+        })
+    }
+}
+
+pub(crate) fn node_infos(list: pb::NodeList) -> Result<Vec<NodeInfo>, Error> {
+    list.nodes.into_iter().map(TryInto::try_into).collect()
+}
+
+pub(crate) fn node_list(nodes: Vec<NodeInfo>) -> pb::NodeList {
+    pb::NodeList { nodes: nodes.into_iter().map(Into::into).collect() }
+}

@@ -1,0 +1,124 @@
+//! What became of components, their logs, and where they would go.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use super::{pb, uuid};
+use crate::error::Error;
+use crate::id::{ComponentId, DomainId, NodeId};
+use crate::status::{ComponentStatus, Level, LogLine, Placement};
+
+const LEVELS: [Level; 5] = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
+
+impl From<LogLine> for pb::LogLine {
+    fn from(line: LogLine) -> Self {
+        let since_epoch = line.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            timestamp_ns: u64::try_from(since_epoch.as_nanos()).unwrap_or(u64::MAX),
+            level: line.level.to_string(),
+            target: line.target,
+            message: line.message,
+            component: line.component,
+        }
+    }
+}
+
+impl From<pb::LogLine> for LogLine {
+    fn from(line: pb::LogLine) -> Self {
+        Self {
+            at: UNIX_EPOCH + Duration::from_nanos(line.timestamp_ns),
+            level: LEVELS.into_iter().find(|level| level.to_string() == line.level).unwrap_or(Level::Error),
+            target: line.target,
+            message: line.message,
+            component: line.component,
+        }
+    }
+}
+
+impl From<ComponentStatus> for pb::ComponentStatus {
+    fn from(status: ComponentStatus) -> Self {
+        Self {
+            component_id: status.component.to_string(),
+            name: status.name,
+            state: status.state.to_string(),
+            instance: status.instance.map(Into::into),
+            epoch: status.epoch,
+            restarts: status.restarts,
+            reason: status.reason,
+            log: status.log.into_iter().map(Into::into).collect(),
+            handled: status.handled,
+            dropped: status.dropped,
+        }
+    }
+}
+
+impl TryFrom<pb::ComponentStatus> for ComponentStatus {
+    type Error = Error;
+
+    fn try_from(status: pb::ComponentStatus) -> Result<Self, Error> {
+        Ok(Self {
+            component: ComponentId(uuid(&status.component_id, "component_id")?),
+            name: status.name,
+            state: status.state.parse()?,
+            instance: status.instance.map(TryInto::try_into).transpose()?,
+            epoch: status.epoch,
+            restarts: status.restarts,
+            reason: status.reason,
+            log: status.log.into_iter().map(Into::into).collect(),
+            handled: status.handled,
+            dropped: status.dropped,
+        })
+    }
+}
+
+pub(crate) fn statuses(list: pb::ComponentStatusList) -> Result<Vec<ComponentStatus>, Error> {
+    list.components.into_iter().map(TryInto::try_into).collect()
+}
+
+pub(crate) fn status_list(statuses: Vec<ComponentStatus>) -> pb::ComponentStatusList {
+    pb::ComponentStatusList { components: statuses.into_iter().map(Into::into).collect() }
+}
+
+impl From<Placement> for pb::Placement {
+    fn from(placement: Placement) -> Self {
+        Self {
+            name: placement.name,
+            domain_id: placement.domain.0,
+            node_id: placement.node.to_string(),
+            hostname: placement.hostname,
+        }
+    }
+}
+
+impl TryFrom<pb::Placement> for Placement {
+    type Error = Error;
+
+    fn try_from(placement: pb::Placement) -> Result<Self, Error> {
+        Ok(Self {
+            name: placement.name,
+            domain: DomainId(placement.domain_id),
+            node: NodeId(uuid(&placement.node_id, "node_id")?),
+            hostname: placement.hostname,
+        })
+    }
+}
+
+pub(crate) fn placements(response: pb::PlanResponse) -> Result<Vec<Placement>, Error> {
+    match response.response_error {
+        Some(error) => Err(error.into()),
+        None => response.placements.into_iter().map(TryInto::try_into).collect(),
+    }
+}
+
+/// The answer to a plan. A refusal is an answer; whatever else went wrong is an error.
+pub(crate) fn plan_response(plan: Result<Vec<Placement>, Error>) -> Result<pb::PlanResponse, Error> {
+    match plan {
+        Ok(placements) => {
+            Ok(pb::PlanResponse { response_error: None, placements: placements.into_iter().map(Into::into).collect() })
+        }
+        Err(error) if error.code.is_refusal() => Ok(pb::PlanResponse {
+            response_error: Some(super::error::refusal("Request rejected", &error)),
+            placements: Vec::new(),
+        }),
+        Err(error) => Err(error),
+    }
+}

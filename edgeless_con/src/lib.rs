@@ -1,0 +1,1 @@
+//! The controller: gives the components of workflows to orchestration domains

@@ -1,0 +1,1 @@
+//! The node: runs functions and resources and carries their events

@@ -1,0 +1,1 @@
+//! The orchestrator: places the components of its domain on nodes
