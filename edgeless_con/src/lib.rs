@@ -1,1 +1,191 @@
-//! The controller: gives the components of workflows to orchestration domains
+//! The controller: takes workflows from users and gives their components to orchestration domains.
+//!
+//! - [`config`]: the keys of `controller.toml`.
+//! - [`engine`]: every decision, as a pure function of events; [`placement`] is its choice of domain.
+//! - `shell`: does what the engine decides. `follow`: watches the domains of the configuration.
+//! - `service`: what users and orchestrators ask, in terms of the engine.
+//!
+//! [`Controller`] puts them together. Nothing here knows a node: nodes are their domain's concern.
+
+pub mod config;
+pub mod engine;
+mod follow;
+mod metrics;
+pub mod placement;
+mod service;
+mod shell;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use edgeless_api::client::{self, Connection};
+use edgeless_api::error::Error;
+use edgeless_api::id::DomainId;
+use edgeless_api::server::Server;
+use edgeless_api::{Limits, Url};
+use edgeless_daemon::config::Config as _;
+use edgeless_daemon::engine::Driver;
+use edgeless_daemon::tasks::Failure;
+use edgeless_daemon::{Daemon, Handle, Stopped, Tasks};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, Orchestrator};
+use engine::{Engine, Settings};
+use metrics::Metrics;
+use service::Service;
+use shell::{Executor, Peers};
+
+/// The time between two looks at deadlines.
+const TICK: Duration = Duration::from_millis(250);
+
+/// A controller that runs.
+#[derive(Debug)]
+pub struct Controller {
+    url: Url,
+    domain_register_url: Url,
+    metrics_url: Option<Url>,
+    tasks: Tasks,
+    /// Ends the engine, which outlives the servers so that requests in hand are answered.
+    engine: CancellationToken,
+    grace: Duration,
+}
+
+impl Controller {
+    /// Where users reach it.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// Where orchestrators announce themselves.
+    pub fn domain_register_url(&self) -> &Url {
+        &self.domain_register_url
+    }
+
+    /// Where monitoring asks how it is.
+    pub fn metrics_url(&self) -> Option<&Url> {
+        self.metrics_url.as_ref()
+    }
+}
+
+impl Daemon for Controller {
+    const NAME: &'static str = "edgeless_con_d";
+    type Config = Config;
+    type Handle = Self;
+
+    async fn start(config: Config) -> Result<Self, Error> {
+        config.check().map_err(Error::rejected)?;
+        let ports = Ports::bind(&config).await?;
+        let limits = Limits { message: message_limit(&config), ..Limits::default() };
+        let options = client::Options { deadline: config.call_timeout, limits, ..client::Options::default() };
+        let controller = Self {
+            url: ports.workflows.1.clone(),
+            domain_register_url: ports.registry.as_ref().unwrap_or(&ports.workflows).1.clone(),
+            metrics_url: ports.metrics.as_ref().map(|(_, url)| url.clone()),
+            tasks: Tasks::default(),
+            engine: CancellationToken::new(),
+            grace: config.grace,
+        };
+        tracing::info!("Starting Edgeless Controller at {}", controller.url);
+        controller.run(config, ports, limits, options)?;
+        Ok(controller)
+    }
+}
+
+impl Handle for Controller {
+    fn ready(&self) -> String {
+        format!("Edgeless Controller is ready at {}", self.url)
+    }
+
+    async fn failed(&self) -> Failure {
+        self.tasks.failed().await
+    }
+
+    async fn stop(self) -> Stopped {
+        let stopped = self.tasks.stop(self.grace).await;
+        self.engine.cancel();
+        stopped
+    }
+}
+
+/// What a controller listens on, with the real addresses.
+struct Ports {
+    workflows: (TcpListener, Url),
+    /// `None`: the same as for workflows.
+    registry: Option<(TcpListener, Url)>,
+    metrics: Option<(TcpListener, Url)>,
+}
+
+impl Ports {
+    async fn bind(config: &Config) -> Result<Self, Error> {
+        let main = &config.controller_url;
+        let registry = config.domain_register_url.as_ref().filter(|url| *url != main || url.port() == 0);
+        Ok(Self {
+            workflows: edgeless_daemon::listen(main).await?,
+            registry: listen_if_set(registry).await?,
+            metrics: listen_if_set(config.metrics_url.as_ref()).await?,
+        })
+    }
+}
+
+async fn listen_if_set(url: Option<&Url>) -> Result<Option<(TcpListener, Url)>, Error> {
+    match url {
+        Some(url) => edgeless_daemon::listen(url).await.map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The limit that the configuration has checked to be small enough for any machine.
+fn message_limit(config: &Config) -> usize {
+    usize::try_from(config.max_message_size.as_u64()).unwrap_or(usize::MAX)
+}
+
+impl Controller {
+    /// Starts every task.
+    fn run(&self, config: Config, ports: Ports, limits: Limits, options: client::Options) -> Result<(), Error> {
+        let cancel = self.tasks.cancel();
+        let peers = Peers::new(options);
+        let orchestrators = config.orchestrators.into_iter();
+        let orchestrators: Vec<_> = orchestrators.map(|own| (own.domain_id, own.orchestrator_url)).collect();
+        let connect = |(domain, url): &(DomainId, Url)| Ok((domain.clone(), Connection::lazy(url, options)?));
+        let watched = orchestrators.iter().map(connect).collect::<Result<Vec<_>, Error>>()?;
+        let settings = Settings { orchestrators, max_workflows: config.max_workflows, max_domains: config.max_domains };
+        let driver = Driver::new(Engine::new(settings, rand::random()));
+        let inbox = driver.inbox();
+        let executor = Executor::new(peers.clone(), driver.replies());
+        let engine = self.engine.clone();
+        self.tasks.vital("engine", async move {
+            driver.run(executor, TICK, engine).await;
+            Ok::<_, Error>(())
+        });
+
+        let service = Arc::new(Service::new(inbox.clone(), peers));
+        let engine_needed = Arc::new(self.engine.clone().drop_guard());
+        let mut workflows = Server::new(limits, cancel.clone()).workflows(service.clone());
+        if let Some((listener, _)) = ports.registry {
+            let server = Server::new(limits, cancel.clone()).domain_registry(service);
+            let engine_needed = engine_needed.clone();
+            self.tasks.vital("domain registry", async move {
+                let served = server.serve(listener).await;
+                drop(engine_needed);
+                served
+            });
+        } else {
+            workflows = workflows.domain_registry(service);
+        }
+        self.tasks.vital("workflow server", async move {
+            let served = workflows.serve(ports.workflows.0).await;
+            drop(engine_needed);
+            served
+        });
+        if let Some((listener, _)) = ports.metrics {
+            let metrics = Arc::new(Metrics::default());
+            self.tasks.helper("metrics", metrics::refresh(metrics.clone(), inbox.clone(), cancel.clone()));
+            self.tasks.vital("status port", edgeless_daemon::status::serve(listener, metrics, cancel.clone()));
+        }
+        for (domain, connection) in watched {
+            self.tasks.helper("domain watch", follow::follow(domain, connection, inbox.clone(), cancel.clone()));
+        }
+        Ok(())
+    }
+}

@@ -85,7 +85,7 @@ impl<A> Replies<A> {
     /// Answers a request. One whose asker is gone is no error.
     pub fn answer(&self, ticket: Ticket, answer: A) {
         if let Some(asker) = self.take(ticket) {
-            drop(asker.send(answer));
+            asker.send(answer).ok();
         }
     }
 
@@ -146,7 +146,9 @@ impl<E: Engine> Inbox<E> {
         look: impl FnOnce(&E, Millis) -> R + Send + 'static,
     ) -> Result<R, Error> {
         let (found, result) = oneshot::channel();
-        let read: Read<E> = Box::new(move |engine, now| drop(found.send(look(engine, now))));
+        let read: Read<E> = Box::new(move |engine, now| {
+            found.send(look(engine, now)).ok();
+        });
         self.sender.try_send(Message::Read(read)).map_err(|_| self.refused())?;
         result.await.map_err(|_| self.refused())
     }

@@ -6,7 +6,7 @@
 //! - [`tasks`]: named tasks, one cancellation, one deadline for the end.
 //! - [`engine`]: the loop that feeds a pure engine and runs its effects.
 //! - [`status`]: the port of `/healthz`, `/readyz` and `/metrics`.
-//! - [`telemetry`]: logging.
+//! - [`telemetry`]: how it logs.
 
 pub mod config;
 pub mod engine;

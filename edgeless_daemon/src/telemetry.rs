@@ -14,5 +14,5 @@ pub fn init() {
         .with_target(false)
         .finish();
     // Fails if a subscriber is set already, as in a process that runs several daemons.
-    drop(tracing::subscriber::set_global_default(subscriber));
+    tracing::subscriber::set_global_default(subscriber).ok();
 }

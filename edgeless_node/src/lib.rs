@@ -1,1 +1,273 @@
-//! The node: runs functions and resources and carries their events
+//! The node: runs functions and resources and carries their events.
+//!
+//! ```text
+//!  orchestrator -> agent -> host loop -> instance (a runtime's or a provider's)
+//!                             ^              |
+//!                          mailbox        outputs
+//!                             ^              v
+//!  other nodes -> invocation -+--- router <--+
+//!                                    +-> peer -> other nodes
+//! ```
+//! - [`instance`]: what a function and a resource have in common, and what makes them:
+//!   [`runtimes`] and [`resources`].
+//! - [`host`]: the loop that serves an instance; [`mailbox`], [`outputs`]: its two ends.
+//! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere.
+//! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
+
+pub mod agent;
+pub mod capabilities;
+pub mod config;
+pub mod host;
+pub mod instance;
+pub mod log;
+pub mod mailbox;
+pub mod metrics;
+pub mod outputs;
+pub mod peer;
+pub mod registration;
+pub mod resources;
+pub mod router;
+pub mod runtimes;
+pub mod state;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use edgeless_api::node::Registration;
+use edgeless_api::server::{Invocation, Server};
+use edgeless_api::{Error, Event, NodeId, Url};
+use edgeless_daemon::config::Config as _;
+use edgeless_daemon::tasks::Failure;
+use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
+
+use agent::{Agent, Offer, Options as AgentOptions};
+pub use config::Config;
+use instance::Runtime;
+use metrics::Metrics;
+use registration::{Announcer, Farewell};
+use resources::Surroundings;
+use router::{Options as RouterOptions, Router};
+use runtimes::wasm::{Limits as WasmLimits, Wasm};
+use state::StateStore;
+
+/// A node that runs.
+pub struct Node {
+    id: NodeId,
+    agent: Arc<Agent>,
+    agent_url: Url,
+    invocation_url: Url,
+    metrics_url: Option<Url>,
+    farewell: Farewell,
+    /// What the node does: stops first.
+    front: Tasks,
+    /// What its components live on.
+    base: Tasks,
+    grace: Duration,
+}
+
+impl Node {
+    /// Who it is.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Where it takes commands.
+    pub fn addr(&self) -> &Url {
+        &self.agent_url
+    }
+
+    /// Where it takes events.
+    pub fn invocation_url(&self) -> &Url {
+        &self.invocation_url
+    }
+
+    /// Where it serves metrics.
+    pub fn metrics_url(&self) -> Option<&Url> {
+        self.metrics_url.as_ref()
+    }
+
+    /// Ends without a goodbye, as a crash would: for tests of what the others then do.
+    pub async fn kill(self) {
+        self.front.stop(Duration::ZERO).await;
+        self.base.stop(Duration::ZERO).await;
+    }
+}
+
+fn runtimes(config: &Config) -> Result<Vec<Arc<dyn Runtime>>, Error> {
+    if !config.wasm_runtime.enabled {
+        return Ok(Vec::new());
+    }
+    let wasm = Wasm::new(WasmLimits {
+        instances: config.wasm_runtime.max_instances,
+        memory: usize::try_from(config.wasm_runtime.memory_limit.as_u64()).unwrap_or(usize::MAX),
+        time: config.wasm_runtime.cpu_limit,
+        payload: config.limits.api().payload,
+    })?;
+    Ok(vec![Arc::new(wasm)])
+}
+
+async fn offers(config: &Config, tasks: &Tasks) -> Result<Vec<Offer>, Error> {
+    let mut offers = Vec::new();
+    for (class, id, settings) in config.providers().map_err(Error::rejected)? {
+        let surroundings = Surroundings { settings, tasks: tasks.clone(), limits: config.limits.api() };
+        offers.push(Offer { id, class, provider: (class.provide)(surroundings).await? });
+    }
+    Ok(offers)
+}
+
+impl Daemon for Node {
+    const NAME: &'static str = "edgeless_node_d";
+    type Config = Config;
+    type Handle = Self;
+
+    async fn start(config: Config) -> Result<Self, Error> {
+        config.check().map_err(Error::rejected)?;
+        tracing::info!("Starting Edgeless Node");
+        let (front, base) = (Tasks::default(), Tasks::default());
+        let started = Self::start_with(&config, &front, &base).await;
+        if started.is_err() {
+            // What was bound before the failure is let go.
+            front.cancel().cancel();
+            base.cancel().cancel();
+        }
+        started
+    }
+}
+
+impl Node {
+    async fn start_with(config: &Config, front: &Tasks, base: &Tasks) -> Result<Self, Error> {
+        let id = config.general.node_id;
+        let limits = config.limits.api();
+        let metrics = Arc::new(Metrics::new(id, config.limits.max_series));
+        let options = RouterOptions {
+            emit_wait: config.limits.emit_wait,
+            call_timeout: config.limits.call_timeout,
+            max_payload: limits.payload,
+        };
+        let router = Router::new(id, options, metrics.clone());
+
+        let (invocation, invocation_url) = listen(&config.general.invocation_url).await?;
+        tracing::info!("Start InvocationAPI GRPC Server at {invocation_url}");
+        let offers = offers(config, base).await?;
+        tracing::info!("Starting Edgeless Runner");
+        let runtimes = runtimes(config)?;
+        let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();
+        let capabilities = capabilities::capabilities(capabilities::detect(), &config.user_node_capabilities, kinds);
+        let (agent_listener, agent_url) = listen(&config.general.agent_url).await?;
+        let metrics_listener = match config.metrics_url() {
+            Some(url) => Some(listen(url).await?),
+            None => None,
+        };
+
+        let providers = agent::provider_specs(&offers);
+        let agent_options = AgentOptions {
+            components: config.limits.components,
+            mailbox: config.limits.mailbox,
+            log_lines: config.limits.log_lines,
+            grace: config.limits.grace,
+        };
+        tracing::info!("Starting Edgeless Agent");
+        let states = StateStore::new(config.general.state_directory.clone());
+        let agent = Agent::new(router.clone(), runtimes, offers, states, agent_options, base.cancel().child_token());
+
+        let events = Server::new(limits, base.cancel().clone()).invocation(Arc::new(Ingress(router)));
+        base.vital("invocation server", events.serve(invocation));
+        let commands =
+            Server::new(limits, front.cancel().clone()).components(agent.clone()).node_management(agent.clone());
+        front.vital("agent server", commands.serve(agent_listener));
+        tracing::info!("Start AgentAPI GRPC Server at {agent_url}");
+
+        let registered = Arc::new(AtomicBool::new(false));
+        let metrics_url = metrics_listener.map(|(listener, url)| {
+            let status = Arc::new(NodeStatus { metrics, registered: registered.clone() });
+            front.vital("metrics server", status::serve(listener, status, front.cancel().clone()));
+            url
+        });
+
+        let general = &config.general;
+        let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
+        let registration = Registration {
+            node: id,
+            agent_url: general.agent_url_announced.clone().unwrap_or_else(|| agent_url.announced()),
+            invocation_url: general.invocation_url_announced.clone().unwrap_or_else(|| invocation_url.announced()),
+            providers,
+            capabilities,
+            nonce: rand::random(),
+            lifetime: None,
+            health: edgeless_api::node::Health::default(),
+            native: true,
+            leaving: false,
+        };
+        let interval = Duration::from_secs(general.subscription_refresh_interval_sec.max(1));
+        let announcer = Announcer::new(register_url, registration, interval, registered)?;
+        let farewell = announcer.farewell();
+        front.helper("registration", announcer.run(front.cancel().clone()));
+
+        Ok(Self {
+            id,
+            agent,
+            agent_url,
+            invocation_url,
+            metrics_url,
+            farewell,
+            front: front.clone(),
+            base: base.clone(),
+            grace: config.limits.grace,
+        })
+    }
+}
+
+impl Handle for Node {
+    fn ready(&self) -> String {
+        format!("edgeless_node_d: node {} is ready at {}", self.id, self.agent_url)
+    }
+
+    async fn failed(&self) -> Failure {
+        tokio::select! {
+            failure = self.front.failed() => failure,
+            failure = self.base.failed() => failure,
+        }
+    }
+
+    async fn stop(self) -> Stopped {
+        self.front.cancel().cancel();
+        self.farewell.say().await;
+        let front = self.front.stop(self.grace).await;
+        // Each component keeps to the grace itself; the rest is for its stop handler.
+        let stopped = tokio::time::timeout(self.grace * 2, self.agent.stop_all()).await;
+        let base = self.base.stop(self.grace).await;
+        match (front, stopped, base) {
+            (Stopped::Clean, Ok(()), Stopped::Clean) => Stopped::Clean,
+            (Stopped::Clean, Err(_), Stopped::Clean) => Stopped::Forced { tasks: vec!["components".to_string()] },
+            (Stopped::Forced { tasks }, ..) | (_, _, Stopped::Forced { tasks }) => Stopped::Forced { tasks },
+        }
+    }
+}
+
+/// Takes events from other nodes.
+struct Ingress(Arc<Router>);
+
+#[async_trait]
+impl Invocation for Ingress {
+    async fn handle(&self, event: Event) -> Result<(), Error> {
+        self.0.accept(event).await
+    }
+}
+
+struct NodeStatus {
+    metrics: Arc<Metrics>,
+    registered: Arc<AtomicBool>,
+}
+
+impl status::Status for NodeStatus {
+    fn not_ready(&self) -> Option<String> {
+        let registered = self.registered.load(Ordering::Relaxed);
+        (!registered).then(|| "the orchestrator does not know this node yet".to_string())
+    }
+
+    fn metrics(&self) -> String {
+        self.metrics.text()
+    }
+}

@@ -1,1 +1,26 @@
-//! The orchestrator: places the components of its domain on nodes
+//! The orchestrator: places the components of its domain on nodes.
+//!
+//! ```text
+//!  controller -> service -+-> Inbox -> engine (pure) -> effects -> shell -> nodes
+//!  nodes ------> service -+                ^                        |
+//!                                          +------- results --------+
+//! ```
+//! - [`config`]: the configuration file.
+//! - [`placement`]: component -> node, pure; a strategy is a file there and a line in one list.
+//! - [`engine`]: desired against actual, pure.
+//! - `registry`: the nodes and their deadlines; plain data of the engine.
+//! - `shell`: does what the engine decides; `service`: turns requests into events; `announce`: tells
+//!   a controller of the domain; `metrics`: what monitoring sees.
+
+mod announce;
+pub mod config;
+pub mod engine;
+mod metrics;
+mod orchestrator;
+pub mod placement;
+mod registry;
+mod service;
+mod shell;
+
+pub use config::Config;
+pub use orchestrator::Orchestrator;

@@ -71,9 +71,11 @@ impl Connection {
 
     /// An error of a call, with the address of the peer where that helps.
     fn error(&self, status: tonic::Status) -> Error {
+        // Without a source it is the peer itself that says so.
+        let is_ours = std::error::Error::source(&status).is_some();
         let error = Error::from(status);
         match error.code {
-            Code::Unavailable => error.context(format!("cannot reach {}", self.url)),
+            Code::Unavailable if is_ours => error.context(format!("cannot reach {}", self.url)),
             Code::Timeout => Error::timeout(format!("{} did not answer in time", self.url)),
             _ => error,
         }

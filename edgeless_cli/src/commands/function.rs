@@ -1,0 +1,221 @@
+//! `function`: compiles functions, and sends events to their instances.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use edgeless_api::client::{Connection, Invocation, Options};
+use edgeless_api::component::RUST_WASM;
+use edgeless_api::event::{Event, Kind, Trace};
+use edgeless_api::{Error, InstanceId};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Deserialize;
+
+use crate::cargo;
+use crate::failure::{Failure, reason};
+use crate::json;
+use crate::opts::Cast;
+use crate::output::Console;
+use crate::workflow_file::WASM_MAGIC;
+
+/// How long a node may take to accept an event.
+const CAST_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The file beside the source of a function.
+#[derive(Deserialize)]
+struct ClassFile {
+    id: String,
+    function_type: String,
+    #[serde(rename = "version")]
+    _version: String,
+    #[serde(rename = "outputs")]
+    _outputs: Vec<String>,
+    #[serde(rename = "code")]
+    _code: Option<String>,
+    #[serde(rename = "binary")]
+    _binary: Option<Vec<u8>>,
+    /// The manifest, relative to this file.
+    build: Option<PathBuf>,
+}
+
+/// What is made from what.
+struct Function {
+    id: String,
+    class_file: PathBuf,
+    manifest: PathBuf,
+    module: PathBuf,
+}
+
+/// Compiles a function, unless its module is newer than all that it is made from.
+pub(crate) fn build(file: &Path, force: bool, console: &Console) -> Result<(), Failure> {
+    let function = Function::read(file, console)?;
+    if !force && function.is_up_to_date() {
+        console.note(format!("{} is up to date", function.id));
+    } else {
+        compile(&function, console)?;
+    }
+    console.line(function.module.display())
+}
+
+impl Function {
+    fn read(file: &Path, console: &Console) -> Result<Self, Failure> {
+        let class_file = if file.is_dir() { file.join("function.json") } else { file.to_path_buf() };
+        let shown = class_file.display();
+        let text = fs::read(&class_file)
+            .map_err(|error| Failure::input(format!("cannot read {shown}: {}", reason(&error))))?;
+        let parsed = json::parse::<ClassFile>(&text).map_err(|error| Failure::input(format!("{shown}:{error}")))?;
+        for place in parsed.unknown {
+            console.warn(format!("{shown}: {place}: this key has no meaning"));
+        }
+        let ClassFile { id, function_type, build, .. } = parsed.value;
+        if function_type != RUST_WASM {
+            return Err(Failure::Refused(format!(
+                "{shown}: function_type: building {function_type} is not available yet: only {RUST_WASM} is"
+            )));
+        }
+        // It becomes the name of a file.
+        if id.is_empty() || id.starts_with('.') || id.contains(['/', '\\']) {
+            return Err(Failure::input(format!("{shown}: id: '{id}' cannot be the name of a file")));
+        }
+        let manifest = class_file.with_file_name(build.unwrap_or_else(|| "Cargo.toml".into()));
+        if !manifest.is_file() {
+            return Err(Failure::input(format!("{shown}: build: there is no file {}", manifest.display())));
+        }
+        let module = class_file.with_file_name(format!("{id}.wasm"));
+        Ok(Self { id, class_file, manifest, module })
+    }
+
+    fn is_up_to_date(&self) -> bool {
+        let Ok(made) = fs::metadata(&self.module).and_then(|module| module.modified()) else { return false };
+        let Ok(manifest) = fs::canonicalize(&self.manifest) else { return false };
+        // The lock file of a workspace lies further up.
+        let lock = manifest.ancestors().map(|folder| folder.join("Cargo.lock")).find(|lock| lock.is_file());
+        let sources = [self.class_file.clone(), manifest.with_file_name("src"), manifest];
+        sources.iter().chain(&lock).all(|source| is_older(source, made))
+    }
+}
+
+/// Whether all that is at `path` is older than `made`. What is not there is; what cannot be read is not.
+fn is_older(path: &Path, made: SystemTime) -> bool {
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => return error.kind() == ErrorKind::NotFound,
+    };
+    // The time of a folder tells of files that were removed.
+    let own = metadata.modified().is_ok_and(|modified| modified < made);
+    if !metadata.is_dir() {
+        return own;
+    }
+    let older = |entry: std::io::Result<fs::DirEntry>| entry.is_ok_and(|entry| is_older(&entry.path(), made));
+    own && fs::read_dir(path).is_ok_and(|mut entries| entries.all(older))
+}
+
+fn compile(function: &Function, console: &Console) -> Result<(), Failure> {
+    let begun = Instant::now();
+    let progress = Progress::begin(&function.id, console);
+    let compiled = cargo::compile(&function.manifest, console.err.colour);
+    progress.end();
+    let compiled = compiled?;
+    console.quote(&compiled.said);
+    let Some(built) = compiled.module else {
+        return Err(Failure::Refused(format!("cannot build {}: cargo says why above", function.id)));
+    };
+    let size = put_in_place(&built, &function.module, console)
+        .map_err(|error| Failure::Refused(format!("cannot write {}: {}", function.module.display(), reason(&error))))?;
+    let (id, seconds) = (&function.id, begun.elapsed().as_secs_f64());
+    console.note(format!("built {id} in {seconds:.1} s: {} KiB", size.div_ceil(1024)));
+    Ok(())
+}
+
+/// Writes the module whole or not at all, as small as this machine can make it; returns its size.
+fn put_in_place(built: &Path, module: &Path, console: &Console) -> std::io::Result<u64> {
+    let bytes = fs::read(built)?;
+    if !bytes.starts_with(WASM_MAGIC) {
+        return Err(std::io::Error::other(format!("{} is not a WebAssembly module", built.display())));
+    }
+    let unfinished = module.with_extension(format!("wasm.{}", std::process::id()));
+    let placed = fs::File::create(&unfinished).and_then(|mut file| file.write_all(&bytes)).and_then(|()| {
+        if let Err(why) = cargo::optimise(built, &unfinished) {
+            console.warn(format!("{} is not optimised: {why}", module.display()));
+            fs::write(&unfinished, &bytes)?;
+        }
+        fs::rename(&unfinished, module)
+    });
+    if placed.is_err() {
+        drop(fs::remove_file(&unfinished));
+    }
+    placed.and_then(|()| Ok(fs::metadata(module)?.len()))
+}
+
+/// Says that something takes its time: once when piped, all the time on a terminal.
+struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    fn begin(id: &str, console: &Console) -> Self {
+        if !console.err.terminal {
+            console.note(format!("building {id}"));
+            return Self(None);
+        }
+        let bar = ProgressBar::new_spinner().with_message(format!("building {id}"));
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+
+    fn end(self) {
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Sends an event to an instance.
+pub(crate) async fn cast(cast: Cast, console: &Console) -> Result<(), Failure> {
+    let event = Event {
+        source: InstanceId::NONE,
+        target: InstanceId { node: cast.node_id, function: cast.function_id },
+        kind: Kind::Cast(Bytes::from(cast.payload)),
+        created: SystemTime::now(),
+        trace: Trace::default(),
+    };
+    let options = Options { deadline: CAST_DEADLINE, ..Options::default() };
+    let sent: Result<(), Error> = Invocation::new(Connection::lazy(&cast.url, options)?).handle(event).await;
+    let hint = "is edgeless_node_d running? its invocation_url is needed here";
+    sent.map_err(|error| Failure::from(error).with_hint(hint))?;
+    console.line("event casted")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_is_stale_when_anything_below_its_source_is_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, seconds: u64| {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            fs::File::create(&path).unwrap().set_modified(at).unwrap();
+            path
+        };
+        let function = Function {
+            id: "f".into(),
+            class_file: file("function.json", 1),
+            manifest: file("Cargo.toml", 1),
+            module: dir.path().join("f.wasm"),
+        };
+        assert!(!function.is_up_to_date(), "there is no module");
+        file("f.wasm", 10);
+        assert!(function.is_up_to_date());
+        file("Cargo.lock", 11);
+        assert!(!function.is_up_to_date(), "the lock file is newer");
+        file("Cargo.lock", 1);
+        file("src/deep/code.rs", 11);
+        assert!(!function.is_up_to_date(), "a source is newer");
+    }
+}

@@ -1,0 +1,51 @@
+//! Does what was decided: one file for each noun.
+
+mod domain;
+mod function;
+mod node;
+mod workflow;
+
+use clap::CommandFactory;
+use edgeless_api::client::{Connection, Workflows};
+use edgeless_api::{Code, Error};
+
+use crate::config;
+use crate::failure::Failure;
+use crate::opts::Opts;
+use crate::output::Console;
+use crate::plan::{Controller, Plan, Question};
+
+/// Does it.
+pub(crate) fn run(plan: Plan, console: &Console) -> Result<(), Failure> {
+    match plan {
+        Plan::Help => console.line(Opts::command().render_help().to_string().trim_end()),
+        Plan::Template(path) => config::write_template(&path),
+        Plan::Build { file, force } => function::build(&file, force, console),
+        Plan::Cast(cast) => in_runtime(function::cast(cast, console)),
+        Plan::Ask(question, controller) => in_runtime(ask(question, controller, console)),
+    }
+}
+
+fn in_runtime(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::Refused(error.to_string()))?.block_on(command)
+}
+
+async fn ask(question: Question, controller: Controller, console: &Console) -> Result<(), Failure> {
+    let workflows = Workflows::new(Connection::lazy(&controller.url, controller.options)?);
+    let answer = match question {
+        Question::Workflow(command) => workflow::run(command, &workflows, console).await,
+        Question::Domain(command) => domain::run(command, &workflows, console).await,
+        Question::Node(command) => node::run(command, &workflows, console).await,
+    };
+    let hint = "is edgeless_con_d running? cli.toml or --controller-url says where it is";
+    answer.map_err(|failure| failure.with_hint(hint))
+}
+
+/// Says what a controller lacks that speaks EDGELESS 1.2 only.
+fn unless_offered(what: &str) -> impl Fn(Error) -> Error {
+    move |error| match error.code {
+        Code::Unimplemented => Error::unimplemented(format!("this controller does not offer {what}")),
+        _ => error,
+    }
+}

@@ -1,0 +1,257 @@
+//! What was typed.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{Parser, Subcommand};
+use edgeless_api::{NodeId, Url, WorkflowId};
+use uuid::Uuid;
+
+use crate::output::Format;
+
+/// Start, watch and stop workflows of functions and resources.
+#[derive(Parser, Debug)]
+#[command(
+    name = "edgeless_cli",
+    version,
+    propagate_version = false,
+    after_help = "\
+Examples:
+  edgeless_cli -t cli.toml                                  write a configuration file
+  edgeless_cli function build functions/noop/function.json  compile a function
+  ID=$(edgeless_cli workflow start examples/noop/workflow.json)
+  edgeless_cli workflow inspect $ID
+  edgeless_cli workflow logs -f $ID
+  edgeless_cli workflow stop $ID
+
+Exit codes: 0 done, 1 refused, 2 wrong usage or a wrong file, 3 a daemon cannot be reached."
+)]
+pub(crate) struct Opts {
+    /// Configuration file to read [default: cli.toml].
+    #[arg(short, long, global = true, value_name = "FILE")]
+    pub(crate) config_file: Option<PathBuf>,
+    /// Write a configuration template to FILE and exit.
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) template: Option<PathBuf>,
+    /// Where the controller is; wins over EDGELESS_CLI__CONTROLLER_URL and the file.
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) controller_url: Option<Url>,
+    /// How reading commands write what they found.
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t)]
+    pub(crate) output: Format,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+}
+
+/// The nouns.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Command {
+    /// Start, stop and look at workflows.
+    #[command(subcommand)]
+    Workflow(Workflow),
+    /// Build functions, and send events to their instances.
+    #[command(subcommand)]
+    Function(Function),
+    /// Look at orchestration domains.
+    #[command(subcommand)]
+    Domain(Domain),
+    /// Look at nodes.
+    #[command(subcommand)]
+    Node(Node),
+}
+
+/// What can be done with workflows.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Workflow {
+    /// Start a workflow and print its id.
+    ///
+    /// The file, and every wasm file that it names, is checked before anything is sent. The workflow starts wholly
+    /// or not at all: if it is refused, the reason is on stderr and nothing is on stdout.
+    #[command(after_help = "\
+Examples:
+  ID=$(edgeless_cli workflow start examples/noop/workflow.json)
+  edgeless_cli workflow start --dry-run --strict workflow.json")]
+    Start(Start),
+    /// Stop workflows.
+    #[command(after_help = "\
+Examples:
+  edgeless_cli workflow stop 80b73f39-4ebd-4a69-a1ef-fe561a6fd3dc
+  edgeless_cli workflow stop all")]
+    Stop {
+        /// The id of a workflow, or 'all'.
+        #[arg(value_name = "ID|all")]
+        which: Which<WorkflowId>,
+    },
+    /// Print the id of each workflow, one on a line.
+    List,
+    /// Show what workflows are made of, where their components run and how they fare.
+    #[command(after_help = "\
+Examples:
+  edgeless_cli workflow inspect all
+  edgeless_cli workflow inspect $ID | grep ^STATE
+  edgeless_cli workflow inspect $ID --output json")]
+    Inspect {
+        /// The id of a workflow, or 'all'.
+        #[arg(value_name = "ID|all")]
+        which: Which<WorkflowId>,
+    },
+    /// Show what the functions of a workflow logged.
+    #[command(after_help = "\
+Each line is: time, level, component, target, message. Nodes keep the last lines of each component.
+
+Examples:
+  edgeless_cli workflow logs $ID
+  edgeless_cli workflow logs -f $ID counter")]
+    Logs {
+        /// Go on with what is logged from now on, until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
+        /// The id of a workflow.
+        #[arg(value_name = "ID")]
+        workflow: WorkflowId,
+        /// The name of one component of it.
+        component: Option<String>,
+    },
+    /// Move a workflow to a domain.
+    Migrate {
+        /// The id of a workflow.
+        #[arg(value_name = "ID")]
+        workflow: WorkflowId,
+        /// The id of a domain.
+        domain: String,
+    },
+    /// Move one component of a workflow to a domain.
+    MigrateComponent {
+        /// The id of a workflow.
+        #[arg(value_name = "ID")]
+        workflow: WorkflowId,
+        /// The id of a domain.
+        domain: String,
+        /// The name of the component.
+        component: String,
+    },
+}
+
+/// How to start a workflow.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Start {
+    /// The workflow file (JSON).
+    pub(crate) file: PathBuf,
+    /// Start nothing; print the domain and the node that each component would go to.
+    ///
+    /// Everything is checked as for a real start, by this program and by the controller.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Refuse what is otherwise a warning.
+    ///
+    /// Such as an output channel that the class of its function does not list, or a key that has no meaning.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// How long one attempt may take; a workflow with large modules may need more.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) timeout: u64,
+}
+
+/// What can be done with functions.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Function {
+    /// Compile a function to WebAssembly and print the path of the module.
+    ///
+    /// Writes <id>.wasm beside function.json, unless it is newer than everything that it is made from. Uses cargo, and
+    /// wasm-opt where it is installed. Needs no configuration file and no daemon.
+    #[command(after_help = "\
+Example:
+  edgeless_cli function build functions/noop/function.json")]
+    Build {
+        /// The file function.json in the folder of the function, or that folder.
+        file: PathBuf,
+        /// Build even if nothing seems to have changed: changes in dependencies are not noticed.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Send an event to an instance.
+    #[command(subcommand)]
+    Invoke(Invoke),
+}
+
+/// The kinds of events that can be sent.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Invoke {
+    /// Send an event that needs no answer.
+    #[command(after_help = "\
+The node and the instance of each component are in `edgeless_cli workflow inspect`.
+
+Example:
+  edgeless_cli function invoke cast http://127.0.0.1:7002 $NODE_ID $FUNCTION_ID hello")]
+    Cast(Cast),
+}
+
+/// An event and where it goes.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Cast {
+    /// The invocation URL of the node.
+    pub(crate) url: Url,
+    /// The id of the node.
+    pub(crate) node_id: NodeId,
+    /// The id of the instance on that node.
+    pub(crate) function_id: Uuid,
+    /// What to say to it.
+    pub(crate) payload: String,
+}
+
+/// What can be done with domains.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Domain {
+    /// Print each domain and the number of its nodes.
+    List,
+    /// Show what the nodes of domains have together.
+    Inspect {
+        /// The id of a domain, or 'all'.
+        #[arg(value_name = "ID|all")]
+        which: Which<String>,
+    },
+}
+
+/// What can be done with nodes.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Node {
+    /// Show the nodes of a domain, or of all.
+    List {
+        /// The id of a domain.
+        domain: Option<String>,
+    },
+}
+
+/// One, or all of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Which<T> {
+    All,
+    One(T),
+}
+
+impl<T: FromStr> FromStr for Which<T> {
+    type Err = T::Err;
+
+    fn from_str(text: &str) -> Result<Self, T::Err> {
+        if text == "all" { Ok(Self::All) } else { text.parse().map(Self::One) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_options_are_consistent() {
+        Opts::command().debug_assert();
+    }
+
+    #[test]
+    fn a_bad_id_is_refused_as_usage() {
+        let error = Opts::try_parse_from(["edgeless_cli", "workflow", "stop", "al"]).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("'al' is not a workflow id"), "{error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! Workflow files: JSON that names the functions and resources of a workflow, and the wasm files.
+//!
+//! A file is read to the end before anything is sent, and every mistake is reported with file and
+//! place. What makes a workflow valid is decided by [`Workflow::new`], as in the controller; here is
+//! only what concerns files.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use edgeless_api::component::RUST_WASM;
+use edgeless_api::workflow::{Function, InvalidWorkflow, Problem, Resource, Workflow};
+use edgeless_api::{FunctionClass, Limits};
+use serde::Deserialize;
+
+use crate::failure::{Failure, reason};
+use crate::json::{self, Parsed, Texts};
+
+/// What every WebAssembly module begins with.
+pub(crate) const WASM_MAGIC: &[u8] = b"\0asm";
+
+/// A workflow that can be sent.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) workflow: Workflow,
+    /// What is allowed and yet probably a mistake, each with file and place.
+    pub(crate) warnings: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    functions: Vec<FunctionEntry>,
+    resources: Vec<ResourceEntry>,
+    annotations: Texts,
+}
+
+#[derive(Deserialize)]
+struct FunctionEntry {
+    name: String,
+    class_specification: ClassEntry,
+    output_mapping: Texts,
+    annotations: Texts,
+}
+
+#[derive(Deserialize)]
+struct ClassEntry {
+    id: String,
+    function_type: String,
+    version: String,
+    code: Option<String>,
+    binary: Option<Vec<u8>>,
+    outputs: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct ResourceEntry {
+    name: String,
+    class_type: String,
+    output_mapping: Texts,
+    configurations: Texts,
+}
+
+/// Reads a workflow file and the wasm files that it names.
+pub(crate) fn load(path: &Path) -> Result<Loaded, Failure> {
+    let shown = path.display();
+    let text = fs::read(path).map_err(|error| Failure::input(format!("cannot read {shown}: {}", reason(&error))))?;
+    let Parsed { value: file, unknown } =
+        json::parse::<File>(&text).map_err(|error| Failure::input(format!("{shown}:{error}")))?;
+
+    let mut code = CodeReader { folder: path.parent().unwrap_or(Path::new("")), total: 0, problems: Vec::new() };
+    let functions: Vec<_> =
+        file.functions.into_iter().enumerate().map(|(index, entry)| code.function(index, entry)).collect();
+    let resources = file.resources.into_iter().map(resource).collect();
+    let mut problems = code.problems;
+    let checked = Workflow::new(functions, resources, file.annotations.0);
+    if let Err(InvalidWorkflow(more)) = &checked {
+        problems.extend_from_slice(more);
+    }
+    match checked {
+        Ok(workflow) if problems.is_empty() => {
+            let unknown = unknown.into_iter().map(|place| Problem { place, reason: "this key has no meaning".into() });
+            let warnings = unknown.chain(workflow.warnings()).map(|problem| format!("{shown}: {problem}")).collect();
+            Ok(Loaded { workflow, warnings })
+        }
+        _ => Err(Failure::Input(problems.iter().map(|problem| format!("{shown}: {problem}")).collect())),
+    }
+}
+
+fn resource(entry: ResourceEntry) -> Resource {
+    Resource {
+        name: entry.name,
+        class_type: entry.class_type,
+        outputs: entry.output_mapping.0,
+        configuration: entry.configurations.0,
+    }
+}
+
+/// Finds the code of functions and collects what is wrong with it.
+struct CodeReader<'a> {
+    /// What paths are relative to.
+    folder: &'a Path,
+    /// Bytes so far: all code of a workflow travels in one message.
+    total: usize,
+    problems: Vec<Problem>,
+}
+
+impl CodeReader<'_> {
+    fn function(&mut self, index: usize, entry: FunctionEntry) -> Function {
+        let class = entry.class_specification;
+        let place = format!("functions[{index}].class_specification");
+        let code = class.code.unwrap_or_default();
+        let binary = self.binary(&place, &class.function_type, &code, class.binary.unwrap_or_default());
+        Function {
+            name: entry.name,
+            class: FunctionClass {
+                id: class.id,
+                function_type: class.function_type,
+                version: class.version,
+                binary: binary.unwrap_or_else(|problem| {
+                    self.problems.push(problem);
+                    Bytes::new()
+                }),
+                code,
+                outputs: class.outputs,
+            },
+            outputs: entry.output_mapping.0,
+            annotations: entry.annotations.0,
+        }
+    }
+
+    fn binary(&mut self, place: &str, function_type: &str, code: &str, binary: Vec<u8>) -> Result<Bytes, Problem> {
+        let problem = |key: &str, reason: String| Problem { place: format!("{place}{key}"), reason };
+        if function_type != RUST_WASM {
+            return match code.is_empty() && binary.is_empty() {
+                true => Err(problem("", "there is no 'code'".into())),
+                false => Ok(binary.into()),
+            };
+        }
+        let (key, module) = match (code.is_empty(), binary.is_empty()) {
+            (_, false) => (".binary", Ok(binary)),
+            (false, true) => (".code", read_module(&self.folder.join(code), code)),
+            (true, true) => ("", Err("there is neither 'code', the path of a wasm file, nor 'binary'".into())),
+        };
+        let module = module.and_then(checked).map_err(|reason| problem(key, reason))?;
+        self.total += module.len();
+        match self.total > Limits::default().message {
+            true => Err(problem(key, format!("the code of this workflow is larger than {}", limit()))),
+            false => Ok(module.into()),
+        }
+    }
+}
+
+fn read_module(path: &Path, code: &str) -> Result<Vec<u8>, String> {
+    let cannot_read = |error: std::io::Error| match error.kind() {
+        ErrorKind::NotFound => format!("there is no file '{code}'{}", how_to_make(path)),
+        _ => format!("cannot read '{code}': {}", reason(&error)),
+    };
+    let size = fs::metadata(path).map_err(cannot_read)?.len();
+    if size > Limits::default().message as u64 {
+        return Err(format!("'{code}' is larger than {}, the limit for code", limit()));
+    }
+    fs::read(path).map_err(cannot_read)
+}
+
+fn checked(module: Vec<u8>) -> Result<Vec<u8>, String> {
+    match module.starts_with(WASM_MAGIC) {
+        true => Ok(module),
+        false => Err("this is not a WebAssembly module: it does not begin with \\0asm".into()),
+    }
+}
+
+fn limit() -> String {
+    format!("{} MiB", Limits::default().message >> 20)
+}
+
+/// The command that makes a missing wasm file, if its function is beside it.
+fn how_to_make(wasm: &Path) -> String {
+    let source = wasm.parent().and_then(|folder| folder.canonicalize().ok()).map(|folder| folder.join("function.json"));
+    match source {
+        Some(source) if source.is_file() => {
+            let here = std::env::current_dir().and_then(|folder| folder.canonicalize()).unwrap_or_default();
+            let source = source.strip_prefix(here).map(PathBuf::from).unwrap_or(source);
+            format!(": `edgeless_cli function build {}` makes it", source.display())
+        }
+        _ => ": the path is relative to the folder of the workflow file".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FUNCTION: &str = r#"{"name": "a", "class_specification": {"id": "a", "function_type": "TYPE", "version": "1",
+        CODE "outputs": []}, "output_mapping": {}, "annotations": {}}"#;
+
+    fn load_with(function_type: &str, code: &str, files: &[(&str, &[u8])]) -> Result<Loaded, String> {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in files {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let function = FUNCTION.replace("TYPE", function_type).replace("CODE", code);
+        let path = dir.path().join("workflow.json");
+        fs::write(&path, format!(r#"{{"functions": [{function}], "resources": [], "annotations": {{}}}}"#)).unwrap();
+        load(&path).map_err(|failure| {
+            assert_eq!(failure.exit_code(), 2);
+            failure.lines().join("\n")
+        })
+    }
+
+    #[test]
+    fn wasm_is_read_from_beside_the_file_and_its_path_is_kept() {
+        let loaded = load_with("RUST_WASM", r#""code": "a.wasm","#, &[("a.wasm", b"\0asm1")]).unwrap();
+        let class = &loaded.workflow.functions()[0].class;
+        assert_eq!((class.binary.as_ref(), class.code.as_str()), (b"\0asm1".as_slice(), "a.wasm"));
+        assert!(loaded.warnings.is_empty());
+    }
+
+    #[test]
+    fn wasm_may_be_in_the_file() {
+        let loaded = load_with("RUST_WASM", r#""binary": [0, 97, 115, 109],"#, &[]).unwrap();
+        assert_eq!(loaded.workflow.functions()[0].class.binary.as_ref(), WASM_MAGIC);
+    }
+
+    #[test]
+    fn the_code_of_a_container_passes_through() {
+        let loaded = load_with("CONTAINER", r#""code": "container:hello:1","#, &[]).unwrap();
+        let class = &loaded.workflow.functions()[0].class;
+        assert_eq!((class.binary.len(), class.code.as_str()), (0, "container:hello:1"));
+    }
+
+    #[test]
+    fn code_that_cannot_be_sent_is_refused_with_its_place() {
+        for (function_type, code, expected) in [
+            ("RUST_WASM", "", "functions[0].class_specification: there is neither 'code'"),
+            ("RUST_WASM", r#""code": "a.wasm","#, "functions[0].class_specification.code: there is no file 'a.wasm'"),
+            (
+                "RUST_WASM",
+                r#""code": "text","#,
+                "functions[0].class_specification.code: this is not a WebAssembly module",
+            ),
+            ("RUST_WASM", r#""code": ".","#, "functions[0].class_specification.code: cannot read '.': is a directory"),
+            ("RUST_WASM", r#""binary": [1],"#, "functions[0].class_specification.binary: this is not a WebAssembly"),
+            ("CONTAINER", "", "functions[0].class_specification: there is no 'code'"),
+        ] {
+            let error = load_with(function_type, code, &[("text", b"hello")]).unwrap_err();
+            assert!(error.contains(&format!("workflow.json: {expected}")), "{error}");
+        }
+    }
+}

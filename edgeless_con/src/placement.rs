@@ -1,0 +1,216 @@
+//! Chooses the domains that may host a workflow, and says why the others may not.
+//!
+//! Pure: the same workflow and the same domains give the same answer. It knows what a domain has as
+//! a whole and nothing of its nodes: whether nodes can really be found is for the domain's
+//! orchestrator to say, and the engine asks it.
+
+use std::collections::BTreeMap;
+
+use edgeless_api::component::{Annotations, StatePolicy};
+use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::error::{Code, Error};
+use edgeless_api::id::DomainId;
+use edgeless_api::workflow::Workflow;
+
+/// What the components of a workflow ask of a domain; each with one component that asks for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    runtimes: BTreeMap<String, String>,
+    resource_classes: BTreeMap<String, String>,
+}
+
+impl Needs {
+    /// The needs of a workflow.
+    pub fn of(workflow: &Workflow) -> Self {
+        let mut needs = Self::default();
+        for function in workflow.functions() {
+            needs.runtimes.entry(function.class.function_type.clone()).or_insert_with(|| function.name.clone());
+        }
+        for resource in workflow.resources() {
+            needs.resource_classes.entry(resource.class_type.clone()).or_insert_with(|| resource.name.clone());
+        }
+        needs
+    }
+
+    /// What a domain lacks, in words; empty if it may host the workflow.
+    pub fn lacking(&self, domain: &DomainCapabilities) -> Vec<String> {
+        let missing = |what, needed: &BTreeMap<String, String>, offered: &std::collections::BTreeSet<String>| {
+            needed
+                .iter()
+                .filter(|(name, _)| !offered.contains(*name))
+                .map(|(name, component)| format!("the {what} {name}, which '{component}' needs"))
+                .collect::<Vec<_>>()
+        };
+        let mut lacking = missing("runtime", &self.runtimes, &domain.runtimes);
+        lacking.extend(missing("resource class", &self.resource_classes, &domain.resource_classes));
+        lacking
+    }
+}
+
+/// Why a domain cannot host a workflow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Miss {
+    /// Its orchestrator looked at its nodes and refused.
+    Refused(String),
+    /// It lacks these things.
+    Lacks(Vec<String>),
+    /// It cannot be asked.
+    OutOfReach(String),
+}
+
+impl Miss {
+    /// How far it is from hosting the workflow; the nearest comes first in a message.
+    fn distance(&self) -> usize {
+        match self {
+            Self::Refused(_) => 0,
+            Self::Lacks(things) => things.len(),
+            Self::OutOfReach(_) => usize::MAX,
+        }
+    }
+
+    fn text(&self, domain: &DomainId) -> String {
+        match self {
+            Self::Refused(reason) => format!("{domain}: {reason}"),
+            Self::Lacks(things) => format!("{domain} lacks {}", things.join(" and ")),
+            Self::OutOfReach(reason) => format!("{domain} {reason}"),
+        }
+    }
+}
+
+/// The most domains that a refusal speaks about.
+const SHOWN: usize = 8;
+
+/// The refusal of a workflow that no domain can host, the nearest miss first.
+pub fn refusal(mut misses: Vec<(DomainId, Miss)>) -> Error {
+    misses.sort_by_key(|(_, miss)| miss.distance());
+    let mut texts: Vec<_> = misses.iter().take(SHOWN).map(|(domain, miss)| miss.text(domain)).collect();
+    if misses.len() > SHOWN {
+        texts.push(format!("and {} more domains", misses.len() - SHOWN));
+    }
+    let texts = texts.join("; ");
+    if misses.is_empty() {
+        return Error::unavailable(
+            "no orchestration domain is known: start an orchestrator and list it under 'orchestrators' in the \
+             configuration of the controller, or let it announce itself to the controller",
+        );
+    }
+    if misses.iter().all(|(_, miss)| matches!(miss, Miss::OutOfReach(_))) {
+        return Error::unavailable(format!(
+            "no orchestration domain is in reach: {texts}; start its orchestrator, or try again in a moment"
+        ));
+    }
+    Error::rejected(format!("no domain can host this workflow: {texts}"))
+}
+
+/// What a failed question to a domain means for the workflow.
+pub fn miss(error: Error) -> Miss {
+    match error.code {
+        Code::Unavailable | Code::Timeout => Miss::OutOfReach(format!("is out of reach: {error}")),
+        Code::Rejected | Code::NotFound | Code::Unimplemented | Code::Exhausted | Code::Bug => {
+            Miss::Refused(error.message)
+        }
+    }
+}
+
+/// Where the state of a function is kept: what its annotation `state` asks for.
+///
+/// # Errors
+/// The annotation asks for something that there is not, or not yet.
+pub fn state_policy(annotations: &Annotations) -> Result<StatePolicy, Error> {
+    let known = "write node-local or transient";
+    match annotations.get("state").map(String::as_str) {
+        None | Some("node-local") => Ok(StatePolicy::NodeLocal),
+        Some("transient") => Ok(StatePolicy::Transient),
+        Some(later @ ("replicated" | "global")) => {
+            Err(Error::rejected(format!("annotation 'state' has the value '{later}': not available yet: {known}")))
+        }
+        Some(other) => {
+            let other: String = other.chars().take(80).collect();
+            Err(Error::rejected(format!("annotation 'state' has the value '{other}': {known}")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use edgeless_api::FunctionClass;
+    use edgeless_api::workflow::{Function, Resource};
+
+    fn workflow() -> Workflow {
+        let function = Function {
+            name: "resize".into(),
+            class: FunctionClass { id: "r".into(), function_type: "RUST_WASM".into(), ..FunctionClass::default() },
+            outputs: BTreeMap::new(),
+            annotations: BTreeMap::new(),
+        };
+        let resource = Resource {
+            name: "store".into(),
+            class_type: "redis".into(),
+            outputs: BTreeMap::new(),
+            configuration: BTreeMap::new(),
+        };
+        Workflow::new(vec![function], vec![resource], BTreeMap::new()).unwrap()
+    }
+
+    fn domain(runtimes: &[&str], classes: &[&str]) -> DomainCapabilities {
+        DomainCapabilities {
+            runtimes: runtimes.iter().map(|name| name.to_string()).collect(),
+            resource_classes: classes.iter().map(|name| name.to_string()).collect(),
+            ..DomainCapabilities::default()
+        }
+    }
+
+    #[test]
+    fn a_domain_must_cover_every_runtime_and_every_class() {
+        let needs = Needs::of(&workflow());
+        assert!(needs.lacking(&domain(&["CONTAINER", "RUST_WASM"], &["redis", "file-log"])).is_empty());
+        assert_eq!(needs.lacking(&domain(&["RUST_WASM"], &[])), ["the resource class redis, which 'store' needs"]);
+        assert_eq!(needs.lacking(&domain(&["CONTAINER"], &["redis"])), ["the runtime RUST_WASM, which 'resize' needs"]);
+        assert_eq!(needs.lacking(&domain(&[], &[])).len(), 2);
+    }
+
+    #[test]
+    fn a_refusal_names_the_nearest_miss_first() {
+        let id = |name: &str| DomainId(name.into());
+        let error = refusal(vec![
+            (id("far"), Miss::OutOfReach("is out of reach".into())),
+            (id("poor"), Miss::Lacks(vec!["the runtime A".into(), "the resource class b".into()])),
+            (id("near"), Miss::Refused("no node for 'resize'".into())),
+        ]);
+        assert_eq!(error.code, Code::Rejected);
+        assert_eq!(
+            error.message,
+            "no domain can host this workflow: near: no node for 'resize'; \
+             poor lacks the runtime A and the resource class b; far is out of reach"
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_short_however_many_domains_there_are() {
+        let misses = (0..1000).map(|n| (DomainId(format!("d{n}")), Miss::Lacks(vec!["the runtime A".into()])));
+        let message = refusal(misses.collect()).message;
+        assert!(message.ends_with("and 992 more domains") && message.len() < 500, "{message}");
+    }
+
+    /// What may come right by itself must not look like a mistake of the user.
+    #[test]
+    fn domains_that_are_merely_away_make_the_answer_unavailable() {
+        assert_eq!(refusal(vec![]).code, Code::Unavailable);
+        let away = refusal(vec![(DomainId("d".into()), miss(Error::timeout("silent")))]);
+        assert_eq!(away.code, Code::Unavailable);
+        assert!(away.message.contains("d is out of reach: silent"), "{away}");
+    }
+
+    #[test]
+    fn the_state_annotation_is_understood_or_refused() {
+        let policy = |value: &str| state_policy(&BTreeMap::from([("state".to_string(), value.to_string())]));
+        assert_eq!(state_policy(&BTreeMap::new()).unwrap(), StatePolicy::NodeLocal);
+        assert_eq!(policy("node-local").unwrap(), StatePolicy::NodeLocal);
+        assert_eq!(policy("transient").unwrap(), StatePolicy::Transient);
+        for later in ["replicated", "global"] {
+            assert!(policy(later).unwrap_err().message.contains("not available yet"));
+        }
+        assert!(policy("elsewhere").unwrap_err().message.contains("'elsewhere'"));
+    }
+}

@@ -1,0 +1,231 @@
+//! What users and orchestrators ask of the controller.
+//!
+//! Wishes go to the engine and wait for its reply; what is merely looked up is read from the engine;
+//! what only a domain knows is asked of the domain. Nothing is decided here.
+
+use std::collections::{BTreeMap, HashMap};
+
+use async_trait::async_trait;
+use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistration};
+use edgeless_api::error::{Code, Error};
+use edgeless_api::id::{ComponentId, DomainId, WorkflowId};
+use edgeless_api::node::NodeInfo;
+use edgeless_api::server::{DomainRegistry, Values, Workflows};
+use edgeless_api::status::{ComponentStatus, LogLine, Placement, State};
+use edgeless_api::workflow::{Workflow, WorkflowStatus};
+use edgeless_daemon::engine::{Inbox, Ticket};
+use futures_util::StreamExt;
+use uuid::Uuid;
+
+use crate::engine::{Answer, ComponentView, Engine, Event, Peer, WorkflowView};
+use crate::shell::{Peers, quick};
+
+/// The most domains that are asked at the same time.
+const ASKED: usize = 16;
+
+/// The services of a controller.
+#[derive(Debug)]
+pub(crate) struct Service {
+    inbox: Inbox<Engine>,
+    peers: Peers,
+}
+
+impl Service {
+    pub(crate) fn new(inbox: Inbox<Engine>, peers: Peers) -> Self {
+        Self { inbox, peers }
+    }
+
+    async fn ask<T>(
+        &self,
+        event: impl FnOnce(Ticket) -> Event,
+        expected: impl FnOnce(Answer) -> Option<T>,
+    ) -> Result<T, Error> {
+        let answer = self.inbox.ask(event).await??;
+        expected(answer).ok_or_else(|| Error::bug("the controller gave the answer to another question"))
+    }
+
+    async fn view(&self, workflow: WorkflowId) -> Result<WorkflowView, Error> {
+        self.inbox.read(move |engine, _| engine.view(workflow)).await?
+    }
+
+    async fn statuses(&self, peer: &Peer, ids: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {
+        quick(self.peers.link(peer)?.components.status(ids)).await
+    }
+
+    async fn nodes_of(&self, peer: Peer) -> Result<Vec<NodeInfo>, Error> {
+        let nodes = quick(self.peers.link(&peer)?.domain.nodes()).await;
+        nodes.map_err(|error| error.context(format!("domain {}", peer.domain)))
+    }
+}
+
+/// The status of a component of which its domain says nothing.
+fn silent(component: &ComponentView, state: State, reason: &str) -> ComponentStatus {
+    let reason = if component.trouble.is_empty() { reason } else { &component.trouble };
+    ComponentStatus {
+        component: component.id,
+        name: component.name.clone(),
+        state,
+        instance: None,
+        epoch: component.epoch,
+        restarts: 0,
+        reason: reason.to_string(),
+        log: Vec::new(),
+        handled: 0,
+        dropped: 0,
+    }
+}
+
+/// What a domain says of the components of a workflow, in their order, with what it does not say
+/// filled in.
+fn merge(view: &WorkflowView, answer: Result<Vec<ComponentStatus>, Error>) -> Vec<ComponentStatus> {
+    let (mut known, state, reason) = match answer {
+        Ok(statuses) => {
+            let known: HashMap<ComponentId, _> =
+                statuses.into_iter().map(|status| (status.component, status)).collect();
+            (known, State::Waiting, format!("the domain {} does not run it yet", view.domain))
+        }
+        Err(error) if error.code == Code::Unimplemented => {
+            let reason = format!("the domain {} speaks only EDGELESS 1.2: no more is known", view.domain);
+            (HashMap::new(), State::Running, reason)
+        }
+        Err(error) => (HashMap::new(), State::Waiting, error.message),
+    };
+    let status = |component: &ComponentView| match known.remove(&component.id) {
+        Some(status) => ComponentStatus { name: component.name.clone(), ..status },
+        None if component.is_up => silent(component, state, &reason),
+        None => silent(component, State::Waiting, &reason),
+    };
+    view.components.iter().map(status).collect()
+}
+
+#[async_trait]
+impl Workflows for Service {
+    async fn start(&self, workflow: Workflow, request: Option<Uuid>) -> Result<WorkflowStatus, Error> {
+        let event = |ticket| Event::Start { ticket, workflow, request };
+        self.ask(event, |answer| if let Answer::Started(status) = answer { Some(status) } else { None }).await
+    }
+
+    async fn stop(&self, workflow: WorkflowId) -> Result<(), Error> {
+        let event = |ticket| Event::Stop { ticket, workflow };
+        self.ask(event, |answer| (answer == Answer::Stopped).then_some(())).await
+    }
+
+    async fn list(&self) -> Result<Vec<WorkflowId>, Error> {
+        self.inbox.read(|engine, _| engine.list()).await
+    }
+
+    async fn inspect(&self, workflow: WorkflowId) -> Result<(Workflow, WorkflowStatus), Error> {
+        self.inbox.read(move |engine, _| engine.inspect(workflow)).await?
+    }
+
+    async fn domains(&self, domain: Option<DomainId>) -> Result<BTreeMap<DomainId, DomainCapabilities>, Error> {
+        self.inbox.read(move |engine, _| engine.domains(domain.as_ref())).await
+    }
+
+    async fn migrate(&self, _: WorkflowId, _: DomainId, _: Option<String>) -> Result<WorkflowStatus, Error> {
+        Err(Error::unimplemented("migration is not available yet"))
+    }
+
+    async fn plan(&self, workflow: Workflow) -> Result<Vec<Placement>, Error> {
+        let event = |ticket| Event::Plan { ticket, workflow };
+        self.ask(event, |answer| if let Answer::Planned(placements) = answer { Some(placements) } else { None }).await
+    }
+
+    async fn status(&self, workflow: WorkflowId) -> Result<Vec<ComponentStatus>, Error> {
+        let view = self.view(workflow).await?;
+        let ids: Vec<_> = view.components.iter().map(|component| component.id.0).collect();
+        let answer = match &view.peer {
+            Ok(peer) => self.statuses(peer, &ids).await,
+            Err(reason) => Err(Error::unavailable(reason)),
+        };
+        Ok(merge(&view, answer))
+    }
+
+    async fn logs(
+        &self,
+        workflow: WorkflowId,
+        component: Option<String>,
+        follow: bool,
+    ) -> Result<Values<LogLine>, Error> {
+        let view = self.view(workflow).await?;
+        let is_asked = |own: &&ComponentView| component.as_ref().is_none_or(|name| own.name == *name);
+        let ids: Vec<_> = view.components.iter().filter(is_asked).map(|component| component.id.0).collect();
+        if ids.is_empty() {
+            let names: Vec<_> = view.components.iter().map(|component| component.name.as_str()).collect();
+            let asked: String = component.unwrap_or_default().chars().take(80).collect();
+            let names = names.join(", ");
+            return Err(Error::not_found(format!("there is no component '{asked}' in {workflow}; there are: {names}")));
+        }
+        let peer = view.peer.map_err(Error::unavailable)?;
+        let lines = quick(self.peers.link(&peer)?.components.logs(&ids, follow)).await;
+        lines.map_err(|error| error.context(format!("domain {}", peer.domain)))
+    }
+
+    async fn nodes(&self, domain: Option<DomainId>) -> Result<Vec<NodeInfo>, Error> {
+        let is_one = domain.is_some();
+        let peers = self.inbox.read(move |engine, _| engine.peers(domain.as_ref())).await??;
+        let answers = futures_util::stream::iter(peers).map(|peer| self.nodes_of(peer)).buffered(ASKED);
+        let answers: Vec<_> = answers.collect().await;
+        let mut nodes = Vec::new();
+        for answer in answers {
+            match answer {
+                Ok(more) => nodes.extend(more),
+                Err(error) if is_one => return Err(error),
+                // The nodes of the other domains are worth more than an error about this one.
+                Err(error) => tracing::warn!(reason = %error, "the nodes of a domain are not known"),
+            }
+        }
+        Ok(nodes)
+    }
+}
+
+#[async_trait]
+impl DomainRegistry for Service {
+    async fn update_domain(&self, registration: DomainRegistration) -> Result<DomainRegistered, Error> {
+        let event = |ticket| Event::Register { ticket, registration };
+        self.ask(event, |answer| if let Answer::Registered(registered) = answer { Some(registered) } else { None })
+            .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view() -> WorkflowView {
+        let component = |name: &str, is_up, trouble: &str| ComponentView {
+            name: name.into(),
+            id: ComponentId::random(),
+            epoch: 1,
+            is_up,
+            trouble: trouble.into(),
+        };
+        let components = vec![component("a", true, ""), component("b", true, ""), component("c", false, "no node")];
+        WorkflowView { domain: DomainId("d".into()), peer: Err("away".into()), components }
+    }
+
+    #[test]
+    fn what_a_domain_does_not_report_is_filled_in_where_it_belongs() {
+        let view = view();
+        let reported = ComponentStatus { name: "?".into(), ..silent(&view.components[1], State::Failed, "trap") };
+        let merged = merge(&view, Ok(vec![reported]));
+        let told: Vec<_> = merged.iter().map(|s| (s.name.as_str(), s.state, s.reason.as_str())).collect();
+        assert_eq!(
+            told,
+            [
+                ("a", State::Waiting, "the domain d does not run it yet"),
+                ("b", State::Failed, "trap"),
+                ("c", State::Waiting, "no node"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_domain_that_cannot_be_asked_is_the_reason() {
+        let away = merge(&view(), Err(Error::unavailable("cannot reach it")));
+        assert_eq!((away[0].state, away[0].reason.as_str()), (State::Waiting, "cannot reach it"));
+        let old = merge(&view(), Err(Error::unimplemented("what?")));
+        assert_eq!((old[0].state, old[2].state), (State::Running, State::Waiting));
+        assert!(old[0].reason.contains("EDGELESS 1.2"));
+    }
+}

@@ -1,0 +1,531 @@
+//! A real controller on free ports, with an orchestrator behind it that is fake but for the wire.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use edgeless_api::client::{self, Connection, Options};
+use edgeless_api::component::{
+    ComponentKind, ComponentRef, ComponentSpec, FunctionClass, Patch, Start, StatePolicy, Target,
+};
+use edgeless_api::domain::{DomainCapabilities, DomainRegistration, DomainState};
+use edgeless_api::error::{Code, Error};
+use edgeless_api::id::{ComponentId, DomainId, NodeId, WorkflowId};
+use edgeless_api::node::{Capabilities, NodeInfo};
+use edgeless_api::server::{Components, Domain, Server, Values};
+use edgeless_api::status::{ComponentStatus, Level, LogLine, Placement, State};
+use edgeless_api::workflow::{Function, Resource, Workflow};
+use edgeless_api::{Limits, Url};
+use edgeless_con::{Config, Controller, Orchestrator};
+use edgeless_daemon::{Daemon, Handle, Stopped};
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits for a condition, and fails the test if it does not come.
+async fn wait_until<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+    let start = Instant::now();
+    let mut pace = tokio::time::interval(Duration::from_millis(10));
+    while start.elapsed() < DEADLINE {
+        pace.tick().await;
+        if let Some(value) = condition().await {
+            return value;
+        }
+    }
+    panic!("waited in vain until {what}");
+}
+
+fn any_port() -> Url {
+    "http://127.0.0.1:0".parse().unwrap()
+}
+
+/// An orchestrator that notes what it is told.
+struct Orc {
+    url: Url,
+    cancel: CancellationToken,
+    told: Arc<Told>,
+}
+
+struct Told {
+    state: watch::Sender<DomainState>,
+    started: Mutex<Vec<Start>>,
+    patched: Mutex<Vec<Patch>>,
+    activated: Mutex<Vec<Vec<Uuid>>>,
+    stopped: Mutex<Vec<ComponentId>>,
+    /// The component that cannot be started, and why.
+    refused: Mutex<Option<(String, Error)>>,
+    /// Starts wait while this is true.
+    is_held: watch::Sender<bool>,
+}
+
+impl Orc {
+    async fn serve(domain: &str) -> Self {
+        let capabilities = DomainCapabilities {
+            num_nodes: 1,
+            runtimes: BTreeSet::from(["RUST_WASM".to_string()]),
+            resource_classes: BTreeSet::from(["file-log".to_string()]),
+            ..DomainCapabilities::default()
+        };
+        let domain = DomainId(domain.into());
+        let state = DomainState { domain, nonce: 1, capabilities, lifetime: Duration::from_secs(60) };
+        let told = Arc::new(Told {
+            state: watch::Sender::new(state),
+            started: Mutex::default(),
+            patched: Mutex::default(),
+            activated: Mutex::default(),
+            stopped: Mutex::default(),
+            refused: Mutex::default(),
+            is_held: watch::Sender::new(false),
+        });
+        let (listener, url) = edgeless_daemon::listen(&any_port()).await.unwrap();
+        let cancel = CancellationToken::new();
+        let server = Server::new(Limits::default(), cancel.clone()).components(told.clone()).domain(told.clone());
+        tokio::spawn(server.serve(listener));
+        Self { url, cancel, told }
+    }
+
+    fn listed_as(&self, domain: &str) -> Orchestrator {
+        Orchestrator { domain_id: DomainId(domain.into()), orchestrator_url: self.url.clone() }
+    }
+
+    fn refuse(&self, component: &str, error: Error) {
+        *self.told.refused.lock().unwrap() = Some((component.into(), error));
+    }
+
+    fn started(&self) -> Vec<Start> {
+        self.told.started.lock().unwrap().clone()
+    }
+
+    fn stopped(&self) -> Vec<ComponentId> {
+        self.told.stopped.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Orc {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+#[async_trait]
+impl Components for Told {
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        self.is_held.subscribe().wait_for(|held| !held).await.unwrap();
+        let context = start.context.clone().expect("a controller of ours gives a context");
+        if let Some((name, error)) = &*self.refused.lock().unwrap()
+            && *name == context.name
+        {
+            return Err(error.clone());
+        }
+        self.started.lock().unwrap().push(start);
+        Ok(ComponentRef::Component(context.component))
+    }
+
+    async fn stop(&self, _: ComponentKind, id: ComponentRef) -> Result<(), Error> {
+        let ComponentRef::Component(id) = id else { panic!("an orchestrator knows components") };
+        self.stopped.lock().unwrap().push(id);
+        Ok(())
+    }
+
+    async fn patch(&self, _: ComponentKind, patch: Patch) -> Result<(), Error> {
+        self.patched.lock().unwrap().push(patch);
+        Ok(())
+    }
+
+    async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
+        self.activated.lock().unwrap().push(ids);
+        Ok(())
+    }
+
+    async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
+        let first = ids.first().expect("a component");
+        Ok(vec![ComponentStatus {
+            component: ComponentId(*first),
+            name: String::new(),
+            state: State::Running,
+            instance: None,
+            epoch: 1,
+            restarts: 3,
+            reason: String::new(),
+            log: Vec::new(),
+            handled: 7,
+            dropped: 0,
+        }])
+    }
+
+    async fn logs(&self, ids: Vec<Uuid>, _: bool) -> Result<Values<LogLine>, Error> {
+        let line = |id: Uuid| {
+            Ok(LogLine {
+                at: SystemTime::UNIX_EPOCH,
+                level: Level::Info,
+                target: "t".into(),
+                message: id.to_string(),
+                component: String::new(),
+            })
+        };
+        Ok(Box::pin(futures_util::stream::iter(ids).map(line)))
+    }
+}
+
+#[async_trait]
+impl Domain for Told {
+    async fn watch(&self) -> Result<Values<DomainState>, Error> {
+        let mut states = self.state.subscribe();
+        states.mark_changed();
+        Ok(Box::pin(futures_util::stream::unfold(states, |mut states| async move {
+            states.changed().await.ok()?;
+            let state = states.borrow_and_update().clone();
+            Some((Ok(state), states))
+        })))
+    }
+
+    async fn plan(&self, items: Vec<(String, ComponentSpec)>) -> Result<Vec<Placement>, Error> {
+        let domain = self.state.borrow().domain.clone();
+        let place = |(name, spec): (String, ComponentSpec)| {
+            if spec.annotations().contains_key("label_match_all") {
+                return Err(Error::rejected(format!("no node for '{name}': 0 of 1 nodes have the label 'gpu'")));
+            }
+            Ok(Placement { name, domain: domain.clone(), node: NodeId(Uuid::nil()), hostname: "here".into() })
+        };
+        items.into_iter().map(place).collect()
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
+        Ok(vec![NodeInfo {
+            node: NodeId(Uuid::nil()),
+            domain: self.state.borrow().domain.clone(),
+            agent_url: any_port(),
+            invocation_url: any_port(),
+            capabilities: Capabilities::default(),
+            providers: Vec::new(),
+            components: 0,
+            native: true,
+        }])
+    }
+}
+
+/// A controller with one orchestrator in reach.
+struct Fixture {
+    orc: Orc,
+    controller: Controller,
+    user: client::Workflows,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let orc = Orc::serve("domain-1").await;
+        let config =
+            Config { controller_url: any_port(), orchestrators: vec![orc.listed_as("domain-1")], ..Config::default() };
+        let controller = Controller::start(config).await.unwrap();
+        let user = user_of(&controller);
+        wait_until("the domain is in reach", || has_domains(&user, 1)).await;
+        Self { orc, controller, user }
+    }
+}
+
+fn user_of(controller: &Controller) -> client::Workflows {
+    client::Workflows::new(Connection::lazy(controller.url(), Options::default()).unwrap())
+}
+
+async fn has_domains(user: &client::Workflows, count: usize) -> Option<()> {
+    (user.domains(None).await.unwrap().len() == count).then_some(())
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+/// A function `f` that sends to a log `l`.
+fn workflow(annotations: &[(&str, &str)]) -> Workflow {
+    let class = FunctionClass {
+        id: "f".into(),
+        function_type: "RUST_WASM".into(),
+        binary: vec![0; 1000].into(),
+        outputs: vec!["out".into()],
+        ..FunctionClass::default()
+    };
+    let function =
+        Function { name: "f".into(), class, outputs: pairs(&[("out", "l")]), annotations: pairs(annotations) };
+    let log = Resource {
+        name: "l".into(),
+        class_type: "file-log".into(),
+        outputs: BTreeMap::new(),
+        configuration: pairs(&[("filename", "out.log")]),
+    };
+    Workflow::new(vec![function], vec![log], BTreeMap::new()).unwrap()
+}
+
+#[tokio::test]
+async fn a_workflow_is_started_shown_and_stopped() {
+    let Fixture { orc, controller, user } = Fixture::start().await;
+    let wanted = workflow(&[("init-payload", "hello")]);
+    let status = user.start(wanted.clone(), Some(Uuid::from_u128(1))).await.unwrap();
+    let [f, l] = [status.mapping[0].component, status.mapping[1].component];
+
+    let started = orc.started();
+    let ComponentSpec::Function(function) =
+        &started.iter().find(|own| own.context.as_ref().unwrap().component == f).unwrap().spec
+    else {
+        panic!("f is a function")
+    };
+    assert_eq!(function.class.binary.len(), 1000);
+    assert_eq!(function.annotations, pairs(&[("init-payload", "hello")]));
+    assert_eq!((function.state.policy, function.workflow), (StatePolicy::NodeLocal, status.workflow));
+    assert_eq!(started.len(), 2);
+    let outputs = BTreeMap::from([("out".to_string(), Target::Component(l))]);
+    assert_eq!(*orc.told.patched.lock().unwrap(), [Patch { id: f.0, outputs }]);
+    assert_eq!(*orc.told.activated.lock().unwrap(), [vec![f.0, l.0]]);
+
+    let repeat = user.start(wanted.clone(), Some(Uuid::from_u128(1))).await.unwrap();
+    assert_eq!(repeat, status, "a repeat of the request");
+    assert_eq!(user.list().await.unwrap(), [status.workflow]);
+    assert_eq!(user.inspect(status.workflow).await.unwrap(), (wanted, status.clone()));
+
+    let components = user.status(status.workflow).await.unwrap();
+    assert_eq!((components[0].name.as_str(), components[0].state, components[0].handled), ("f", State::Running, 7));
+    assert_eq!((components[1].name.as_str(), components[1].state), ("l", State::Waiting));
+    assert!(components[1].reason.contains("domain-1"), "{}", components[1].reason);
+
+    let lines: Vec<_> = user.logs(status.workflow, Some("l".into()), false).await.unwrap().collect().await;
+    assert_eq!(lines.into_iter().map(|line| line.unwrap().message).collect::<Vec<_>>(), [l.to_string()]);
+
+    user.stop(status.workflow).await.unwrap();
+    assert_eq!(orc.stopped().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([f, l]));
+    assert!(user.list().await.unwrap().is_empty());
+    assert_eq!(controller.stop().await, Stopped::Clean);
+}
+
+#[tokio::test]
+async fn what_a_domain_has_is_shown() {
+    let Fixture { orc: _orc, controller: _controller, user } = Fixture::start().await;
+    let domain = DomainId("domain-1".into());
+    assert_eq!(user.domains(Some(domain.clone())).await.unwrap()[&domain].num_nodes, 1);
+    assert_eq!(user.nodes(None).await.unwrap().len(), 1);
+    assert_eq!(user.nodes(Some(domain)).await.unwrap()[0].domain.0, "domain-1");
+    let error = user.nodes(Some(DomainId("nowhere".into()))).await.unwrap_err();
+    assert_eq!(error, Error::not_found("there is no domain 'nowhere'; there are: domain-1"));
+}
+
+#[tokio::test]
+async fn a_plan_starts_nothing_and_says_what_is_missing() {
+    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let placements = user.plan(workflow(&[])).await.unwrap();
+    assert_eq!(placements.iter().map(|own| own.name.as_str()).collect::<Vec<_>>(), ["f", "l"]);
+    assert_eq!(placements[0].hostname, "here");
+    let error = user.plan(workflow(&[("label_match_all", "gpu")])).await.unwrap_err();
+    let reason = "no domain can host this workflow: domain-1: no node for 'f': 0 of 1 nodes have the label 'gpu'";
+    assert_eq!(error, Error::rejected(reason));
+    assert_eq!(user.start(workflow(&[("label_match_all", "gpu")]), None).await.unwrap_err(), Error::rejected(reason));
+    assert!(orc.started().is_empty());
+}
+
+#[tokio::test]
+async fn the_cause_of_a_refusal_reaches_the_user_and_nothing_stays() {
+    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    orc.refuse("l", Error::rejected("'out.log' cannot be opened: permission denied"));
+    let error = user.start(workflow(&[]), None).await.unwrap_err();
+    assert_eq!(error, Error::rejected("component 'l': 'out.log' cannot be opened: permission denied"));
+    let f = orc.started()[0].context.clone().unwrap().component;
+    assert_eq!(orc.stopped(), [f]);
+    assert!(user.list().await.unwrap().is_empty());
+    let error = user.start(workflow(&[("state", "replicated")]), None).await.unwrap_err();
+    assert!(error.message.contains("not available yet"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_named() {
+    let Fixture { orc: _orc, controller: _controller, user } = Fixture::start().await;
+    let nothing = WorkflowId(Uuid::nil());
+    let unknown =
+        Error::not_found(format!("there is no workflow {nothing}; `edgeless_cli workflow list` shows those that run"));
+    assert_eq!(user.stop(nothing).await, Err(unknown.clone()));
+    assert_eq!(user.inspect(nothing).await, Err(unknown.clone()));
+    assert_eq!(user.status(nothing).await, Err(unknown));
+    let status = user.start(workflow(&[]), None).await.unwrap();
+    let error = user.logs(status.workflow, Some("x".into()), false).await.err().unwrap();
+    assert_eq!(error.code, Code::NotFound);
+    assert!(error.message.ends_with("there are: f, l"), "{error}");
+    let error = user.migrate(status.workflow, DomainId("domain-1".into()), None).await.unwrap_err();
+    assert_eq!(error.message, "migration is not available yet");
+}
+
+#[tokio::test]
+async fn a_restarted_orchestrator_is_given_its_components_again() {
+    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let status = user.start(workflow(&[]), None).await.unwrap();
+    orc.told.state.send_modify(|state| state.nonce = 2);
+    wait_until("both components are activated again", || async {
+        (orc.told.activated.lock().unwrap().len() == 2).then_some(())
+    })
+    .await;
+    let again = &orc.started()[2..];
+    assert!(again.iter().all(|start| start.context.as_ref().unwrap().epoch == 2));
+    let ids: BTreeSet<_> = again.iter().map(|start| start.context.as_ref().unwrap().component).collect();
+    assert_eq!(ids, status.mapping.iter().map(|own| own.component).collect());
+    assert_eq!(user.list().await.unwrap(), [status.workflow]);
+}
+
+#[tokio::test]
+async fn a_workflow_of_an_orchestrator_that_is_gone_can_be_stopped() {
+    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let status = user.start(workflow(&[]), None).await.unwrap();
+    drop(orc);
+    wait_until("the domain is lost", || has_domains(&user, 0)).await;
+    let components = user.status(status.workflow).await.unwrap();
+    assert!(components[0].reason.contains("out of reach"), "{}", components[0].reason);
+    user.stop(status.workflow).await.unwrap();
+    assert!(user.list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_orchestrator_may_announce_itself() {
+    let orc = Orc::serve("own").await;
+    let config = Config { controller_url: any_port(), domain_register_url: Some(any_port()), ..Config::default() };
+    let controller = Controller::start(config).await.unwrap();
+    assert_ne!(controller.url(), controller.domain_register_url());
+    let user = user_of(&controller);
+    let error = user.start(workflow(&[]), None).await.unwrap_err();
+    assert!(error.message.contains("no orchestration domain is known"), "{error}");
+
+    let connection = Connection::lazy(controller.domain_register_url(), Options::default()).unwrap();
+    let registry = client::DomainRegistry::new(connection);
+    let DomainState { domain, nonce, capabilities, lifetime } = orc.told.state.borrow().clone();
+    let orchestrator_url = orc.url.clone();
+    let registration = DomainRegistration { domain, orchestrator_url, capabilities, lifetime, counter: 0, nonce };
+    assert!(registry.update_domain(registration.clone()).await.unwrap().reset, "a domain that is not known");
+    assert!(!registry.update_domain(registration.clone()).await.unwrap().reset);
+    let status = user.start(workflow(&[]), None).await.unwrap();
+    assert_eq!(status.mapping[0].domain.0, "own");
+    assert!(registry.update_domain(DomainRegistration { nonce: 2, ..registration }).await.unwrap().reset);
+}
+
+#[tokio::test]
+async fn announcements_go_to_the_main_port_unless_configured_otherwise() {
+    let controller = Controller::start(Config { controller_url: any_port(), ..Config::default() }).await.unwrap();
+    assert_eq!(controller.url(), controller.domain_register_url());
+    let connection = Connection::lazy(controller.url(), Options::default()).unwrap();
+    let registration = DomainRegistration {
+        domain: DomainId("own".into()),
+        orchestrator_url: "http://127.0.0.1:9".parse().unwrap(),
+        capabilities: DomainCapabilities::default(),
+        lifetime: Duration::from_secs(60),
+        counter: 0,
+        nonce: 1,
+    };
+    assert!(client::DomainRegistry::new(connection).update_domain(registration).await.unwrap().reset);
+}
+
+#[tokio::test]
+async fn an_orchestrator_of_another_domain_is_ignored_with_a_reason() {
+    let orc = Orc::serve("other").await;
+    let orchestrators = vec![orc.listed_as("domain-1")];
+    let config = Config { controller_url: any_port(), orchestrators, ..Config::default() };
+    let controller = Controller::start(config).await.unwrap();
+    let user = user_of(&controller);
+    wait_until("the refusal says so", || async {
+        let error = user.plan(workflow(&[])).await.unwrap_err();
+        error.message.contains("serves the domain 'other'").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn requests_in_hand_are_answered_before_the_controller_stops() {
+    let Fixture { orc, controller, user } = Fixture::start().await;
+    orc.told.is_held.send_replace(true);
+    let starting = tokio::spawn(async move { user.start(workflow(&[]), None).await });
+    wait_until("the start is under way", || async { (orc.told.is_held.receiver_count() > 0).then_some(()) }).await;
+    let stopping = tokio::spawn(controller.stop());
+    orc.told.is_held.send_replace(false);
+    starting.await.unwrap().unwrap();
+    assert_eq!(stopping.await.unwrap(), Stopped::Clean);
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named() {
+    let (_listener, url) = edgeless_daemon::listen(&any_port()).await.unwrap();
+    let error = Controller::start(Config { controller_url: url.clone(), ..Config::default() }).await.unwrap_err();
+    assert!(error.message.contains(&format!("cannot listen on {url}")), "{error}");
+    for config in [
+        Config { domain_register_url: Some(url.clone()), controller_url: any_port(), ..Config::default() },
+        Config { metrics_url: Some(url.clone()), controller_url: any_port(), ..Config::default() },
+    ] {
+        assert!(Controller::start(config).await.unwrap_err().message.contains(&url.to_string()));
+    }
+}
+
+async fn get(url: &Url, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect(url.bind_addr().unwrap()).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: controller\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    response
+}
+
+#[tokio::test]
+async fn monitoring_is_told_whether_there_is_a_domain() {
+    let orc = Orc::serve("domain-1").await;
+    let config = Config {
+        controller_url: any_port(),
+        metrics_url: Some(any_port()),
+        orchestrators: vec![orc.listed_as("domain-1")],
+        ..Config::default()
+    };
+    let controller = Controller::start(config).await.unwrap();
+    let url = controller.metrics_url().unwrap();
+    assert!(get(url, "/healthz").await.starts_with("HTTP/1.1 200"));
+    wait_until("it is ready", || async { get(url, "/readyz").await.starts_with("HTTP/1.1 200").then_some(()) }).await;
+    assert!(get(url, "/metrics").await.contains("\nedgeless_controller_domains_in_reach 1\n"));
+    drop(orc);
+    wait_until("it is not ready", || async { get(url, "/readyz").await.contains("503").then_some(()) }).await;
+}
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_edgeless_con_d"))
+}
+
+#[test]
+fn the_program_refuses_a_wrong_configuration_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("controller.toml");
+    std::fs::write(&path, "controller_url = \"http://127.0.0.1:0\"\norchestratros = []\n").unwrap();
+    let output = program().arg("-c").arg(&path).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    for part in [path.to_str().unwrap(), "line 2", "orchestratros"] {
+        assert!(said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn the_program_writes_a_template_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("controller.toml");
+    assert!(program().arg("-t").arg(&path).status().unwrap().success());
+    let again = program().arg("-t").arg(&path).output().unwrap();
+    assert_eq!(again.status.code(), Some(1));
+    assert!(String::from_utf8(again.stderr).unwrap().contains("cannot overwrite configuration file: "));
+}
+
+#[test]
+fn the_program_says_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("controller.toml");
+    std::fs::write(&path, "controller_url = \"http://127.0.0.1:0\"\n").unwrap();
+    let mut child = program().arg("-c").arg(&path).env("RUST_LOG", "info").stderr(Stdio::piped()).spawn().unwrap();
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let said: Vec<_> = lines.take(2).collect();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(said[0].contains("Starting Edgeless Controller at http://127.0.0.1:"), "{said:?}");
+    assert!(said[1].contains("is ready at http://127.0.0.1:"), "{said:?}");
+}

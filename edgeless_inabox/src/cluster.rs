@@ -1,0 +1,170 @@
+//! A platform on free ports, for tests: daemons are killed and started again one by one.
+
+use std::time::Duration;
+
+use edgeless_api::client::{Connection, Options, Workflows};
+use edgeless_api::{Error, NodeId, Url};
+use edgeless_con::Controller;
+use edgeless_daemon::config::{Config as _, parse};
+use edgeless_daemon::{Daemon, Handle, Stopped};
+use edgeless_node::Node;
+use edgeless_orc::Orchestrator;
+
+/// What a cluster is made of.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    nodes: usize,
+    keep_alive_secs: u64,
+    labels: Vec<Vec<String>>,
+    directory: std::path::PathBuf,
+}
+
+impl Builder {
+    /// How many nodes.
+    #[must_use]
+    pub fn nodes(mut self, count: usize) -> Self {
+        self.nodes = count;
+        self
+    }
+
+    /// The labels of each node, in order; nodes beyond the list have none.
+    #[must_use]
+    pub fn labels(mut self, labels: Vec<Vec<String>>) -> Self {
+        self.labels = labels;
+        self
+    }
+
+    /// Starts the daemons and waits until the controller knows all nodes.
+    ///
+    /// # Errors
+    /// A daemon cannot be started, or not all are known in time.
+    pub async fn start(self) -> Result<Cluster, Error> {
+        let mut config = orchestrator_config()?;
+        config.baseline.keep_alive_interval_secs = self.keep_alive_secs;
+        let orchestrator = Orchestrator::start(config).await?;
+        let mut config: edgeless_con::Config = edgeless_con::Config::default();
+        config.controller_url = free_port();
+        config.orchestrators = vec![edgeless_con::Orchestrator {
+            domain_id: edgeless_api::DomainId("domain-1".to_string()),
+            orchestrator_url: orchestrator.url().clone(),
+        }];
+        let controller = Controller::start(config).await?;
+        let mut cluster = Cluster { controller, orchestrator, nodes: Vec::new(), builder: self };
+        for index in 0..cluster.builder.nodes {
+            let labels = cluster.builder.labels.get(index).cloned().unwrap_or_default();
+            cluster.add_node(labels).await?;
+        }
+        cluster.until_known().await?;
+        Ok(cluster)
+    }
+}
+
+fn free_port() -> Url {
+    Url::of(([127, 0, 0, 1], 0).into())
+}
+
+fn orchestrator_config() -> Result<edgeless_orc::Config, Error> {
+    let mut config: edgeless_orc::Config =
+        parse(&edgeless_orc::Config::template(), std::iter::empty()).map_err(Error::bug)?;
+    config.general.orchestrator_url = free_port();
+    Ok(config)
+}
+
+/// A controller, an orchestrator and nodes, in this process.
+pub struct Cluster {
+    controller: Controller,
+    orchestrator: Orchestrator,
+    nodes: Vec<Node>,
+    builder: Builder,
+}
+
+impl Cluster {
+    /// A cluster whose nodes write below `directory`.
+    pub fn builder(directory: &std::path::Path) -> Builder {
+        Builder { nodes: 1, keep_alive_secs: 1, labels: Vec::new(), directory: directory.to_path_buf() }
+    }
+
+    /// Where users reach the controller.
+    pub fn controller_url(&self) -> &Url {
+        self.controller.url()
+    }
+
+    /// A user of the controller.
+    ///
+    /// # Errors
+    /// Never in practice: the address is one that was bound.
+    pub fn workflows(&self) -> Result<Workflows, Error> {
+        Ok(Workflows::new(Connection::lazy(self.controller.url(), Options::default())?))
+    }
+
+    /// The nodes that run.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Adds a node.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn add_node(&mut self, labels: Vec<String>) -> Result<NodeId, Error> {
+        let mut config: edgeless_node::Config =
+            parse(&edgeless_node::Config::template(), std::iter::empty()).map_err(Error::bug)?;
+        let general = &mut config.general;
+        general.agent_url = free_port();
+        general.invocation_url = free_port();
+        general.metrics_url = None;
+        general.orchestrator_url = Some(self.orchestrator.url().clone());
+        general.state_directory = self.builder.directory.join("state");
+        // Many of them share an address space.
+        config.wasm_runtime.max_instances = 64;
+        config.user_node_capabilities.labels = labels;
+        let text = |value: String| toml::Value::String(value);
+        config.resources.insert("http_ingress_url".to_string(), text(free_port().to_string()));
+        let logs = self.builder.directory.display().to_string();
+        config.resources.insert("file_log_directory".to_string(), text(logs));
+        let node = Node::start(config).await?;
+        let id = node.id();
+        self.nodes.push(node);
+        Ok(id)
+    }
+
+    /// Ends a node without a goodbye, as a crash would.
+    pub async fn kill_node(&mut self, id: NodeId) {
+        if let Some(index) = self.nodes.iter().position(|node| node.id() == id) {
+            self.nodes.remove(index).kill().await;
+        }
+    }
+
+    /// Stops a node as its operator would.
+    pub async fn stop_node(&mut self, id: NodeId) -> Option<Stopped> {
+        let index = self.nodes.iter().position(|node| node.id() == id)?;
+        Some(self.nodes.remove(index).stop().await)
+    }
+
+    /// Waits until the controller knows all nodes that run.
+    ///
+    /// # Errors
+    /// They are not known within ten seconds.
+    pub async fn until_known(&self) -> Result<(), Error> {
+        let workflows = self.workflows()?;
+        let known = async {
+            loop {
+                let known = workflows.nodes(None).await.unwrap_or_default();
+                if self.nodes.iter().all(|node| known.iter().any(|known| known.node == node.id())) {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(10), known).await;
+        in_time.map_err(|_| Error::timeout("the controller does not know all nodes"))
+    }
+
+    /// Stops everything.
+    pub async fn stop(self) -> Vec<Stopped> {
+        let mut stopped = futures_util::future::join_all(self.nodes.into_iter().map(Node::stop)).await;
+        stopped.push(self.controller.stop().await);
+        stopped.push(self.orchestrator.stop().await);
+        stopped
+    }
+}

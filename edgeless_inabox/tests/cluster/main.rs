@@ -1,0 +1,19 @@
+//! The platform as a whole: in this process, and as the real programs.
+//!
+//! The programs are those beside the test binary; `cargo test --workspace` builds them.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod box_process;
+mod cluster;
+mod examples;
+mod guide;
+mod programs;
+mod support;

@@ -1,0 +1,93 @@
+//! What the tests of the whole platform share.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use edgeless_api::FunctionClass;
+use edgeless_api::workflow::{Function, Resource, Workflow};
+
+/// How long a test waits for what must happen.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits until a condition holds.
+pub async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "in vain: waited until {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+fn map(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+/// A function that passes casts on to `out` and answers calls with their payload.
+pub fn relay_module() -> Bytes {
+    wat::parse_str(
+        r#"(module
+            (import "env" "cast_asm" (func $cast (param i32 i32 i32 i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "out")
+            (global $top (mut i32) (i32.const 1024))
+            (func (export "edgeless_mem_alloc") (param $len i32) (result i32)
+                (local $at i32)
+                (local.set $at (global.get $top))
+                (global.set $top (i32.add (global.get $top) (local.get $len)))
+                (local.get $at))
+            (func (export "edgeless_mem_free") (param i32 i32))
+            (func (export "edgeless_mem_clear") (global.set $top (i32.const 1024)))
+            (func (export "handle_init_asm") (param i32 i32 i32 i32))
+            (func (export "handle_cast_asm") (param i32 i32) (param $payload i32) (param $len i32)
+                (call $cast (i32.const 0) (i32.const 3) (local.get $payload) (local.get $len)))
+            (func (export "handle_call_asm")
+                (param i32 i32) (param $payload i32) (param $len i32) (param $out i32) (param $out_len i32) (result i32)
+                (i32.store (local.get $out) (local.get $payload))
+                (i32.store (local.get $out_len) (local.get $len))
+                (i32.const 1))
+            (func (export "handle_stop_asm")))"#,
+    )
+    .unwrap()
+    .into()
+}
+
+pub fn function(name: &str, module: &Bytes, outputs: &[(&str, &str)], annotations: &[(&str, &str)]) -> Function {
+    Function {
+        name: name.to_string(),
+        class: FunctionClass {
+            id: "test".to_string(),
+            function_type: "RUST_WASM".to_string(),
+            version: "0.1".to_string(),
+            binary: module.clone(),
+            code: String::new(),
+            outputs: vec!["out".to_string()],
+        },
+        outputs: map(outputs),
+        annotations: map(annotations),
+    }
+}
+
+pub fn resource(name: &str, class: &str, outputs: &[(&str, &str)], configuration: &[(&str, &str)]) -> Resource {
+    Resource {
+        name: name.to_string(),
+        class_type: class.to_string(),
+        outputs: map(outputs),
+        configuration: map(configuration),
+    }
+}
+
+pub fn workflow(functions: Vec<Function>, resources: Vec<Resource>) -> Workflow {
+    Workflow::new(functions, resources, BTreeMap::new()).unwrap()
+}
+
+/// The lines of a file that may not be there yet.
+pub fn lines(path: &Path) -> Vec<String> {
+    std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_string).collect()
+}

@@ -1,0 +1,396 @@
+//! The agent: starts, wires and stops components for the orchestrator.
+//!
+//! A start is repeatable: the same component and epoch give the same instance, an older epoch is
+//! refused, a newer one replaces the older instance.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use edgeless_api::component::{
+    ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Start, StartContext,
+};
+use edgeless_api::node::PeerUpdate;
+use edgeless_api::server::{Components, NodeManagement, Values};
+use edgeless_api::status::{ComponentStatus, LogLine};
+use edgeless_api::{ComponentId, Error, InstanceId};
+use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
+use tokio::sync::OnceCell;
+use tokio_stream::wrappers::BroadcastStream;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::host::{Component, Factory, Hosted, host};
+use crate::instance::{Context, Provider, Runtime};
+use crate::log::Log;
+use crate::outputs::Outputs;
+use crate::resources::Class;
+use crate::router::Router;
+use crate::state::{State, StateStore};
+
+/// How long a component waits for its first outputs when nobody says that it is wired: what an
+/// EDGELESS 1.2 orchestrator does not know it should say.
+const UNTOLD_ACTIVATION: Duration = Duration::from_secs(1);
+
+/// A provider that the node offers.
+pub struct Offer {
+    /// Its name.
+    pub id: String,
+    /// Its class.
+    pub class: &'static Class,
+    /// What opens its resources.
+    pub provider: Arc<dyn Provider>,
+}
+
+/// How much a component may take, and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Components on the node.
+    pub components: usize,
+    /// Events that wait for one component.
+    pub mailbox: usize,
+    /// Lines of log that are kept of each.
+    pub log_lines: usize,
+    /// How long a stopped component's handler may go on.
+    pub grace: Duration,
+}
+
+/// The agent of one node.
+pub struct Agent {
+    router: Arc<Router>,
+    runtimes: Vec<Arc<dyn Runtime>>,
+    offers: Vec<Offer>,
+    states: StateStore,
+    options: Options,
+    cancel: CancellationToken,
+    table: Mutex<Table>,
+}
+
+type Slot = Arc<OnceCell<Arc<Hosted>>>;
+
+/// What runs, or is being started.
+#[derive(Default)]
+struct Table {
+    placed: HashMap<ComponentId, (u64, Slot)>,
+    running: HashMap<Uuid, Arc<Hosted>>,
+}
+
+impl Agent {
+    /// An agent that runs nothing yet; `cancel` ends what it will run.
+    pub fn new(
+        router: Arc<Router>,
+        runtimes: Vec<Arc<dyn Runtime>>,
+        offers: Vec<Offer>,
+        states: StateStore,
+        options: Options,
+        cancel: CancellationToken,
+    ) -> Arc<Self> {
+        Arc::new(Self { router, runtimes, offers, states, options, cancel, table: Mutex::default() })
+    }
+
+    fn table<R>(&self, act: impl FnOnce(&mut Table) -> R) -> R {
+        act(&mut self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How many components run.
+    pub fn count(&self) -> usize {
+        self.table(|table| table.running.len())
+    }
+
+    /// Stops everything that runs.
+    pub async fn stop_all(&self) {
+        let all = self.table(|table| {
+            table.placed.clear();
+            std::mem::take(&mut table.running)
+        });
+        join_all(all.values().map(|hosted| hosted.stop())).await;
+    }
+
+    fn find(&self, instance: Uuid) -> Option<Arc<Hosted>> {
+        self.table(|table| table.running.get(&instance).cloned())
+    }
+
+    fn find_all(&self, instances: &[Uuid]) -> Vec<Arc<Hosted>> {
+        self.table(|table| instances.iter().filter_map(|id| table.running.get(id).cloned()).collect())
+    }
+
+    /// The place for a start, and the instance that it replaces.
+    fn place(&self, context: &StartContext) -> Result<(Slot, Option<Arc<Hosted>>), Error> {
+        self.table(|table| {
+            let known = table.placed.get(&context.component).cloned();
+            match known {
+                Some((epoch, slot)) if epoch == context.epoch => return Ok((slot, None)),
+                Some((epoch, _)) if epoch > context.epoch => {
+                    return Err(Error::rejected(format!(
+                        "'{}' was placed here again meanwhile: epoch {} is older than {epoch}",
+                        context.name, context.epoch
+                    )));
+                }
+                _ => {}
+            }
+            let replaced = known.and_then(|(_, slot)| slot.get().cloned());
+            if let Some(replaced) = &replaced {
+                table.running.remove(&replaced.component().id.function);
+            } else if table.placed.len() >= self.options.components {
+                return Err(Error::exhausted(format!(
+                    "the node runs {} components, the limit is limits.components",
+                    table.placed.len()
+                )));
+            }
+            let slot = Slot::default();
+            table.placed.insert(context.component, (context.epoch, slot.clone()));
+            Ok((slot, replaced))
+        })
+    }
+
+    /// Forgets a start that failed, unless another took its place.
+    fn vacate(&self, component: ComponentId, slot: &Slot) {
+        self.table(|table| {
+            if table.placed.get(&component).is_some_and(|(_, known)| Arc::ptr_eq(known, slot)) {
+                table.placed.remove(&component);
+            }
+        });
+    }
+
+    async fn create(&self, spec: &ComponentSpec, context: &StartContext) -> Result<Arc<Hosted>, Error> {
+        let id = InstanceId::random(self.router.node());
+        let cancel = self.cancel.child_token();
+        let log = Log::new(&context.name, self.options.log_lines);
+        let outputs = Outputs::new(id, self.router.clone(), cancel.clone());
+        let base = Context { id, name: context.name.clone(), outputs, state: State::none(), log, cancel };
+        let hosted = match spec {
+            ComponentSpec::Function(spec) => self.host_function(spec, context, base).await?,
+            ComponentSpec::Resource(spec) => self.host_resource(spec, context, base).await?,
+        };
+        Ok(Arc::new(hosted))
+    }
+
+    async fn host_function(
+        &self,
+        spec: &FunctionSpec,
+        context: &StartContext,
+        mut base: Context,
+    ) -> Result<Hosted, Error> {
+        let kind = spec.class.function_type.as_str();
+        let runtime = self.runtimes.iter().find(|runtime| runtime.kind() == kind).cloned().ok_or_else(|| {
+            let known: Vec<_> = self.runtimes.iter().map(|runtime| runtime.kind()).collect();
+            Error::rejected(format!("this node does not run {kind}; it runs: {}", known.join(", ")))
+        })?;
+        base.state = self.states.state(&spec.state)?;
+        let component = self.component(context, &base, ComponentKind::Function, kind, 1, None);
+        let spec = Arc::new(spec.clone());
+        let factory: Factory = Box::new(move |token| {
+            let (runtime, spec, context) = (runtime.clone(), spec.clone(), incarnation(&base, token));
+            Box::pin(async move { runtime.create(&spec, context).await })
+        });
+        host(component, factory, self.router.clone(), self.options.grace).await
+    }
+
+    async fn host_resource(&self, spec: &ResourceSpec, context: &StartContext, base: Context) -> Result<Hosted, Error> {
+        let of_class = |offer: &&Offer| offer.class.class_type == spec.class_type;
+        let wanted = |offer: &&Offer| context.provider.is_empty() || offer.id == context.provider;
+        let offer = self.offers.iter().find(|offer| of_class(offer) && wanted(offer)).ok_or_else(|| {
+            let known: Vec<_> = self.offers.iter().map(|offer| offer.class.class_type).collect();
+            Error::rejected(format!("this node does not offer {}; it offers: {}", spec.class_type, known.join(", ")))
+        })?;
+        let class = offer.class;
+        let limit = Some(self.router.options().call_timeout);
+        let component =
+            self.component(context, &base, ComponentKind::Resource, class.class_type, class.max_in_flight, limit);
+        let (provider, spec) = (offer.provider.clone(), Arc::new(spec.clone()));
+        let factory: Factory = Box::new(move |token| {
+            let (provider, spec, context) = (provider.clone(), spec.clone(), incarnation(&base, token));
+            Box::pin(async move { provider.open(&spec, context).await })
+        });
+        host(component, factory, self.router.clone(), self.options.grace).await
+    }
+
+    fn component(
+        &self,
+        context: &StartContext,
+        base: &Context,
+        kind: ComponentKind,
+        metrics_type: &str,
+        max_in_flight: usize,
+        handler_limit: Option<Duration>,
+    ) -> Component {
+        Component {
+            id: base.id,
+            component: context.component,
+            epoch: context.epoch,
+            name: context.name.clone(),
+            kind,
+            max_in_flight,
+            handler_limit,
+            mailbox: self.options.mailbox,
+            outputs: base.outputs.clone(),
+            log: base.log.clone(),
+            state: base.state.clone(),
+            metrics: Arc::new(self.router.metrics().instance(base.id, metrics_type)),
+            cancel: base.cancel.clone(),
+        }
+    }
+
+    /// Removes an instance from the table, so that nobody finds it any more.
+    fn take(&self, kind: ComponentKind, instance: Uuid) -> Result<Option<Arc<Hosted>>, Error> {
+        self.table(|table| {
+            let Some(hosted) = table.running.get(&instance) else { return Ok(None) };
+            let component = hosted.component();
+            if component.kind != kind {
+                return Err(Error::rejected(format!("{instance} is a {}, not a {kind}", component.kind)));
+            }
+            if table.placed.get(&component.component).is_some_and(|(epoch, _)| *epoch == component.epoch) {
+                table.placed.remove(&component.component);
+            }
+            Ok(table.running.remove(&instance))
+        })
+    }
+}
+
+/// The same context for one incarnation of the instance.
+fn incarnation(base: &Context, token: CancellationToken) -> Context {
+    Context { outputs: base.outputs.until(token.clone()), cancel: token, ..base.clone() }
+}
+
+#[async_trait]
+impl Components for Agent {
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        let told = start.context.is_some();
+        let context = start.context.unwrap_or_else(|| StartContext {
+            component: ComponentId::random(),
+            epoch: 0,
+            name: match &start.spec {
+                ComponentSpec::Function(spec) => spec.class.id.clone(),
+                ComponentSpec::Resource(spec) => spec.class_type.clone(),
+            },
+            provider: String::new(),
+        });
+        let (slot, replaced) = self.place(&context)?;
+        if let Some(replaced) = replaced {
+            replaced.stop().await;
+        }
+        // Whoever repeats the request while it is under way waits for the same result.
+        let hosted = match slot.get_or_try_init(|| self.create(&start.spec, &context)).await {
+            Ok(hosted) => hosted.clone(),
+            Err(error) => {
+                self.vacate(context.component, &slot);
+                tracing::warn!(name = %context.name, %error, "a component could not be started");
+                return Err(error);
+            }
+        };
+        let id = hosted.component().id;
+        let kept = self.table(|table| {
+            let current = table.placed.get(&context.component).is_some_and(|(_, known)| Arc::ptr_eq(known, &slot));
+            if current {
+                table.running.insert(id.function, hosted.clone());
+            }
+            current
+        });
+        if !kept {
+            hosted.stop().await;
+            return Err(Error::unavailable(format!("'{}' was stopped while it was being started", context.name)));
+        }
+        tracing::info!(name = %context.name, instance = %id.function, "{} created and initialised", start.spec.kind());
+        if !told {
+            let outputs = hosted.component().outputs.clone();
+            tokio::spawn(async move {
+                tokio::time::sleep(UNTOLD_ACTIVATION).await;
+                outputs.activate().await;
+            });
+        }
+        Ok(ComponentRef::Instance(id))
+    }
+
+    async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error> {
+        let ComponentRef::Instance(id) = id else {
+            return Err(Error::rejected("a node stops instances, not components: send an instance_id"));
+        };
+        if id.node != self.router.node() {
+            return Err(Error::rejected(format!("this is {:?}, the instance is on {:?}", self.router.node(), id.node)));
+        }
+        if let Some(hosted) = self.take(kind, id.function)? {
+            hosted.stop().await;
+            hosted.component().state.forget().await;
+            tracing::info!(name = %hosted.component().name, instance = %id.function, "{kind} stopped");
+        }
+        Ok(())
+    }
+
+    async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
+        let hosted = self.find(patch.id).filter(|hosted| hosted.component().kind == kind);
+        let hosted = hosted.ok_or_else(|| Error::not_found(format!("no {kind} {} runs here", patch.id)))?;
+        let outputs: Vec<_> = patch.outputs.keys().cloned().collect();
+        hosted.set_outputs(patch.outputs);
+        tracing::debug!(name = %hosted.component().name, ?outputs, "outputs set");
+        if hosted.component().epoch == 0 {
+            // Started by an orchestrator that says no more than this.
+            hosted.component().outputs.activate().await;
+        }
+        Ok(())
+    }
+
+    async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
+        let found = self.find_all(&ids);
+        if found.len() < ids.len() {
+            return Err(Error::not_found(format!(
+                "{} of {} instances do not run here",
+                ids.len() - found.len(),
+                ids.len()
+            )));
+        }
+        join_all(found.iter().map(|hosted| hosted.component().outputs.activate())).await;
+        Ok(())
+    }
+
+    async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
+        Ok(self.find_all(&ids).iter().map(|hosted| hosted.status()).collect())
+    }
+
+    async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
+        let mut kept = Vec::new();
+        let mut live = Vec::new();
+        for hosted in self.find_all(&ids) {
+            let (lines, receiver) = hosted.component().log.follow();
+            kept.extend(lines);
+            // A follower that is too slow misses lines, which the numbers in between tell it not.
+            let lines = BroadcastStream::new(receiver).filter_map(|line| async move { line.ok().map(Ok) });
+            let ended = hosted.component().cancel.clone().cancelled_owned();
+            live.push(lines.take_until(ended).boxed());
+        }
+        kept.sort_by_key(|line| line.at);
+        let kept = stream::iter(kept.into_iter().map(Ok));
+        if follow { Ok(Box::pin(kept.chain(stream::select_all(live)))) } else { Ok(Box::pin(kept)) }
+    }
+}
+
+#[async_trait]
+impl NodeManagement for Agent {
+    async fn update_peers(&self, update: PeerUpdate) -> Result<(), Error> {
+        match update {
+            PeerUpdate::Add(node, url) => self.router.add_peer(node, &url)?,
+            PeerUpdate::Remove(node) => self.router.remove_peer(node),
+            PeerUpdate::Clear => self.router.clear_peers(),
+        }
+        Ok(())
+    }
+
+    async fn reset(&self) -> Result<(), Error> {
+        if self.count() > 0 {
+            tracing::info!("reset by the orchestrator: stopping everything that runs here");
+        }
+        self.stop_all().await;
+        Ok(())
+    }
+}
+
+/// What the node offers, as it announces it.
+pub fn provider_specs(offers: &[Offer]) -> Vec<edgeless_api::node::ProviderSpec> {
+    let spec = |offer: &Offer| edgeless_api::node::ProviderSpec {
+        id: offer.id.clone(),
+        class_type: offer.class.class_type.to_string(),
+        outputs: offer.class.outputs.iter().map(ToString::to_string).collect(),
+    };
+    offers.iter().map(spec).collect()
+}

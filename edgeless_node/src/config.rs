@@ -1,0 +1,383 @@
+//! The configuration of a node: `node.toml`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use edgeless_api::node::Capabilities;
+use edgeless_api::{NodeId, Url, url};
+use serde::Deserialize;
+use toml::Value;
+
+use crate::capabilities::{self, Overrides};
+use crate::resources::{CLASSES, Class, Settings};
+
+/// A node's configuration.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Who the node is and where.
+    pub general: General,
+    /// Another place for `metrics_url`.
+    #[serde(default)]
+    pub telemetry: Telemetry,
+    /// Functions in WebAssembly.
+    #[serde(default)]
+    pub wasm_runtime: WasmRuntime,
+    /// Functions in containers.
+    #[serde(default)]
+    pub container_runtime: ContainerRuntime,
+    /// What resources the node offers: the keys are those of the classes.
+    #[serde(default)]
+    pub resources: BTreeMap<String, Value>,
+    /// What the operator says of the machine.
+    #[serde(default)]
+    pub user_node_capabilities: Overrides,
+    /// What others may ask of the node.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// `[general]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct General {
+    /// Unique in the domain.
+    pub node_id: NodeId,
+    /// Where the orchestrator commands the node.
+    pub agent_url: Url,
+    /// What the orchestrator is told instead.
+    #[serde(default, deserialize_with = "url::optional")]
+    pub agent_url_announced: Option<Url>,
+    /// Where other nodes send events.
+    pub invocation_url: Url,
+    /// What other nodes are told instead.
+    #[serde(default, deserialize_with = "url::optional")]
+    pub invocation_url_announced: Option<Url>,
+    /// Where metrics are served.
+    #[serde(default, deserialize_with = "url::optional")]
+    pub metrics_url: Option<Url>,
+    /// The orchestrator of the domain.
+    #[serde(default, deserialize_with = "url::optional")]
+    pub orchestrator_url: Option<Url>,
+    /// Where the orchestrator registers nodes, if that is another address.
+    #[serde(default, deserialize_with = "url::optional")]
+    pub node_register_url: Option<Url>,
+    /// Seconds between two announcements, to an orchestrator that does not say how often.
+    #[serde(default = "default_refresh")]
+    pub subscription_refresh_interval_sec: u64,
+    /// Where functions' saved state is kept.
+    #[serde(default = "default_state_directory")]
+    pub state_directory: PathBuf,
+}
+
+fn default_refresh() -> u64 {
+    2
+}
+
+fn default_state_directory() -> PathBuf {
+    PathBuf::from("function_state")
+}
+
+/// `[telemetry]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Telemetry {
+    /// Where metrics are served, if `[general]` does not say.
+    #[serde(deserialize_with = "url::optional")]
+    pub metrics_url: Option<Url>,
+    /// Not available yet.
+    pub performance_samples: bool,
+}
+
+/// `[wasm_runtime]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WasmRuntime {
+    /// Whether the node runs functions in WebAssembly.
+    pub enabled: bool,
+    /// Instances at the same time.
+    pub max_instances: u32,
+    /// Memory of each instance.
+    pub memory_limit: ByteSize,
+    /// Processor time of each handler.
+    #[serde(with = "humantime_serde")]
+    pub cpu_limit: Duration,
+}
+
+impl Default for WasmRuntime {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_instances: 1000,
+            memory_limit: ByteSize::mib(128),
+            cpu_limit: Duration::from_secs(10),
+        }
+    }
+}
+
+/// `[container_runtime]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ContainerRuntime {
+    /// Not available yet.
+    pub enabled: bool,
+    /// Where containers reach the node.
+    #[serde(deserialize_with = "url::optional")]
+    pub guest_api_host_url: Option<Url>,
+}
+
+/// `[limits]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// The largest payload of an event.
+    pub payload: ByteSize,
+    /// The largest message of the control plane; bounds the code of a function.
+    pub message: ByteSize,
+    /// Events that wait for one component.
+    pub mailbox: usize,
+    /// How long a sender waits for room in a mailbox.
+    #[serde(with = "humantime_serde")]
+    pub emit_wait: Duration,
+    /// How long a caller waits for a reply.
+    #[serde(with = "humantime_serde")]
+    pub call_timeout: Duration,
+    /// How long handlers may go on once their component, or the node, is being stopped.
+    #[serde(with = "humantime_serde")]
+    pub grace: Duration,
+    /// Lines of log that are kept of each component.
+    pub log_lines: usize,
+    /// Components that may run on the node.
+    pub components: usize,
+    /// Instances with metrics of their own.
+    pub max_series: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            payload: ByteSize::mib(4),
+            message: ByteSize::mib(64),
+            mailbox: 512,
+            emit_wait: Duration::from_secs(2),
+            call_timeout: Duration::from_secs(30),
+            grace: Duration::from_secs(5),
+            log_lines: 200,
+            components: 10_000,
+            max_series: 1000,
+        }
+    }
+}
+
+impl Limits {
+    /// What peers may send.
+    pub fn api(&self) -> edgeless_api::Limits {
+        let bytes = |size: ByteSize| usize::try_from(size.as_u64()).unwrap_or(usize::MAX);
+        edgeless_api::Limits { message: bytes(self.message), payload: bytes(self.payload) }
+    }
+}
+
+impl Config {
+    /// Where the node registers.
+    pub fn register_url(&self) -> Option<&Url> {
+        self.general.node_register_url.as_ref().or(self.general.orchestrator_url.as_ref())
+    }
+
+    /// Where metrics are served.
+    pub fn metrics_url(&self) -> Option<&Url> {
+        self.general.metrics_url.as_ref().or(self.telemetry.metrics_url.as_ref())
+    }
+
+    /// The classes that the node offers, each with its settings; the name of its provider first.
+    ///
+    /// # Errors
+    /// A key that no class has, or a value that is neither text nor number.
+    pub fn providers(&self) -> Result<Vec<(&'static Class, String, Settings)>, String> {
+        let known = |key: &str| CLASSES.iter().any(|class| class.settings.iter().any(|setting| setting.name == key));
+        for (key, value) in &self.resources {
+            let is_empty = value.as_str().is_some_and(str::is_empty);
+            // A provider of a class that this node does not have may be named as long as it is off.
+            if !known(key) && key != PREPEND_HOSTNAME && !is_empty {
+                let names: Vec<_> = CLASSES.iter().flat_map(|class| class.settings).map(|key| key.name).collect();
+                return Err(format!("resources.{key}: not available on this node; there are: {}", names.join(", ")));
+            }
+        }
+        let prefix = match self.resources.get(PREPEND_HOSTNAME) {
+            None | Some(Value::Boolean(false)) => String::new(),
+            Some(Value::Boolean(true)) => {
+                let found = capabilities::detect();
+                format!("{}-", found.hostname())
+            }
+            Some(_) => return Err(format!("resources.{PREPEND_HOSTNAME}: must be true or false")),
+        };
+        let mut providers = Vec::new();
+        for class in CLASSES {
+            let Some(name) = class.settings.first() else { continue };
+            let named = self.resources.get(name.name).map(text).transpose();
+            let Some(provider) = named.map_err(|error| format!("resources.{}: {error}", name.name))? else { continue };
+            if provider.is_empty() {
+                continue;
+            }
+            let provider = format!("{prefix}{provider}");
+            let mut settings = Settings::default();
+            for key in class.settings {
+                let value = match self.resources.get(key.name) {
+                    Some(value) => text(value).map_err(|error| format!("resources.{}: {error}", key.name))?,
+                    None => key.default.unwrap_or_default().to_string(),
+                };
+                settings.0.insert(key.name, value);
+            }
+            settings.0.insert(name.name, provider.clone());
+            providers.push((class, provider, settings));
+        }
+        Ok(providers)
+    }
+}
+
+const PREPEND_HOSTNAME: &str = "prepend_hostname";
+
+fn text(value: &Value) -> Result<String, String> {
+    match value {
+        Value::String(text) => Ok(text.clone()),
+        Value::Integer(number) => Ok(number.to_string()),
+        Value::Float(number) => Ok(number.to_string()),
+        Value::Boolean(truth) => Ok(truth.to_string()),
+        other => Err(format!("must be a text or a number, not {}", other.type_str())),
+    }
+}
+
+impl edgeless_daemon::config::Config for Config {
+    const FILE: &'static str = "node.toml";
+    const ENVIRONMENT: &'static str = "EDGELESS_NODE";
+
+    fn template() -> String {
+        template(NodeId::random(), &capabilities::detect())
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if self.register_url().is_none() {
+            return Err("general.orchestrator_url: must name the orchestrator of the domain".into());
+        }
+        if self.telemetry.performance_samples {
+            return Err("telemetry.performance_samples: not available yet: set it to false".into());
+        }
+        if self.container_runtime.enabled {
+            return Err("container_runtime.enabled: not available yet: set it to false".into());
+        }
+        if self.wasm_runtime.max_instances == 0 {
+            return Err(
+                "wasm_runtime.max_instances: must be at least 1; `enabled = false` turns the runtime off".into()
+            );
+        }
+        let page = ByteSize::kib(64);
+        if self.wasm_runtime.memory_limit < page || self.wasm_runtime.memory_limit > ByteSize::gib(4) {
+            return Err("wasm_runtime.memory_limit: must be between 64KiB and 4GiB".into());
+        }
+        for (key, time) in [
+            ("wasm_runtime.cpu_limit", self.wasm_runtime.cpu_limit),
+            ("limits.emit_wait", self.limits.emit_wait),
+            ("limits.call_timeout", self.limits.call_timeout),
+        ] {
+            if time.is_zero() {
+                return Err(format!("{key}: must be longer than nothing"));
+            }
+        }
+        if self.limits.payload > self.limits.message {
+            return Err("limits.payload: must not be larger than limits.message".into());
+        }
+        self.providers().map(|_| ())
+    }
+}
+
+/// A commented configuration that works as it stands.
+pub fn template(node: NodeId, found: &Capabilities) -> String {
+    let mut resources = String::new();
+    for class in CLASSES {
+        // A String never fails to be written to.
+        let _written = writeln!(resources, "\n# {}: {}", class.class_type, class.description);
+        for (index, key) in class.settings.iter().enumerate() {
+            let default = key.default.unwrap_or_default();
+            // What names and addresses are for each node its own; the rest stays as it is by itself.
+            let own = index == 0 || key.name.ends_with("_url");
+            let line = format!("{} = {}", key.name, Value::String(default.to_string()));
+            let _written = if own {
+                writeln!(resources, "{line}")
+            } else {
+                writeln!(resources, "# {}\n# {line}", key.description)
+            };
+        }
+    }
+    let Capabilities { num_cpus, model_name_cpu, clock_freq_cpu, num_cores, mem_size, .. } = found;
+    let model_name_cpu = Value::String(model_name_cpu.clone());
+    format!(
+        r#"# Configuration of a node. Keys that are commented out show their defaults.
+# Each key can also be set by a variable: EDGELESS_NODE__GENERAL__AGENT_URL=http://127.0.0.1:7021
+
+[general]
+# Who this node is: unique in its domain.
+node_id = "{node}"
+# Where the orchestrator commands this node. Only those who may start code here should reach it.
+agent_url = "http://127.0.0.1:7021"
+# What the orchestrator is told instead of it; empty: the same.
+agent_url_announced = ""
+# Where other nodes send events.
+invocation_url = "http://127.0.0.1:7002"
+invocation_url_announced = ""
+# Where monitoring finds /metrics, /healthz and /readyz; empty: nowhere.
+metrics_url = "http://127.0.0.1:7003"
+# The orchestrator of the domain.
+orchestrator_url = "http://127.0.0.1:7011"
+# Where functions' saved state is kept.
+# state_directory = "function_state"
+
+[wasm_runtime]
+# Whether this node runs functions in WebAssembly.
+enabled = true
+# Instances at the same time, memory of each, processor time of each handler.
+# max_instances = 1000
+# memory_limit = "128MiB"
+# cpu_limit = "10s"
+
+[container_runtime]
+# Whether this node runs functions in containers. Not available yet.
+enabled = false
+guest_api_host_url = ""
+
+# What resources this node offers. A class whose provider has no name is not offered.
+[resources]
+# prepend_hostname = false
+{resources}
+# What the orchestrator is told about this machine; 0 and "" mean what is found by looking.
+[user_node_capabilities]
+num_cpus = {num_cpus}
+model_name_cpu = {model_name_cpu}
+clock_freq_cpu = {clock_freq_cpu:?}
+num_cores = {num_cores}
+mem_size = {mem_size}
+labels = []
+is_tee_running = false
+has_tpm = false
+
+# What others may ask of this node.
+[limits]
+# The largest payload of an event, and the largest message of the control plane (code is in one).
+# payload = "4MiB"
+# message = "64MiB"
+# Events that wait for one component, and how long a sender waits for room there.
+# mailbox = 512
+# emit_wait = "2s"
+# How long a caller waits for a reply.
+# call_timeout = "30s"
+# How long handlers may go on once they are being stopped.
+# grace = "5s"
+# Lines of log that are kept of each component.
+# log_lines = 200
+# Components that may run here, and instances with metrics of their own.
+# components = 10000
+# max_series = 1000
+"#
+    )
+}

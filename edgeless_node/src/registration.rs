@@ -1,0 +1,119 @@
+//! Keeps the node known to its orchestrator.
+//!
+//! The node announces itself three times within the interval that the orchestrator names. An
+//! orchestrator that is away is tried again, with growing pauses, and that is said once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use edgeless_api::client::{Connection, NodeRegistry, Options};
+use edgeless_api::node::{Registered, Registration};
+use edgeless_api::{Error, Url};
+use tokio_util::sync::CancellationToken;
+
+use crate::capabilities::HealthMeter;
+
+/// The shortest pause between two announcements.
+const SHORTEST: Duration = Duration::from_millis(50);
+/// The first pause after an announcement that failed; it doubles with each.
+const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
+/// The longest pause after an announcement that failed.
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(2);
+/// How long an announcement may take.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// What keeps one node known.
+pub struct Announcer {
+    registry: NodeRegistry,
+    url: Url,
+    registration: Registration,
+    /// Between two announcements, if the orchestrator does not say.
+    interval: Duration,
+    registered: Arc<AtomicBool>,
+}
+
+impl Announcer {
+    /// Announces to the orchestrator at `url`; `registered` tells whether it knows the node.
+    ///
+    /// # Errors
+    /// The address cannot be used.
+    pub fn new(
+        url: &Url,
+        registration: Registration,
+        interval: Duration,
+        registered: Arc<AtomicBool>,
+    ) -> Result<Self, Error> {
+        let connection = Connection::lazy(url, Options { deadline: DEADLINE, ..Options::default() })?;
+        Ok(Self { registry: NodeRegistry::new(connection), url: url.clone(), registration, interval, registered })
+    }
+
+    /// Announces until cancelled.
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut meter = HealthMeter::default();
+        let mut back_off = FIRST_BACK_OFF;
+        let mut said = false;
+        tracing::info!(
+            "Registering this node '{}' on e-ORC {}, capabilities: {}",
+            self.registration.node,
+            self.url,
+            self.registration.capabilities
+        );
+        loop {
+            self.registration.health = meter.measure();
+            let announced = tokio::select! {
+                () = cancel.cancelled() => return,
+                announced = self.registry.update_node(self.registration.clone()) => announced,
+            };
+            let pause = match announced {
+                Ok(Registered { keep_alive }) => {
+                    if !self.registered.swap(true, Ordering::Relaxed) {
+                        tracing::info!("this node '{}' registered to e-ORC '{}'", self.registration.node, self.url);
+                    }
+                    (back_off, said) = (FIRST_BACK_OFF, false);
+                    keep_alive.map_or(self.interval, |keep_alive| keep_alive / 3).max(SHORTEST)
+                }
+                Err(error) => {
+                    self.registered.store(false, Ordering::Relaxed);
+                    if !said {
+                        tracing::warn!(orchestrator = %self.url, %error, "cannot register, trying again");
+                        said = true;
+                    }
+                    let pause = back_off.mul_f64(rand::random_range(0.7..1.3));
+                    back_off = (back_off * 2).min(LONGEST_BACK_OFF);
+                    pause
+                }
+            };
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// What says goodbye when the node is about to stop.
+    pub fn farewell(&self) -> Farewell {
+        let registration = Registration { leaving: true, ..self.registration.clone() };
+        Farewell { registry: self.registry.clone(), registration, registered: self.registered.clone() }
+    }
+}
+
+/// Says goodbye.
+pub struct Farewell {
+    registry: NodeRegistry,
+    registration: Registration,
+    registered: Arc<AtomicBool>,
+}
+
+impl Farewell {
+    /// Tells an orchestrator that knows the node that it leaves, and waits for it a moment only: one
+    /// that is away finds out by itself.
+    pub async fn say(self) {
+        if self.registered.load(Ordering::Relaxed) {
+            let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(self.registration)).await;
+            if !matches!(said, Ok(Ok(_))) {
+                tracing::debug!("the orchestrator did not hear the goodbye");
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! WebAssembly functions, on wasmtime.
+//!
+//! Modules are compiled once per content. An instance is a store of its own with a limit on its
+//! memory and a budget of processor time for each event; a guest that uses up a time slice yields
+//! to others, one that uses up its budget is stopped. Waiting in a host call suspends the guest and
+//! costs it nothing.
+//!
+//! - [`guest`]: the interface between host and guest, both ways.
+//! - [`modules`]: compilation and its cache.
+//! - [`ticker`]: the clock of time slices, which runs only while a guest does.
+
+mod guest;
+mod modules;
+mod ticker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use edgeless_api::Error;
+use edgeless_api::component::{FunctionSpec, INIT_PAYLOAD, RUST_WASM};
+use tokio::sync::Mutex;
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Runtime};
+use guest::Guest;
+use modules::Modules;
+use ticker::{SLICE, Ticker};
+
+/// What guests may use.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Instances at the same time.
+    pub instances: u32,
+    /// Memory of each, bytes.
+    pub memory: usize,
+    /// Processor time of each handler.
+    pub time: Duration,
+    /// The largest payload that a guest may emit, bytes.
+    pub payload: usize,
+}
+
+/// The engine that instances share. It is costly, so that several nodes in one process may share
+/// one as well.
+#[derive(Clone)]
+pub struct Wasm {
+    modules: Arc<Modules>,
+    ticker: Arc<Ticker>,
+    limits: Limits,
+}
+
+impl Wasm {
+    /// An engine with room for the instances that the limits allow.
+    ///
+    /// # Errors
+    /// The machine cannot give it that room.
+    pub fn new(limits: Limits) -> Result<Self, Error> {
+        let mut pool = PoolingAllocationConfig::default();
+        pool.total_core_instances(limits.instances)
+            .total_memories(limits.instances)
+            .total_tables(limits.instances)
+            .total_stacks(limits.instances)
+            .max_memory_size(limits.memory);
+        let mut config = Config::new();
+        config.epoch_interruption(true).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+        let engine = Engine::new(&config).map_err(|error| {
+            Error::exhausted(format!(
+                "no room for {} instances, lower wasm_runtime.max_instances: {error}",
+                limits.instances
+            ))
+        })?;
+        let ticker = Arc::new(Ticker::start(engine.clone())?);
+        Ok(Self { modules: Arc::new(Modules::new(engine)?), ticker, limits })
+    }
+}
+
+#[async_trait]
+impl Runtime for Wasm {
+    fn kind(&self) -> &'static str {
+        RUST_WASM
+    }
+
+    async fn create(&self, spec: &FunctionSpec, context: Context) -> Result<Box<dyn Instance>, Error> {
+        if spec.class.binary.is_empty() {
+            return Err(Error::rejected(format!("the function class '{}' comes without code", spec.class.id)));
+        }
+        let module = self.modules.get(&spec.class.binary).await?;
+        let saved = context.state.load().await?;
+        let mut guest = Guest::instantiate(&module, context, self.limits).await?;
+        let payload = spec.annotations.get(INIT_PAYLOAD).map(|text| text.as_bytes());
+        let init = guest.init(payload, saved.as_deref());
+        self.ticker.run(init).await.map_err(|trap| Error::rejected(format!("its initialisation failed: {trap}")))?;
+        Ok(Box::new(WasmInstance { guest: Mutex::new(guest), ticker: self.ticker.clone() }))
+    }
+}
+
+/// How many time slices a budget is.
+fn slices(time: Duration) -> u64 {
+    u64::try_from(time.as_millis().div_ceil(SLICE.as_millis().max(1))).unwrap_or(u64::MAX).max(1)
+}
+
+struct WasmInstance {
+    /// Never contended: the host loop gives a function one event at a time.
+    guest: Mutex<Guest>,
+    ticker: Arc<Ticker>,
+}
+
+#[async_trait]
+impl Instance for WasmInstance {
+    async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError> {
+        let mut guest = self.guest.lock().await;
+        self.ticker.run(guest.handle(event)).await
+    }
+
+    async fn stop(&self) {
+        let mut guest = self.guest.lock().await;
+        self.ticker.run(guest.stop()).await;
+    }
+}

@@ -1,0 +1,14 @@
+//! Tests of a real node: started on free ports, commanded and sent events over the wire.
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
+
+mod control;
+mod guest_abi;
+mod resources;
+mod support;

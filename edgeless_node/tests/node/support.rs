@@ -1,0 +1,314 @@
+//! A node to test, and the rest of the world as a fake peer that sends and receives events.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use edgeless_api::client::{self, Connection, Options};
+use edgeless_api::component::{
+    ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, ResourceSpec, Start, StartContext,
+    StatePolicy, StateSpec, Target,
+};
+use edgeless_api::event::{Kind, Reply, Trace};
+use edgeless_api::node::PeerUpdate;
+use edgeless_api::server::{Invocation, Server};
+use edgeless_api::status::ComponentStatus;
+use edgeless_api::{ComponentId, Error, Event, InstanceId, NodeId, StateId, Url, WorkflowId};
+use edgeless_daemon::config::parse;
+use edgeless_daemon::{Daemon, Handle, listen};
+use edgeless_node::{Config, Node};
+use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
+
+/// How long a test waits for what must happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until a condition holds.
+pub(crate) async fn wait_until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "in vain: waited until {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A node and the world around it.
+pub(crate) struct TestNode {
+    node: Node,
+    pub(crate) components: client::Components,
+    pub(crate) management: client::NodeManagement,
+    pub(crate) invocation: client::Invocation,
+    pub(crate) peer: FakePeer,
+    pub(crate) directory: tempfile::TempDir,
+}
+
+/// The text of a configuration with free ports, in which nothing is written outside `directory`.
+pub(crate) fn config_text(directory: &std::path::Path) -> String {
+    let state = directory.join("state");
+    format!(
+        r#"[general]
+node_id = "{}"
+agent_url = "http://127.0.0.1:0"
+invocation_url = "http://127.0.0.1:0"
+metrics_url = "http://127.0.0.1:0"
+# Nobody is there: these tests play the orchestrator.
+orchestrator_url = "http://127.0.0.1:1"
+state_directory = "{}"
+[wasm_runtime]
+max_instances = 32
+memory_limit = "4MiB"
+cpu_limit = "300ms"
+[limits]
+call_timeout = "5s"
+emit_wait = "500ms"
+payload = "64KiB"
+mailbox = 16
+grace = "1s"
+"#,
+        NodeId::random(),
+        state.display()
+    )
+}
+
+impl TestNode {
+    /// A node without resources.
+    pub(crate) async fn start() -> Self {
+        Self::with_resources("").await
+    }
+
+    /// A node with these lines in `[resources]`; `{dir}` stands for a directory of its own.
+    pub(crate) async fn with_resources(lines: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let resources = lines.replace("{dir}", &directory.path().display().to_string());
+        let text = format!("{}\n[resources]\n{resources}\n", config_text(directory.path()));
+        let config: Config = parse(&text, std::iter::empty()).unwrap();
+        let node = Node::start(config).await.unwrap();
+        let connection = |url: &Url| Connection::lazy(url, Options::default()).unwrap();
+        let peer = FakePeer::start(node.id()).await;
+        let management = client::NodeManagement::new(connection(node.addr()));
+        management.update_peers(PeerUpdate::Add(peer.id.node, peer.url.clone())).await.unwrap();
+        Self {
+            components: client::Components::new(connection(node.addr())),
+            invocation: client::Invocation::new(connection(node.invocation_url())),
+            management,
+            node,
+            peer,
+            directory,
+        }
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.node.id()
+    }
+
+    pub(crate) fn metrics_url(&self) -> &Url {
+        self.node.metrics_url().unwrap()
+    }
+
+    /// Starts a module, written as text or already in binary, and lets it emit.
+    pub(crate) async fn start_module(&self, module: &[u8], annotations: &[(&str, &str)]) -> Result<InstanceId, Error> {
+        let id = self.create(function(module, annotations), context("function")).await?;
+        self.components.activate(&[id.function]).await.unwrap();
+        Ok(id)
+    }
+
+    /// Opens a resource and lets it emit.
+    pub(crate) async fn start_resource(&self, class: &str, configuration: &[(&str, &str)]) -> Result<InstanceId, Error> {
+        let id = self.create(resource(class, configuration), context(class)).await?;
+        self.components.activate(&[id.function]).await.unwrap();
+        Ok(id)
+    }
+
+    /// The first step of a start only.
+    pub(crate) async fn create(&self, spec: ComponentSpec, context: StartContext) -> Result<InstanceId, Error> {
+        match self.components.start(Start { spec, context: Some(context) }).await? {
+            ComponentRef::Instance(id) => Ok(id),
+            ComponentRef::Component(id) => panic!("a node answered with {id:?}"),
+        }
+    }
+
+    pub(crate) async fn patch(&self, kind: ComponentKind, id: InstanceId, outputs: &[(&str, InstanceId)]) {
+        let outputs: BTreeMap<_, _> =
+            outputs.iter().map(|(name, target)| (name.to_string(), Target::Instance(*target))).collect();
+        self.components.patch(kind, Patch { id: id.function, outputs }).await.unwrap();
+    }
+
+    pub(crate) async fn stop(&self, kind: ComponentKind, id: InstanceId) {
+        self.components.stop(kind, ComponentRef::Instance(id)).await.unwrap();
+    }
+
+    pub(crate) async fn cast(&self, target: InstanceId, payload: impl Into<Bytes>) {
+        let event = Event {
+            source: self.peer.id,
+            target,
+            kind: Kind::Cast(payload.into()),
+            created: SystemTime::now(),
+            trace: Trace::default(),
+        };
+        self.invocation.handle(event).await.unwrap();
+    }
+
+    /// Calls and waits for the reply.
+    pub(crate) async fn call(&self, target: InstanceId, payload: impl Into<Bytes>) -> Reply {
+        let stream = self.peer.next_stream.fetch_add(1, Ordering::Relaxed);
+        let event = Event {
+            source: self.peer.id,
+            target,
+            kind: Kind::Call { payload: payload.into(), stream, remaining: None },
+            created: SystemTime::now(),
+            trace: Trace { trace_id: 7, span_id: 8 },
+        };
+        let reply = self.peer.expect_reply(stream).await;
+        self.invocation.handle(event).await.unwrap();
+        let event = tokio::time::timeout(PATIENCE, reply).await.expect("a reply").unwrap();
+        assert_eq!(event.source, target, "a reply comes from who was called");
+        assert_eq!(event.trace, Trace { trace_id: 7, span_id: 8 }, "a reply belongs to its call");
+        match event.kind {
+            Kind::Reply { reply, .. } => reply,
+            other => panic!("{other:?} is no reply"),
+        }
+    }
+
+    pub(crate) async fn status(&self, id: InstanceId) -> ComponentStatus {
+        self.components.status(&[id.function]).await.unwrap().remove(0)
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) async fn metrics(&self) -> String {
+        http_get(self.metrics_url(), "/metrics").await.1
+    }
+
+    pub(crate) async fn stop_node(self) -> edgeless_daemon::Stopped {
+        self.node.stop().await
+    }
+}
+
+/// A request over a plain socket: status and body.
+pub(crate) async fn http_get(url: &Url, path: &str) -> (u16, String) {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::TcpStream::connect((url.host(), url.port())).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {}:{}\r\nConnection: close\r\n\r\n", url.host(), url.port());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
+}
+
+pub(crate) fn function(module: &[u8], annotations: &[(&str, &str)]) -> ComponentSpec {
+    ComponentSpec::Function(FunctionSpec {
+        class: FunctionClass {
+            id: "test".into(),
+            function_type: "RUST_WASM".into(),
+            version: "0.1".into(),
+            binary: Bytes::copy_from_slice(module),
+            code: String::new(),
+            outputs: vec![],
+        },
+        annotations: pairs(annotations),
+        state: StateSpec { id: StateId::random(), policy: StatePolicy::NodeLocal },
+        workflow: WorkflowId::random(),
+    })
+}
+
+pub(crate) fn resource(class: &str, configuration: &[(&str, &str)]) -> ComponentSpec {
+    ComponentSpec::Resource(ResourceSpec {
+        class_type: class.into(),
+        configuration: pairs(configuration),
+        workflow: WorkflowId::random(),
+    })
+}
+
+pub(crate) fn context(name: &str) -> StartContext {
+    StartContext { component: ComponentId::random(), epoch: 1, name: name.into(), provider: String::new() }
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+/// Another node, as far as the tested one can tell. Its only instance answers calls by `answer`.
+pub(crate) struct FakePeer {
+    /// The instance that sends and gets events.
+    pub(crate) id: InstanceId,
+    pub(crate) url: Url,
+    next_stream: AtomicU64,
+    inbox: Arc<Inbox>,
+    events: Mutex<mpsc::Receiver<Event>>,
+    cancel: CancellationToken,
+}
+
+#[derive(Default)]
+struct Replies(Mutex<HashMap<u64, tokio::sync::oneshot::Sender<Event>>>);
+
+struct Inbox {
+    events: mpsc::Sender<Event>,
+    replies: Replies,
+}
+
+#[async_trait]
+impl Invocation for Inbox {
+    async fn handle(&self, event: Event) -> Result<(), Error> {
+        if let Kind::Reply { stream, .. } = event.kind {
+            if let Some(waiting) = self.replies.0.lock().await.remove(&stream) {
+                waiting.send(event).ok();
+            }
+        } else {
+            self.events.send(event).await.ok();
+        }
+        Ok(())
+    }
+}
+
+impl FakePeer {
+    async fn start(_node: NodeId) -> Self {
+        let (sender, events) = mpsc::channel(1024);
+        let inbox = Arc::new(Inbox { events: sender, replies: Replies::default() });
+        let (listener, url) = listen(&"http://127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let cancel = CancellationToken::new();
+        let server = Server::new(edgeless_api::Limits::default(), cancel.clone()).invocation(inbox.clone());
+        tokio::spawn(server.serve(listener));
+        Self {
+            id: InstanceId::random(NodeId::random()),
+            url,
+            next_stream: AtomicU64::new(1),
+            inbox,
+            events: Mutex::new(events),
+            cancel,
+        }
+    }
+
+    async fn expect_reply(&self, stream: u64) -> tokio::sync::oneshot::Receiver<Event> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.inbox.replies.0.lock().await.insert(stream, sender);
+        receiver
+    }
+
+    /// The next event, be it a cast or a call.
+    pub(crate) async fn next(&self) -> Event {
+        let mut events = self.events.lock().await;
+        tokio::time::timeout(PATIENCE, events.recv()).await.expect("an event in time").unwrap()
+    }
+
+    /// The payload of the next cast.
+    pub(crate) async fn next_cast(&self) -> Bytes {
+        match self.next().await.kind {
+            Kind::Cast(payload) => payload,
+            other => panic!("{other:?} is no cast"),
+        }
+    }
+
+    /// The next event if one is there already.
+    pub(crate) async fn try_next(&self) -> Option<Event> {
+        self.events.lock().await.try_recv().ok()
+    }
+}
+
+impl Drop for FakePeer {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}

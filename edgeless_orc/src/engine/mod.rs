@@ -1,0 +1,376 @@
+//! Decides what shall run where: it keeps what is desired and what is the case, and derives from
+//! the difference what to do.
+//!
+//! ```text
+//!  event -> what it touches is marked -> each marked thing takes its next step -> effects
+//! ```
+//! Level-triggered: a component or a node has one next step, which follows from its state alone,
+//! so that a lost answer or a lost node needs no path of its own. At most one call is under way for
+//! each component, and for each node one that manages it and one that cleans it. No clock, no I/O,
+//! a seeded random generator: the same events give the same effects.
+
+mod component;
+mod lane;
+mod node;
+mod note;
+mod requests;
+mod steps;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use edgeless_api::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
+use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::error::Error;
+use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
+use edgeless_api::node::{NodeInfo, PeerUpdate, Registered, Registration};
+use edgeless_api::requirements::Requirements;
+use edgeless_api::status::{ComponentStatus, Placement};
+use edgeless_api::url::Url;
+use edgeless_daemon::engine::{Millis, Ticket};
+use uuid::Uuid;
+
+use crate::placement::{self, Placer, Strategy};
+use crate::registry::{Home, Registry};
+use component::{Component, Link, Wiring};
+pub(crate) use lane::Lane;
+pub use note::Note;
+
+/// What the engine is made from.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The domain.
+    pub domain: DomainId,
+    /// A node that is silent for this time is lost.
+    pub keep_alive: Duration,
+    /// How a node is chosen.
+    pub strategy: &'static Strategy,
+    /// Seeds whatever is random.
+    pub seed: u64,
+    /// The most nodes.
+    pub max_nodes: usize,
+    /// The most components.
+    pub max_components: usize,
+}
+
+/// Names a call at a node, from its effect to its result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Op(pub u64);
+
+/// A component that a controller wants.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// What to start.
+    pub spec: ComponentSpec,
+    /// Its identity; made up for a controller that speaks only EDGELESS 1.2.
+    pub context: StartContext,
+    /// The controller will activate it. If not, its first patch does, or a second.
+    pub is_held: bool,
+}
+
+/// What happens.
+#[derive(Debug)]
+pub enum Event {
+    /// Time passes.
+    Tick,
+    /// A node announces itself.
+    Register(Ticket, Box<Registration>),
+    /// A component is wanted.
+    Start(Ticket, Box<Wanted>),
+    /// A component shall have these outputs.
+    Patch(Ticket, ComponentKind, Patch),
+    /// Components shall emit.
+    Activate(Ticket, Vec<ComponentId>),
+    /// A component is not wanted any more.
+    Stop(Ticket, ComponentKind, ComponentId),
+    /// No component is wanted any more.
+    StopAll,
+    /// A call has ended; one that starts a component yields what the node calls it.
+    Done(Op, Result<Option<ComponentRef>, Error>),
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Effect {
+    /// Call a node; [`Event::Done`] must follow, with the same [`Op`].
+    Call(Op, Peer, Call),
+    /// Drop the connection to a node.
+    Forget(NodeId),
+    /// Answer a request.
+    Reply(Ticket, Answer),
+    /// Tell whoever follows the domain.
+    Publish(DomainCapabilities),
+    /// Write to the log.
+    Note(Note),
+}
+
+/// A node and how to reach it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The node.
+    pub node: NodeId,
+    /// Where it takes commands.
+    pub agent_url: Url,
+}
+
+/// A call at a node.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Call {
+    /// Stop everything.
+    Reset,
+    /// Learn about another node.
+    UpdatePeers(PeerUpdate),
+    /// Start a component.
+    Create(Box<Start>),
+    /// Wire an instance.
+    SetOutputs(ComponentKind, Patch),
+    /// Let an instance emit.
+    Activate(Uuid),
+    /// Stop an instance.
+    Stop(ComponentKind, InstanceId),
+}
+
+/// What a request is answered with.
+pub type Answer = Result<Reply, Error>;
+
+/// The answer to a request that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// The component runs.
+    Started(ComponentId),
+    /// The node is known.
+    Registered(Registered),
+}
+
+/// A component as the engine sees it, and who can say more.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// Where it stands.
+    pub status: ComponentStatus,
+    /// The node of its instance, if that node can be asked.
+    pub peer: Option<Peer>,
+}
+
+/// What a call was for.
+#[derive(Debug)]
+enum Job {
+    Manage(NodeId, Management),
+    Clean(Home, ComponentKind),
+    Create(ComponentId, ComponentKind, Home),
+    Wire(ComponentId, Wiring),
+    Activate(ComponentId),
+    Stop(ComponentId),
+}
+
+/// A call that makes a node part of the domain.
+#[derive(Clone, Copy, Debug)]
+enum Management {
+    Reset,
+    Tell(NodeId),
+}
+
+/// What takes steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Thing {
+    Node(NodeId),
+    Component(ComponentId),
+}
+
+impl Thing {
+    const FIRST: Self = Self::Node(NodeId(Uuid::nil()));
+}
+
+/// Desired against actual, for one domain.
+#[derive(Debug)]
+pub struct Engine {
+    settings: Settings,
+    now: Millis,
+    registry: Registry,
+    placer: Placer,
+    components: BTreeMap<ComponentId, Component>,
+    /// By component, which may be gone: who has an output to it, and its last epoch.
+    links: BTreeMap<ComponentId, Link>,
+    /// Calls that managed a node when it was lost. Before they end it is not managed again: a late
+    /// reset would stop what was started since.
+    farewells: BTreeMap<NodeId, Op>,
+    /// By request: how many components are still to be activated.
+    activations: BTreeMap<Ticket, usize>,
+    jobs: BTreeMap<Op, Job>,
+    last_op: u64,
+    /// What may have a step to take.
+    marked: BTreeSet<Thing>,
+    /// What may have a step to take later.
+    timers: BTreeSet<(Millis, Thing)>,
+    published: Option<DomainCapabilities>,
+    /// What was published may no longer be true.
+    is_outdated: bool,
+    effects: Vec<Effect>,
+}
+
+impl Engine {
+    /// An engine that knows no node and no component.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            now: Millis::default(),
+            registry: Registry::new(settings.keep_alive, settings.max_nodes),
+            placer: Placer::new(settings.strategy, settings.seed),
+            settings,
+            components: BTreeMap::new(),
+            links: BTreeMap::new(),
+            farewells: BTreeMap::new(),
+            activations: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            last_op: 0,
+            marked: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            published: None,
+            is_outdated: false,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Where each of these components would go, if they were started now in this order.
+    ///
+    /// # Errors
+    /// One cannot be placed, or asks for what cannot be understood.
+    pub fn plan(&self, items: &[(String, ComponentSpec)]) -> Result<Vec<Placement>, Error> {
+        let mut placer = self.placer.clone();
+        let plan = |(name, spec): &(String, ComponentSpec)| {
+            let requirements = Requirements::parse(spec.annotations()).map_err(Error::rejected)?;
+            let nodes = placement::feasible(name, spec, &requirements, self.registry.ready())?;
+            let place = placer.choose(spec, &nodes).ok_or_else(|| Error::bug("no choice among feasible nodes"))?;
+            let hostname = nodes.iter().find(|node| node.node == place.node).map(|node| node.capabilities.hostname());
+            Ok(Placement {
+                name: name.clone(),
+                domain: self.settings.domain.clone(),
+                node: place.node,
+                hostname: hostname.unwrap_or_default().to_string(),
+            })
+        };
+        items.iter().map(plan).collect()
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> Vec<NodeInfo> {
+        let info = |node: &crate::registry::Node| NodeInfo {
+            node: node.about.node,
+            domain: self.settings.domain.clone(),
+            agent_url: node.about.agent_url.clone(),
+            invocation_url: node.about.invocation_url.clone(),
+            capabilities: node.about.capabilities.clone(),
+            providers: node.about.providers.clone(),
+            components: u32::try_from(node.residents.len()).unwrap_or(u32::MAX),
+            native: node.about.native,
+        };
+        self.registry.nodes.values().map(info).collect()
+    }
+
+    /// Those of these components that are known.
+    pub fn view(&self, ids: &[ComponentId]) -> Vec<View> {
+        let view = |id: &ComponentId| {
+            let component = self.components.get(id)?;
+            let node = component.home().and_then(|home| self.registry.at(home)).filter(|node| node.about.native);
+            let peer = node.map(|node| Peer { node: node.about.node, agent_url: node.about.agent_url.clone() });
+            Some(View { status: component.status(*id), peer })
+        };
+        ids.iter().filter_map(view).collect()
+    }
+
+    /// Lets everything that is marked take its step.
+    fn settle(&mut self) {
+        while let Some(thing) = self.marked.pop_first() {
+            match thing {
+                Thing::Node(id) => self.step_node(id),
+                Thing::Component(id) => self.step_component(id),
+            }
+        }
+    }
+
+    fn pass_time(&mut self) {
+        for id in self.registry.silent(self.now) {
+            self.lose_node(id, "it was silent for too long");
+        }
+        let later = self.timers.split_off(&(self.now + Duration::from_millis(1), Thing::FIRST));
+        let due = std::mem::replace(&mut self.timers, later);
+        self.marked.extend(due.into_iter().map(|(_, thing)| thing));
+    }
+
+    /// Sends a call to a node. `None`: the node is gone.
+    fn call(&mut self, node: NodeId, job: Job, call: Call) -> Option<Op> {
+        let agent_url = self.registry.nodes.get(&node)?.about.agent_url.clone();
+        self.last_op += 1;
+        let op = Op(self.last_op);
+        self.jobs.insert(op, job);
+        self.effects.push(Effect::Call(op, Peer { node, agent_url }, call));
+        Some(op)
+    }
+
+    fn done(&mut self, op: Op, result: Result<Option<ComponentRef>, Error>) {
+        match self.jobs.remove(&op) {
+            Some(Job::Manage(node, management)) => self.managed(op, node, management, result.map(drop)),
+            Some(Job::Clean(home, kind)) => self.cleaned(op, home, kind, result),
+            Some(Job::Create(id, kind, home)) => self.created(op, id, kind, home, result),
+            Some(Job::Wire(id, wiring)) => self.wired(op, id, wiring, result.map(drop)),
+            Some(Job::Activate(id)) => self.activated(op, id, result.map(drop)),
+            Some(Job::Stop(id)) => self.stopped(op, id, result.map(drop)),
+            None => {}
+        }
+    }
+
+    fn publish(&mut self) {
+        if !std::mem::take(&mut self.is_outdated) {
+            return;
+        }
+        let capabilities = self.registry.capabilities();
+        if self.published.as_ref() != Some(&capabilities) {
+            self.published = Some(capabilities.clone());
+            self.effects.push(Effect::Publish(capabilities));
+        }
+    }
+
+    fn reply(&mut self, ticket: Ticket, answer: Answer) {
+        self.effects.push(Effect::Reply(ticket, answer));
+    }
+
+    fn note(&mut self, note: Note) {
+        self.effects.push(Effect::Note(note));
+    }
+}
+
+impl edgeless_daemon::engine::Engine for Engine {
+    type Event = Event;
+    type Effect = Effect;
+    type Answer = Answer;
+
+    fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
+        self.now = now;
+        match event {
+            Event::Tick => self.pass_time(),
+            Event::Register(ticket, about) => {
+                let admitted = self.register(*about);
+                let keep_alive = Some(self.settings.keep_alive);
+                self.reply(ticket, admitted.map(|()| Reply::Registered(Registered { keep_alive })));
+            }
+            Event::Start(ticket, wanted) => self.start(ticket, *wanted),
+            Event::Patch(ticket, kind, patch) => self.patch(ticket, kind, patch),
+            Event::Activate(ticket, ids) => self.activate(ticket, ids),
+            Event::Stop(ticket, kind, id) => self.stop(ticket, kind, id),
+            Event::StopAll => self.stop_all(),
+            Event::Done(op, result) => self.done(op, result),
+        }
+        self.settle();
+        self.publish();
+        std::mem::take(&mut self.effects)
+    }
+
+    fn tick() -> Event {
+        Event::Tick
+    }
+}

@@ -1,0 +1,233 @@
+//! Nodes: how they come, are made part of the domain, and go.
+//!
+//! A new node is reset before anything else, because it may still run what someone before us
+//! started. Then it is told about the other nodes, one by one and at its own pace, and they about
+//! it. Only then is anything placed on it.
+
+use edgeless_api::component::{ComponentKind, ComponentRef};
+use edgeless_api::error::{Code, Error};
+use edgeless_api::id::NodeId;
+use edgeless_api::node::{PeerUpdate, Registration};
+
+use super::lane::Gate;
+use super::{Call, Effect, Engine, Job, Management, Note, Op, Thing};
+use crate::registry::{Arrival, Home, Stage, Stray};
+
+pub(super) const SAID_GOODBYE: &str = "it said goodbye";
+
+/// Whether the call may have had its effect for all we know.
+pub(super) fn is_unknown(error: &Error) -> bool {
+    matches!(error.code, Code::Timeout | Code::Unavailable)
+}
+
+impl Engine {
+    pub(super) fn register(&mut self, about: Registration) -> Result<(), Error> {
+        let id = about.node;
+        match self.registry.judge(&about)? {
+            Arrival::New => self.add_node(about),
+            Arrival::Restarted => {
+                self.lose_node(id, "it was restarted");
+                self.add_node(about);
+            }
+            Arrival::Refreshed => self.refresh_node(about),
+            Arrival::Leaving => self.lose_node(id, SAID_GOODBYE),
+            Arrival::Stale => {}
+        }
+        Ok(())
+    }
+
+    fn add_node(&mut self, about: Registration) {
+        for provider in &about.providers {
+            self.effects.push(Effect::Note(Note::Provider(about.node, provider.clone())));
+        }
+        self.note(Note::NodeAdded {
+            node: about.node,
+            agent_url: about.agent_url.clone(),
+            invocation_url: about.invocation_url.clone(),
+            capabilities: about.capabilities.clone(),
+        });
+        self.registry.add(self.now, about);
+        self.mark_nodes();
+    }
+
+    fn refresh_node(&mut self, about: Registration) {
+        let id = about.node;
+        let Some(before) = self.registry.refresh(self.now, about) else { return };
+        let Some(node) = self.registry.nodes.get(&id) else { return };
+        let now = &node.about;
+        let advertised = now.providers.iter().filter(|provider| !before.providers.contains(provider));
+        self.effects.extend(advertised.map(|provider| Effect::Note(Note::Provider(id, provider.clone()))));
+        let has_changed = now.providers != before.providers || now.capabilities != before.capabilities;
+        let has_moved = now.invocation_url != before.invocation_url;
+        if has_changed {
+            self.is_outdated = true;
+            self.wake_homeless();
+        }
+        if has_moved {
+            self.mark_nodes();
+        }
+    }
+
+    pub(super) fn lose_node(&mut self, id: NodeId, reason: &'static str) {
+        let Some(node) = self.registry.remove(id) else { return };
+        self.note(Note::NodeLost { node: id, reason, components: node.residents.len() });
+        if let Some(op) = node.management.under_way() {
+            self.farewells.insert(id, op);
+        }
+        self.effects.push(Effect::Forget(id));
+        for component in node.residents {
+            self.lose_instance(component, Error::unavailable(format!("node {id} was lost: {reason}")));
+        }
+        self.is_outdated = true;
+        self.mark_nodes();
+    }
+
+    /// Each node may have to be told something.
+    fn mark_nodes(&mut self) {
+        self.marked.extend(self.registry.nodes.keys().copied().map(Thing::Node));
+    }
+
+    pub(super) fn step_node(&mut self, id: NodeId) {
+        self.manage(id);
+        self.clean(id);
+    }
+
+    fn manage(&mut self, id: NodeId) {
+        if self.farewells.contains_key(&id) {
+            return;
+        }
+        let Some(node) = self.registry.nodes.get_mut(&id) else { return };
+        match node.management.gate(self.now) {
+            Gate::Busy => return,
+            Gate::Until(at) => {
+                self.timers.insert((at, Thing::Node(id)));
+                return;
+            }
+            Gate::Free => {}
+        }
+        let is_to_be_reset = node.is_doubtful && node.residents.is_empty() && node.stage == Stage::Ready;
+        if node.stage == Stage::Resetting || is_to_be_reset {
+            self.reset(id);
+        } else if let Some(other) = node.strangers.pop_first() {
+            node.telling = Some(other);
+            self.tell(id, other);
+        } else if node.stage == Stage::Meeting {
+            node.stage = Stage::Ready;
+            self.is_outdated = true;
+            self.wake_homeless();
+        }
+    }
+
+    fn reset(&mut self, id: NodeId) {
+        self.registry.renew(id);
+        self.is_outdated = true;
+        let op = self.call(id, Job::Manage(id, Management::Reset), Call::Reset);
+        if let Some(node) = self.registry.nodes.get_mut(&id) {
+            node.management.begin(op);
+        }
+    }
+
+    /// Tells a node what is the case with another one now, whatever it was told before.
+    fn tell(&mut self, id: NodeId, other: NodeId) {
+        let update = match self.registry.nodes.get(&other) {
+            Some(other) => PeerUpdate::Add(other.about.node, other.about.invocation_url.clone()),
+            None => PeerUpdate::Remove(other),
+        };
+        let op = self.call(id, Job::Manage(id, Management::Tell(other)), Call::UpdatePeers(update));
+        if let Some(node) = self.registry.nodes.get_mut(&id) {
+            node.management.begin(op);
+        }
+    }
+
+    pub(super) fn managed(&mut self, op: Op, id: NodeId, management: Management, result: Result<(), Error>) {
+        self.marked.insert(Thing::Node(id));
+        if self.farewells.get(&id) == Some(&op) {
+            self.farewells.remove(&id);
+        }
+        let Some(node) = self.registry.nodes.get_mut(&id) else { return };
+        if !node.management.end(op) {
+            return;
+        }
+        node.telling = None;
+        let failed = match (management, result) {
+            (Management::Reset, Ok(())) => {
+                node.management.recover();
+                self.registry.meet(id);
+                return;
+            }
+            (Management::Tell(_), Ok(())) => {
+                node.management.recover();
+                // Instances there may have waited to be wired to the other node.
+                self.marked.extend(node.residents.iter().copied().map(Thing::Component));
+                return;
+            }
+            (Management::Reset, Err(error)) => ("reset", error),
+            (Management::Tell(other), Err(error)) => {
+                // What it refuses once it refuses again.
+                if !error.code.is_refusal() {
+                    node.strangers.insert(other);
+                }
+                ("tell of other nodes", error)
+            }
+        };
+        if node.management.back_off(self.now) == 1 {
+            let (attempt, error) = failed;
+            self.note(Note::NodeFailing { node: id, attempt, error });
+        }
+    }
+
+    /// Removes what a node runs and nobody wants.
+    fn clean(&mut self, id: NodeId) {
+        let Some(node) = self.registry.nodes.get(&id) else { return };
+        let (kind, call) = match node.first_stray() {
+            None => return,
+            Some(Stray::Known(kind, instance)) => (*kind, Call::Stop(*kind, *instance)),
+            Some(Stray::Unknown(start)) => (start.spec.kind(), Call::Create(start.clone())),
+        };
+        match node.cleaning.gate(self.now) {
+            Gate::Busy => {}
+            Gate::Until(at) => {
+                self.timers.insert((at, Thing::Node(id)));
+            }
+            Gate::Free => {
+                let op = self.call(id, Job::Clean(node.home(), kind), call);
+                if let Some(node) = self.registry.nodes.get_mut(&id) {
+                    node.cleaning.begin(op);
+                }
+            }
+        }
+    }
+
+    pub(super) fn cleaned(
+        &mut self,
+        op: Op,
+        home: Home,
+        kind: ComponentKind,
+        result: Result<Option<ComponentRef>, Error>,
+    ) {
+        let Some(node) = self.registry.nodes.get_mut(&home.node) else { return };
+        self.marked.insert(Thing::Node(home.node));
+        let removed = if node.cleaning.end(op) { node.take_stray() } else { None };
+        match (removed, result) {
+            // The repeated start tells what to stop, even if it was meant for a former process.
+            (_, Ok(Some(ComponentRef::Instance(instance)))) => {
+                node.add_stray(Stray::Known(kind, instance));
+                node.cleaning.recover();
+            }
+            (Some(stray), Err(error)) if is_unknown(&error) => {
+                node.add_stray(stray);
+                node.cleaning.back_off(self.now);
+            }
+            (None, Err(error)) if is_unknown(&error) => node.is_doubtful = true,
+            _ => node.cleaning.recover(),
+        }
+    }
+
+    /// Something unwanted may run on a node.
+    pub(super) fn add_stray(&mut self, id: NodeId, stray: Stray) {
+        if let Some(node) = self.registry.nodes.get_mut(&id) {
+            node.add_stray(stray);
+            self.marked.insert(Thing::Node(id));
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! What the log of an orchestrator says.
+
+use std::fmt;
+
+use edgeless_api::component::ComponentKind;
+use edgeless_api::error::Error;
+use edgeless_api::id::{ComponentId, InstanceId, NodeId};
+use edgeless_api::node::{Capabilities, ProviderSpec};
+use edgeless_api::url::Url;
+
+/// Something worth a line in the log.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Note {
+    /// A node offers a provider that it did not offer before.
+    Provider(NodeId, ProviderSpec),
+    /// A node was added.
+    NodeAdded {
+        /// The node.
+        node: NodeId,
+        /// Where it takes commands.
+        agent_url: Url,
+        /// Where it takes events.
+        invocation_url: Url,
+        /// What it has.
+        capabilities: Capabilities,
+    },
+    /// A node is gone.
+    NodeLost {
+        /// The node.
+        node: NodeId,
+        /// Why.
+        reason: &'static str,
+        /// How many components must be placed again.
+        components: usize,
+    },
+    /// A node does not do what makes it part of the domain; tried again.
+    NodeFailing {
+        /// The node.
+        node: NodeId,
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        error: Error,
+    },
+    /// A component has an instance.
+    Spawned {
+        /// The component.
+        component: ComponentId,
+        /// Which of the two it is.
+        kind: ComponentKind,
+        /// Its name in its workflow.
+        name: String,
+        /// The instance.
+        instance: InstanceId,
+        /// How often it was placed.
+        epoch: u64,
+    },
+    /// A component was not started, and its controller was told why.
+    Refused {
+        /// Its name in its workflow.
+        name: String,
+        /// Why.
+        error: Error,
+    },
+    /// A component that ran has no place at present.
+    Waiting {
+        /// The component.
+        component: ComponentId,
+        /// Its name in its workflow.
+        name: String,
+        /// Why.
+        error: Error,
+    },
+    /// A node does not wire or activate an instance; tried again.
+    InstanceFailing {
+        /// The component.
+        component: ComponentId,
+        /// Its name in its workflow.
+        name: String,
+        /// What was tried.
+        attempt: &'static str,
+        /// Why it failed.
+        error: Error,
+    },
+    /// A component was stopped as asked.
+    Stopped {
+        /// The component.
+        component: ComponentId,
+        /// Which of the two it is.
+        kind: ComponentKind,
+        /// Its name in its workflow.
+        name: String,
+    },
+}
+
+impl Note {
+    /// Whether an operator should look into it.
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Self::NodeLost { reason, .. } => *reason != super::node::SAID_GOODBYE,
+            Self::NodeFailing { .. } | Self::Waiting { .. } | Self::InstanceFailing { .. } => true,
+            Self::Provider(..)
+            | Self::NodeAdded { .. }
+            | Self::Spawned { .. }
+            | Self::Refused { .. }
+            | Self::Stopped { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Provider(node, provider) => write!(
+                f,
+                "new resource advertised by node {node}: provider_id {}, class_type {}, outputs [{}]",
+                provider.id,
+                provider.class_type,
+                provider.outputs.join(", ")
+            ),
+            Self::NodeAdded { node, agent_url, invocation_url, capabilities } => write!(
+                f,
+                "added function instance client: node_id {node}, agent URL {agent_url}, invocation URL \
+                 {invocation_url}, capabilities {capabilities}"
+            ),
+            Self::NodeLost { node, reason, components } => {
+                write!(f, "lost node {node}: {reason}, {components} component(s) to be placed again")
+            }
+            Self::NodeFailing { node, attempt, error } => {
+                write!(f, "cannot {attempt} node {node}, will retry: {error}")
+            }
+            Self::Spawned { component, kind, name, instance, epoch } => write!(
+                f,
+                "spawned {kind} '{name}' on node {}: component {component}, instance {}, epoch {epoch}",
+                instance.node, instance.function
+            ),
+            Self::Refused { name, error } => write!(f, "refused to start '{name}': {error}"),
+            Self::Waiting { component, name, error } => {
+                write!(f, "component {component} '{name}' waits for a node: {error}")
+            }
+            Self::InstanceFailing { component, name, attempt, error } => {
+                write!(f, "cannot {attempt} component {component} '{name}', will retry: {error}")
+            }
+            Self::Stopped { component, kind, name } => write!(f, "stopped {kind} '{name}': component {component}"),
+        }
+    }
+}

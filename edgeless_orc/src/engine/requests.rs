@@ -1,0 +1,256 @@
+//! What a controller asks for. A request changes what is desired; the steps that follow answer it.
+//!
+//! A request about an instance that is not there at present is answered at once: what it asks for
+//! is kept, and becomes true wherever the component runs next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use edgeless_api::component::{ComponentKind, Patch, Target};
+use edgeless_api::error::Error;
+use edgeless_api::id::ComponentId;
+use edgeless_api::requirements::Requirements;
+use edgeless_daemon::engine::Ticket;
+
+use super::component::{Ask, Component, Place};
+use super::{Answer, Engine, Lane, Reply, Thing, Wanted};
+use crate::registry::Stray;
+
+/// When a component of an EDGELESS 1.2 controller emits even without a patch.
+pub(super) const OPENS_AFTER: Duration = Duration::from_secs(1);
+/// The longest name of a component or an output.
+const NAME: usize = 256;
+/// The most outputs of a component.
+const OUTPUTS: usize = 1024;
+/// The most requests that wait for one component.
+const ASKS: usize = 64;
+
+impl Engine {
+    pub(super) fn start(&mut self, ticket: Ticket, wanted: Wanted) {
+        if let Some(answer) = self.begin(ticket, wanted).unwrap_or_else(|error| Some(Err(error))) {
+            self.reply(ticket, answer);
+        }
+    }
+
+    /// `None`: the answer follows.
+    fn begin(&mut self, ticket: Ticket, wanted: Wanted) -> Result<Option<Answer>, Error> {
+        let (id, epoch) = (wanted.context.component, wanted.context.epoch);
+        check_name("component", &wanted.context.name)?;
+        let requirements = Requirements::parse(wanted.spec.annotations()).map_err(Error::rejected)?;
+        let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
+        let first_epoch = match known {
+            Some(_) if self.kind_of(id) != Some(wanted.spec.kind()) => return Err(self.wrong_kind(id)),
+            Some((known, _, _)) if epoch < known => {
+                return Err(Error::rejected(format!(
+                    "component {id} was started with epoch {known}, newer than {epoch}"
+                )));
+            }
+            Some((known, true, _)) if epoch == known => {
+                return Err(Error::unavailable(format!("component {id} is being stopped: try again later")));
+            }
+            Some((known, _, true)) if epoch == known => return Ok(Some(Ok(Reply::Started(id)))),
+            Some((known, _, _)) if epoch == known => {
+                self.wait(id, Ask::Start, ticket)?;
+                return Ok(None);
+            }
+            Some(_) => self.supersede(id),
+            None if self.components.len() >= self.settings.max_components => {
+                return Err(Error::exhausted(format!(
+                    "the domain has {} components, and takes no more: stop some or raise limits.max_components of its \
+                     orchestrator",
+                    self.settings.max_components
+                )));
+            }
+            None => self.links.get(&id).map(|link| link.last_epoch).unwrap_or_default() + 1,
+        };
+        let component = Component {
+            name: wanted.context.name,
+            spec: wanted.spec,
+            requirements,
+            wanted_epoch: epoch,
+            outputs: BTreeMap::new(),
+            is_wanted_active: false,
+            opens_at: None,
+            is_held: wanted.is_held,
+            is_leaving: false,
+            place: Place::Nowhere,
+            epoch: first_epoch,
+            vacant_epoch: first_epoch,
+            is_born: false,
+            is_noted: false,
+            tried: BTreeSet::new(),
+            doubted: BTreeSet::new(),
+            trouble: None,
+            lane: Lane::default(),
+            asks: vec![(Ask::Start, ticket)],
+        };
+        self.components.insert(id, component);
+        self.mark_with_senders(id);
+        Ok(None)
+    }
+
+    /// Makes room for a newer start of the same component, and tells its first epoch.
+    fn supersede(&mut self, id: ComponentId) -> u64 {
+        self.leave_home(id);
+        self.set_outputs(id, BTreeMap::new());
+        let Some(old) = self.components.remove(&id) else { return 1 };
+        if let Place::On(instance) = &old.place {
+            self.add_stray(instance.home.node, Stray::Known(old.kind(), instance.id));
+        }
+        let superseded = Error::rejected(format!("component {id} was started again with a newer epoch"));
+        for (ask, ticket) in old.asks {
+            let answer = if ask == Ask::Stop { Ok(Reply::Done) } else { Err(superseded.clone()) };
+            self.answer_one(ask, ticket, answer);
+        }
+        old.epoch + 1
+    }
+
+    pub(super) fn patch(&mut self, ticket: Ticket, kind: ComponentKind, patch: Patch) {
+        if let Some(answer) = self.wire_up(ticket, kind, patch).unwrap_or_else(|error| Some(Err(error))) {
+            self.reply(ticket, answer);
+        }
+    }
+
+    /// `None`: the answer follows.
+    fn wire_up(&mut self, ticket: Ticket, kind: ComponentKind, patch: Patch) -> Result<Option<Answer>, Error> {
+        let id = ComponentId(patch.id);
+        let outputs = outputs(patch)?;
+        match self.kind_of(id) {
+            None => return Err(unknown(id)),
+            Some(known) if known != kind => return Err(self.wrong_kind(id)),
+            Some(_) => {}
+        }
+        let is_there = self.is_on(id);
+        if is_there {
+            self.wait(id, Ask::Patch, ticket)?;
+        }
+        self.set_outputs(id, outputs);
+        if let Some(component) = self.components.get_mut(&id) {
+            component.is_wanted_active |= !component.is_held;
+            component.lane.hurry();
+        }
+        self.marked.insert(Thing::Component(id));
+        Ok(if is_there { None } else { Some(Ok(Reply::Done)) })
+    }
+
+    /// Replaces the outputs of a component, and who is known to have outputs to whom.
+    pub(super) fn set_outputs(&mut self, id: ComponentId, outputs: BTreeMap<String, ComponentId>) {
+        let Some(component) = self.components.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut component.outputs, outputs.clone());
+        for target in before.into_values() {
+            if let Some(link) = self.links.get_mut(&target) {
+                link.senders.remove(&id);
+                self.tidy(target);
+            }
+        }
+        for target in outputs.into_values() {
+            self.links.entry(target).or_default().senders.insert(id);
+        }
+    }
+
+    pub(super) fn activate(&mut self, ticket: Ticket, ids: Vec<ComponentId>) {
+        let ids: BTreeSet<ComponentId> = ids.into_iter().collect();
+        if let Some(id) = ids.iter().find(|id| !self.components.contains_key(id)) {
+            return self.reply(ticket, Err(unknown(*id)));
+        }
+        let there: Vec<ComponentId> = ids.iter().copied().filter(|id| self.is_on(*id)).collect();
+        if there.is_empty() {
+            self.reply(ticket, Ok(Reply::Done));
+        } else {
+            self.activations.insert(ticket, there.len());
+        }
+        for id in there {
+            if let Err(error) = self.wait(id, Ask::Activate, ticket) {
+                self.answer_one(Ask::Activate, ticket, Err(error));
+            }
+        }
+        for id in ids {
+            if let Some(component) = self.components.get_mut(&id) {
+                component.is_wanted_active = true;
+                component.lane.hurry();
+                self.marked.insert(Thing::Component(id));
+            }
+        }
+    }
+
+    pub(super) fn stop(&mut self, ticket: Ticket, kind: ComponentKind, id: ComponentId) {
+        match self.kind_of(id) {
+            None => self.reply(ticket, Ok(Reply::Done)),
+            Some(known) if known != kind => {
+                let error = self.wrong_kind(id);
+                self.reply(ticket, Err(error));
+            }
+            Some(_) => match self.wait(id, Ask::Stop, ticket) {
+                Ok(()) => self.dismiss(id),
+                Err(error) => self.reply(ticket, Err(error)),
+            },
+        }
+    }
+
+    pub(super) fn stop_all(&mut self) {
+        let ids: Vec<ComponentId> = self.components.keys().copied().collect();
+        for id in ids {
+            self.dismiss(id);
+        }
+    }
+
+    fn dismiss(&mut self, id: ComponentId) {
+        if let Some(component) = self.components.get_mut(&id) {
+            component.is_leaving = true;
+            component.lane.hurry();
+            self.marked.insert(Thing::Component(id));
+        }
+    }
+
+    fn wait(&mut self, id: ComponentId, ask: Ask, ticket: Ticket) -> Result<(), Error> {
+        let Some(component) = self.components.get_mut(&id) else { return Err(unknown(id)) };
+        if component.asks.len() >= ASKS {
+            return Err(Error::exhausted(format!(
+                "{ASKS} requests about component {id} wait already: try again later"
+            )));
+        }
+        component.asks.push((ask, ticket));
+        Ok(())
+    }
+
+    fn is_on(&self, id: ComponentId) -> bool {
+        self.components.get(&id).is_some_and(|component| matches!(component.place, Place::On(_)))
+    }
+
+    fn kind_of(&self, id: ComponentId) -> Option<ComponentKind> {
+        self.components.get(&id).map(Component::kind)
+    }
+
+    fn wrong_kind(&self, id: ComponentId) -> Error {
+        let kind = self.kind_of(id).map(|kind| kind.to_string()).unwrap_or_default();
+        Error::rejected(format!("component {id} is a {kind}: use the service for {kind}s"))
+    }
+}
+
+fn unknown(id: ComponentId) -> Error {
+    Error::not_found(format!("component {id} is not known in this domain"))
+}
+
+fn check_name(what: &str, name: &str) -> Result<(), Error> {
+    if name.len() <= NAME {
+        return Ok(());
+    }
+    let shown: String = name.chars().take(40).collect();
+    Err(Error::exhausted(format!("the name of the {what} '{shown}…' is longer than {NAME} bytes")))
+}
+
+fn outputs(patch: Patch) -> Result<BTreeMap<String, ComponentId>, Error> {
+    if patch.outputs.len() > OUTPUTS {
+        return Err(Error::exhausted(format!("a component has at most {OUTPUTS} outputs")));
+    }
+    let output = |(channel, target): (String, Target)| {
+        check_name("output", &channel)?;
+        match target {
+            Target::Component(id) => Ok((channel, id)),
+            Target::Instance(_) | Target::Row(_) => Err(Error::rejected(format!(
+                "output '{channel}' leads to an instance: an orchestrator takes components"
+            ))),
+        }
+    };
+    patch.outputs.into_iter().map(output).collect()
+}

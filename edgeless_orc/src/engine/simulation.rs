@@ -1,0 +1,326 @@
+//! The engine against model nodes that crash, fall silent and lose answers, seeded. After quiet,
+//! what runs is what is wanted, nothing is left over, and every request was answered once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use edgeless_api::component::{Row, Target};
+use edgeless_daemon::engine::Engine as _;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use super::tests::{function, node};
+use super::*;
+
+const NODES: u128 = 4;
+const COMPONENTS: u128 = 6;
+
+/// What runs on a model node.
+struct Running {
+    component: ComponentId,
+    epoch: u64,
+    wiring: BTreeMap<String, Target>,
+    is_active: bool,
+}
+
+/// A node that does what it is told, if it hears it.
+struct Model {
+    about: Registration,
+    is_reachable: bool,
+    running: BTreeMap<Uuid, Running>,
+}
+
+/// What a controller believes it asked for.
+#[derive(Clone, Default)]
+struct Desired {
+    outputs: BTreeMap<String, ComponentId>,
+    is_active: bool,
+}
+
+struct Simulation {
+    rng: SmallRng,
+    engine: Engine,
+    now: Millis,
+    nodes: BTreeMap<NodeId, Model>,
+    calls: Vec<(Op, NodeId, Call)>,
+    open: BTreeMap<Ticket, Option<ComponentId>>,
+    tickets: u64,
+    epochs: u64,
+    desired: BTreeMap<ComponentId, Desired>,
+}
+
+impl Simulation {
+    fn new(seed: u64, plain: u128) -> Self {
+        let settings = Settings {
+            domain: DomainId("domain-1".into()),
+            keep_alive: Duration::from_secs(2),
+            strategy: Strategy::random(),
+            seed,
+            max_nodes: 100,
+            max_components: 100,
+        };
+        let model = |n| {
+            let is_native = n > plain;
+            let about = Registration { native: is_native, lifetime: None, ..node(NodeId(Uuid::from_u128(n))) };
+            (about.node, Model { about, is_reachable: true, running: BTreeMap::new() })
+        };
+        Self {
+            rng: SmallRng::seed_from_u64(seed),
+            engine: Engine::new(settings),
+            now: Millis(0),
+            nodes: (1..=NODES).map(model).collect(),
+            calls: vec![],
+            open: BTreeMap::new(),
+            tickets: 0,
+            epochs: 0,
+            desired: BTreeMap::new(),
+        }
+    }
+
+    fn send(&mut self, event: Event) {
+        for effect in self.engine.on(self.now, event) {
+            match effect {
+                Effect::Call(op, peer, call) => self.calls.push((op, peer.node, call)),
+                Effect::Reply(ticket, answer) => self.answered(ticket, &answer),
+                Effect::Forget(_) | Effect::Publish(_) | Effect::Note(_) => {}
+            }
+        }
+    }
+
+    /// A start that is refused leaves nothing behind.
+    fn answered(&mut self, ticket: Ticket, answer: &Answer) {
+        let started = self.open.remove(&ticket).expect("an answer to a request that waits for one");
+        if let (Some(id), Err(_)) = (started, answer) {
+            self.desired.remove(&id);
+        }
+    }
+
+    fn request(&mut self, started: Option<ComponentId>, event: impl FnOnce(Ticket) -> Event) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.open.insert(ticket, started);
+        self.send(event(ticket));
+    }
+
+    fn component(&mut self) -> ComponentId {
+        ComponentId(Uuid::from_u128(1000 + self.rng.random_range(0..COMPONENTS)))
+    }
+
+    fn refresh(&mut self) {
+        let reachable: Vec<_> =
+            self.nodes.values().filter(|node| node.is_reachable).map(|node| node.about.clone()).collect();
+        for about in reachable {
+            self.request(None, |ticket| Event::Register(ticket, Box::new(about)));
+        }
+    }
+
+    fn pass(&mut self, millis: u64) {
+        self.now = self.now + Duration::from_millis(millis);
+        self.refresh();
+        self.send(Event::Tick);
+    }
+
+    fn ask(&mut self) {
+        let id = self.component();
+        match self.rng.random_range(0..4) {
+            0 if !self.engine.components.contains_key(&id) => {
+                self.epochs += 1;
+                let context =
+                    StartContext { component: id, epoch: self.epochs, name: String::new(), provider: String::new() };
+                self.desired.insert(id, Desired::default());
+                let wanted = Box::new(Wanted { spec: function(&[]), context, is_held: true });
+                self.request(Some(id), |ticket| Event::Start(ticket, wanted));
+            }
+            1 => {
+                self.desired.remove(&id);
+                self.request(None, |ticket| Event::Stop(ticket, ComponentKind::Function, id));
+            }
+            2 => {
+                let outputs = BTreeMap::from([("out".to_string(), self.component())]);
+                let Some(desired) = self.desired.get_mut(&id) else { return };
+                desired.outputs = outputs.clone();
+                let outputs = outputs.into_iter().map(|(channel, id)| (channel, Target::Component(id))).collect();
+                self.request(None, |ticket| Event::Patch(ticket, ComponentKind::Function, Patch { id: id.0, outputs }));
+            }
+            3 => {
+                let Some(desired) = self.desired.get_mut(&id) else { return };
+                desired.is_active = true;
+                self.request(None, |ticket| Event::Activate(ticket, vec![id]));
+            }
+            _ => {}
+        }
+    }
+
+    /// Ends one call, well or badly.
+    fn answer(&mut self, may_fail: bool) {
+        if self.calls.is_empty() {
+            return;
+        }
+        let (op, node, call) = self.calls.swap_remove(self.rng.random_range(0..self.calls.len()));
+        let fate = if may_fail { self.rng.random_range(0..10) } else { 9 };
+        let result = match fate {
+            0 => Err(Error::unavailable("the call was lost")),
+            1 => self.execute(node, call).and(Err(Error::timeout("the answer was lost"))),
+            _ => self.execute(node, call),
+        };
+        self.send(Event::Done(op, result));
+    }
+
+    fn execute(&mut self, id: NodeId, call: Call) -> Result<Option<ComponentRef>, Error> {
+        let fresh = Uuid::from_u128(self.rng.random());
+        let node = self.nodes.get_mut(&id).unwrap();
+        if !node.is_reachable {
+            return Err(Error::unavailable("the node is out of reach"));
+        }
+        let missing = || Error::not_found("no such instance");
+        match call {
+            Call::Reset => node.running.clear(),
+            Call::UpdatePeers(PeerUpdate::Add(peer, _)) => assert_ne!(peer, id, "a node is told of itself"),
+            Call::UpdatePeers(_) => {}
+            Call::Create(start) => {
+                let context = start.context.unwrap();
+                let known = node.running.iter().find(|(_, running)| running.component == context.component);
+                let known = known.map(|(instance, running)| (*instance, running.epoch)).filter(|_| node.about.native);
+                let instance = match known {
+                    Some((_, epoch)) if epoch > context.epoch => return Err(Error::rejected("an older epoch")),
+                    Some((instance, epoch)) if epoch == context.epoch => instance,
+                    older => {
+                        if let Some((instance, _)) = older {
+                            node.running.remove(&instance);
+                        }
+                        let is_active = !node.about.native;
+                        let (component, epoch) = (context.component, context.epoch);
+                        node.running.insert(fresh, Running { component, epoch, wiring: BTreeMap::new(), is_active });
+                        fresh
+                    }
+                };
+                return Ok(Some(ComponentRef::Instance(InstanceId { node: id, function: instance })));
+            }
+            Call::SetOutputs(_, patch) => node.running.get_mut(&patch.id).ok_or_else(missing)?.wiring = patch.outputs,
+            Call::Activate(instance) => {
+                assert!(node.about.native, "a plain node is activated");
+                node.running.get_mut(&instance).ok_or_else(missing)?.is_active = true;
+            }
+            Call::Stop(_, instance) => drop(node.running.remove(&instance.function)),
+        }
+        Ok(None)
+    }
+
+    /// A node crashes, or only falls silent; what was on its way to it may still have arrived.
+    fn cut(&mut self) {
+        let id = NodeId(Uuid::from_u128(self.rng.random_range(1..=NODES)));
+        let is_crash = self.rng.random_bool(0.5);
+        let (lost, kept) = std::mem::take(&mut self.calls).into_iter().partition(|(_, node, _)| *node == id);
+        self.calls = kept;
+        let lost: Vec<(Op, NodeId, Call)> = lost;
+        for (op, node, call) in lost {
+            if !is_crash && self.rng.random_bool(0.5) {
+                drop(self.execute(node, call));
+            }
+            self.send(Event::Done(op, Err(Error::unavailable("the connection broke"))));
+        }
+        let node = self.nodes.get_mut(&id).unwrap();
+        node.is_reachable = false;
+        if is_crash {
+            node.running.clear();
+            node.about.nonce += 1;
+        }
+    }
+
+    fn heal(&mut self) {
+        let id = NodeId(Uuid::from_u128(self.rng.random_range(1..=NODES)));
+        self.nodes.get_mut(&id).unwrap().is_reachable = true;
+    }
+
+    fn trouble(&mut self) {
+        for _ in 0..400 {
+            match self.rng.random_range(0..20) {
+                0 => self.cut(),
+                1 | 2 => self.heal(),
+                3..=7 => self.ask(),
+                8..=10 => {
+                    let millis = self.rng.random_range(0..700);
+                    self.pass(millis);
+                }
+                _ => self.answer(true),
+            }
+        }
+    }
+
+    fn quiet(&mut self) {
+        for node in self.nodes.values_mut() {
+            node.is_reachable = true;
+        }
+        for _ in 0..200 {
+            self.pass(500);
+            while !self.calls.is_empty() {
+                self.answer(false);
+            }
+        }
+    }
+
+    fn check(&self) {
+        assert!(self.open.is_empty(), "requests without an answer: {:?}", self.open);
+        assert!(self.engine.jobs.is_empty() && self.engine.activations.is_empty());
+        let known: BTreeSet<_> = self.engine.components.keys().collect();
+        assert_eq!(known, self.desired.keys().collect::<BTreeSet<_>>());
+        let mut seen = BTreeSet::new();
+        for (id, desired) in &self.desired {
+            let instance = self.engine.components[id].status(*id).instance.expect("it runs");
+            let node = &self.nodes[&instance.node];
+            let running = &node.running[&instance.function];
+            assert_eq!(running.component, *id);
+            assert_eq!(running.is_active, desired.is_active || !node.about.native);
+            assert!(self.engine.registry.nodes[&instance.node].residents.contains(id));
+            self.check_wiring(running, desired, node.about.native);
+            seen.insert(instance.function);
+        }
+        for (id, node) in &self.nodes {
+            let left_over = node.running.keys().filter(|instance| !seen.contains(instance)).count();
+            let is_doubtful = self.engine.registry.nodes[id].is_doubtful;
+            assert!(left_over == 0 || is_doubtful, "{left_over} instances are left over on {id}");
+        }
+    }
+
+    fn check_wiring(&self, running: &Running, desired: &Desired, is_native: bool) {
+        for (channel, target) in &desired.outputs {
+            let at = self
+                .engine
+                .components
+                .get(target)
+                .and_then(|target| target.row(ComponentId::random()).instances.first().copied());
+            match running.wiring.get(channel) {
+                Some(Target::Row(Row { component, instances, .. })) => {
+                    assert!(is_native && component == target);
+                    assert_eq!(instances.first().copied(), at);
+                }
+                Some(Target::Instance(instance)) => assert!(!is_native && (at.is_none() || at == Some(*instance))),
+                Some(Target::Component(_)) => panic!("a node is told of a component"),
+                None => assert!(!is_native && at.is_none(), "{channel} leads nowhere"),
+            }
+        }
+    }
+}
+
+fn simulate(seeds: std::ops::Range<u64>, plain: u128) {
+    for seed in seeds {
+        let run = std::panic::AssertUnwindSafe(|| {
+            let mut simulation = Simulation::new(seed, plain);
+            simulation.trouble();
+            simulation.quiet();
+            simulation.check();
+        });
+        assert!(std::panic::catch_unwind(run).is_ok(), "seed {seed} with {plain} plain nodes");
+    }
+}
+
+#[test]
+fn our_nodes_run_what_is_wanted_after_any_trouble() {
+    simulate(0..300, 0);
+}
+
+#[test]
+fn plain_nodes_run_what_is_wanted_after_any_trouble() {
+    simulate(0..150, 2);
+    simulate(150..300, NODES);
+}

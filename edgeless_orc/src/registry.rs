@@ -1,0 +1,285 @@
+//! The nodes of the domain: what they announced, until when it holds, and how far each has been
+//! made part of the domain.
+//!
+//! Plain data: the engine decides what follows from a change. A node is known by its id and an
+//! incarnation, which differs from one process of that node to the next.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use edgeless_api::component::{ComponentKind, Start};
+use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::error::Error;
+use edgeless_api::id::{ComponentId, InstanceId, NodeId};
+use edgeless_api::node::Registration;
+use edgeless_daemon::engine::Millis;
+
+use crate::engine::Lane;
+use crate::placement::Candidate;
+
+/// The longest name that a node may give to anything.
+const NAME: usize = 256;
+/// The most providers, labels or runtimes that a node may have.
+const NAMES: usize = 1024;
+/// The most strays that are removed one by one.
+const STRAYS: usize = 1024;
+
+/// One process of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Home {
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: u64,
+}
+
+/// How far a node has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It shall stop whatever it ran for someone before us.
+    Resetting,
+    /// It is being told of the other nodes.
+    Meeting,
+    /// Components may be placed on it.
+    Ready,
+}
+
+/// Something that a node may run and nobody wants.
+#[derive(Clone, Debug)]
+pub(crate) enum Stray {
+    /// An instance to be stopped.
+    Known(ComponentKind, InstanceId),
+    /// A start whose outcome is unknown. Its repeat tells what to stop.
+    Unknown(Box<Start>),
+}
+
+/// A node of the domain.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) about: Registration,
+    pub(crate) incarnation: u64,
+    pub(crate) stage: Stage,
+    /// The components that run there or are being started there.
+    pub(crate) residents: BTreeSet<ComponentId>,
+    /// The nodes about which it must be told the latest: that they are there, or gone.
+    pub(crate) strangers: BTreeSet<NodeId>,
+    /// The one that it is being told about.
+    pub(crate) telling: Option<NodeId>,
+    /// What it may run and should not.
+    strays: VecDeque<Stray>,
+    /// It may run something that nobody can name; only a reset is sure to stop it.
+    pub(crate) is_doubtful: bool,
+    /// Its reset, and what it is told of others.
+    pub(crate) management: Lane,
+    /// The removal of its strays.
+    pub(crate) cleaning: Lane,
+    deadline: Millis,
+}
+
+impl Node {
+    pub(crate) fn home(&self) -> Home {
+        Home { node: self.about.node, incarnation: self.incarnation }
+    }
+
+    /// Whether it has been told the latest about another node. It need not be told about itself.
+    pub(crate) fn knows(&self, other: NodeId) -> bool {
+        !self.strangers.contains(&other) && self.telling != Some(other)
+    }
+
+    pub(crate) fn first_stray(&self) -> Option<&Stray> {
+        self.strays.front()
+    }
+
+    pub(crate) fn take_stray(&mut self) -> Option<Stray> {
+        self.strays.pop_front()
+    }
+
+    pub(crate) fn add_stray(&mut self, stray: Stray) {
+        if self.strays.len() < STRAYS {
+            self.strays.push_back(stray);
+        } else {
+            self.is_doubtful = true;
+        }
+    }
+}
+
+/// What an announcement means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// The node is new.
+    New,
+    /// The node is known, and it is another process than before.
+    Restarted,
+    /// The node is still there.
+    Refreshed,
+    /// The node says goodbye.
+    Leaving,
+    /// It says nothing about a process that is known.
+    Stale,
+}
+
+/// The nodes of the domain, in the order of their ids.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) keep_alive: Duration,
+    limit: usize,
+    incarnations: u64,
+}
+
+impl Registry {
+    pub(crate) fn new(keep_alive: Duration, limit: usize) -> Self {
+        Self { nodes: BTreeMap::new(), keep_alive, limit, incarnations: 0 }
+    }
+
+    /// What an announcement means.
+    ///
+    /// # Errors
+    /// It cannot be accepted.
+    pub(crate) fn judge(&self, about: &Registration) -> Result<Arrival, Error> {
+        check(about)?;
+        let known = self.nodes.get(&about.node);
+        Ok(match known {
+            Some(known) if known.about.nonce == about.nonce && about.leaving => Arrival::Leaving,
+            Some(known) if known.about.nonce == about.nonce => Arrival::Refreshed,
+            // The goodbye of a process that another one has replaced, or that was given up.
+            _ if about.leaving => Arrival::Stale,
+            Some(_) => Arrival::Restarted,
+            None if self.nodes.len() >= self.limit => {
+                return Err(Error::exhausted(format!(
+                    "the domain has {} nodes, and takes no more: raise limits.max_nodes of its orchestrator",
+                    self.limit
+                )));
+            }
+            None => Arrival::New,
+        })
+    }
+
+    /// Adds a node, about which every other one must be told.
+    pub(crate) fn add(&mut self, now: Millis, about: Registration) {
+        self.incarnations += 1;
+        let id = about.node;
+        self.make_strangers(id);
+        let node = Node {
+            incarnation: self.incarnations,
+            stage: Stage::Resetting,
+            residents: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            telling: None,
+            strays: VecDeque::new(),
+            is_doubtful: false,
+            management: Lane::default(),
+            cleaning: Lane::default(),
+            deadline: now + self.lifetime(&about),
+            about,
+        };
+        self.nodes.insert(id, node);
+    }
+
+    /// Removes a node, about which every other one must be told.
+    pub(crate) fn remove(&mut self, id: NodeId) -> Option<Node> {
+        let node = self.nodes.remove(&id)?;
+        self.make_strangers(id);
+        Some(node)
+    }
+
+    /// Takes over what a known node announces and returns what it announced before.
+    pub(crate) fn refresh(&mut self, now: Millis, about: Registration) -> Option<Registration> {
+        let deadline = now + self.lifetime(&about);
+        let id = about.node;
+        let moved = self.nodes.get(&id)?.about.invocation_url != about.invocation_url;
+        if moved {
+            self.make_strangers(id);
+        }
+        let node = self.nodes.get_mut(&id)?;
+        node.deadline = deadline;
+        Some(std::mem::replace(&mut node.about, about))
+    }
+
+    /// Every other node must be told about this one.
+    fn make_strangers(&mut self, id: NodeId) {
+        for (other, node) in &mut self.nodes {
+            if *other != id {
+                node.strangers.insert(id);
+            }
+        }
+    }
+
+    /// After a reset, a node must be told about every other one.
+    pub(crate) fn meet(&mut self, id: NodeId) {
+        let others: BTreeSet<NodeId> = self.nodes.keys().copied().filter(|other| *other != id).collect();
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.stage = Stage::Meeting;
+            node.is_doubtful = false;
+            node.strangers = others;
+        }
+    }
+
+    /// A new incarnation of a node that is about to be reset.
+    pub(crate) fn renew(&mut self, id: NodeId) {
+        self.incarnations += 1;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.incarnation = self.incarnations;
+            node.stage = Stage::Resetting;
+        }
+    }
+
+    fn lifetime(&self, about: &Registration) -> Duration {
+        match about.lifetime {
+            Some(announced) if about.native => announced.min(self.keep_alive),
+            // The deadline of an EDGELESS 1.2 node is absolute, and its clock may be behind: it
+            // would be lost at each refresh, and everything on it with it.
+            Some(announced) => announced.max(self.keep_alive),
+            None => self.keep_alive,
+        }
+    }
+
+    /// The nodes whose deadline has passed.
+    pub(crate) fn silent(&self, now: Millis) -> Vec<NodeId> {
+        self.nodes.iter().filter(|(_, node)| node.deadline <= now).map(|(id, _)| *id).collect()
+    }
+
+    /// The process of a node that runs at present.
+    pub(crate) fn at(&self, home: Home) -> Option<&Node> {
+        self.nodes.get(&home.node).filter(|node| node.incarnation == home.incarnation)
+    }
+
+    /// The nodes on which components may be placed.
+    pub(crate) fn ready(&self) -> impl Iterator<Item = Candidate<'_>> {
+        self.nodes.values().filter(|node| node.stage == Stage::Ready).map(|node| Candidate {
+            node: node.about.node,
+            capabilities: &node.about.capabilities,
+            providers: &node.about.providers,
+        })
+    }
+
+    /// What the nodes have together.
+    pub(crate) fn capabilities(&self) -> DomainCapabilities {
+        let mut sum = DomainCapabilities::default();
+        for node in self.ready() {
+            sum.add(node.capabilities, node.providers);
+        }
+        sum
+    }
+}
+
+fn check(about: &Registration) -> Result<(), Error> {
+    if about.node == NodeId::NONE || about.node.0.is_nil() {
+        return Err(Error::rejected(format!("'{}' is a reserved node id: choose another node_id", about.node)));
+    }
+    let own = &about.capabilities;
+    let outputs = about.providers.iter().map(|provider| provider.outputs.len()).max().unwrap_or_default();
+    let most = [own.labels.len(), own.runtimes.len(), about.providers.len(), outputs].into_iter().max();
+    if most > Some(NAMES) {
+        return Err(Error::exhausted(format!(
+            "more than {NAMES} labels, runtimes, providers or outputs of a provider"
+        )));
+    }
+    let names = own.labels.iter().chain(&own.runtimes).chain([&own.model_name_cpu, &own.model_name_gpu]);
+    let of_providers = about.providers.iter().flat_map(|own| own.outputs.iter().chain([&own.id, &own.class_type]));
+    match names.chain(of_providers).find(|name| name.len() > NAME) {
+        Some(name) => Err(Error::exhausted(format!(
+            "the name '{}…' is longer than {NAME} bytes",
+            name.chars().take(40).collect::<String>()
+        ))),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,244 @@
+//! Turns requests into events of the engine and its answers into answers.
+//!
+//! What a component did and logged is known by its node only, so that it is asked there: all nodes
+//! at once, each for a short time, so that a node that does not answer costs its own lines only.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use edgeless_api::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
+use edgeless_api::domain::{DomainCapabilities, DomainState};
+use edgeless_api::error::Error;
+use edgeless_api::id::{ComponentId, DomainId};
+use edgeless_api::node::{NodeInfo, Registered, Registration};
+use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
+use edgeless_api::status::{ComponentStatus, Level, LogLine, Placement};
+use edgeless_daemon::engine::{Inbox, Ticket};
+use futures_util::future::join_all;
+use futures_util::stream;
+use tokio::sync::{Semaphore, watch};
+use uuid::Uuid;
+
+use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
+use crate::shell::Links;
+
+/// The time that a node has to say how its components are.
+const ASK: Duration = Duration::from_secs(2);
+
+/// The services of an orchestrator.
+pub(crate) struct Service {
+    pub(crate) inbox: Inbox<Engine>,
+    pub(crate) links: Links,
+    pub(crate) domain: DomainId,
+    /// Random for each process.
+    pub(crate) nonce: u64,
+    pub(crate) keep_alive: Duration,
+    pub(crate) capabilities: watch::Receiver<DomainCapabilities>,
+    /// Bounds those who follow the domain.
+    pub(crate) watchers: Arc<Semaphore>,
+}
+
+impl Service {
+    async fn ask(&self, event: impl FnOnce(Ticket) -> Event) -> Result<Reply, Error> {
+        self.inbox.ask(event).await?
+    }
+
+    async fn done(&self, event: impl FnOnce(Ticket) -> Event) -> Result<(), Error> {
+        match self.ask(event).await? {
+            Reply::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn view(&self, ids: Vec<Uuid>) -> Result<Vec<View>, Error> {
+        let ids: Vec<ComponentId> = ids.into_iter().map(ComponentId).collect();
+        self.inbox.read(move |engine, _| engine.view(&ids)).await
+    }
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::bug(format!("the engine answered {reply:?} to a question about something else"))
+}
+
+fn component(id: ComponentRef) -> Result<ComponentId, Error> {
+    match id {
+        ComponentRef::Component(id) => Ok(id),
+        ComponentRef::Instance(id) => {
+            Err(Error::rejected(format!("{id} is an instance: an orchestrator knows components, ask its node")))
+        }
+    }
+}
+
+/// What an EDGELESS 1.2 controller asks for gets an identity here; its requests are never repeated.
+fn wanted(start: Start) -> Wanted {
+    let is_held = start.context.is_some();
+    let context = start.context.unwrap_or_else(|| StartContext {
+        component: ComponentId::random(),
+        epoch: 0,
+        name: match &start.spec {
+            ComponentSpec::Function(function) => function.class.id.clone(),
+            ComponentSpec::Resource(resource) => resource.class_type.clone(),
+        },
+        provider: String::new(),
+    });
+    Wanted { spec: start.spec, context, is_held }
+}
+
+#[async_trait]
+impl Components for Service {
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        let wanted = Box::new(wanted(start));
+        match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
+            Reply::Started(id) => Ok(ComponentRef::Component(id)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error> {
+        let id = component(id)?;
+        self.done(|ticket| Event::Stop(ticket, kind, id)).await
+    }
+
+    async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
+        self.done(|ticket| Event::Patch(ticket, kind, patch)).await
+    }
+
+    async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
+        let ids = ids.into_iter().map(ComponentId).collect();
+        self.done(|ticket| Event::Activate(ticket, ids)).await
+    }
+
+    async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
+        let views = self.view(ids).await?;
+        let answers: BTreeMap<_, _> = join_all(
+            by_peer(&views)
+                .into_iter()
+                .map(|(peer, instances)| async move { (peer.node, self.status_at(&peer, &instances).await) }),
+        )
+        .await
+        .into_iter()
+        .collect();
+        let merge = |view: View| match view.peer.as_ref().and_then(|peer| answers.get(&peer.node)) {
+            Some(answer) => merged(view.status, answer),
+            None => view.status,
+        };
+        Ok(views.into_iter().map(merge).collect())
+    }
+
+    async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
+        let views = self.view(ids).await?;
+        let streams = join_all(by_peer(&views).into_iter().map(|(peer, instances)| async move {
+            let lines = self.logs_at(&peer, &instances, follow).await;
+            lines.unwrap_or_else(|error| Box::pin(stream::iter([Ok(remark(&peer, &error))])))
+        }))
+        .await;
+        Ok(Box::pin(stream::select_all(streams)))
+    }
+}
+
+impl Service {
+    async fn status_at(&self, peer: &Peer, instances: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {
+        let link = self.links.to(peer)?;
+        tokio::time::timeout(ASK, link.components.status(instances)).await.unwrap_or_else(|_| Err(late(peer)))
+    }
+
+    async fn logs_at(&self, peer: &Peer, instances: &[Uuid], follow: bool) -> Result<Values<LogLine>, Error> {
+        let link = self.links.to(peer)?;
+        tokio::time::timeout(ASK, link.components.logs(instances, follow)).await.unwrap_or_else(|_| Err(late(peer)))
+    }
+}
+
+fn late(peer: &Peer) -> Error {
+    Error::timeout(format!("{} did not answer in {} seconds", peer.agent_url, ASK.as_secs()))
+}
+
+/// The instances to ask each node about.
+fn by_peer(views: &[View]) -> Vec<(Peer, Vec<Uuid>)> {
+    let mut peers: BTreeMap<_, (Peer, Vec<Uuid>)> = BTreeMap::new();
+    for view in views {
+        if let (Some(peer), Some(instance)) = (&view.peer, view.status.instance) {
+            peers.entry(peer.node).or_insert_with(|| (peer.clone(), vec![])).1.push(instance.function);
+        }
+    }
+    peers.into_values().collect()
+}
+
+/// Where a component stands: its place as the orchestrator knows it, the rest as its node does.
+fn merged(own: ComponentStatus, answer: &Result<Vec<ComponentStatus>, Error>) -> ComponentStatus {
+    let Some(instance) = own.instance else { return own };
+    match answer {
+        Ok(statuses) => match statuses.iter().find(|at_node| at_node.instance == Some(instance)) {
+            Some(at_node) => ComponentStatus {
+                component: own.component,
+                name: own.name,
+                epoch: own.epoch,
+                instance: own.instance,
+                ..at_node.clone()
+            },
+            None => ComponentStatus { reason: format!("node {} does not know its instance", instance.node), ..own },
+        },
+        Err(error) => {
+            ComponentStatus { reason: format!("node {} does not say how it is: {error}", instance.node), ..own }
+        }
+    }
+}
+
+/// A line that stands for those that a node does not give.
+fn remark(peer: &Peer, error: &Error) -> LogLine {
+    LogLine {
+        at: SystemTime::now(),
+        level: Level::Warn,
+        target: "edgeless_orc".into(),
+        message: format!("node {} does not give its logs: {error}", peer.node),
+        component: String::new(),
+    }
+}
+
+#[async_trait]
+impl Domain for Service {
+    async fn watch(&self) -> Result<Values<DomainState>, Error> {
+        let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
+            Error::exhausted("too many follow this domain already: raise limits.max_watchers of its orchestrator")
+        })?;
+        let mut capabilities = self.capabilities.clone();
+        capabilities.mark_changed();
+        let (domain, nonce, keep_alive) = (self.domain.clone(), self.nonce, self.keep_alive);
+        let state = move |capabilities: DomainCapabilities| DomainState {
+            domain: domain.clone(),
+            nonce,
+            capabilities,
+            lifetime: keep_alive.saturating_mul(3),
+        };
+        let states =
+            stream::unfold((capabilities, state, permit), move |(mut capabilities, state, permit)| async move {
+                match tokio::time::timeout(keep_alive, capabilities.changed()).await {
+                    Ok(Err(_)) => None,
+                    Ok(Ok(())) | Err(_) => {
+                        let now = state(capabilities.borrow_and_update().clone());
+                        Some((Ok(now), (capabilities, state, permit)))
+                    }
+                }
+            });
+        Ok(Box::pin(states))
+    }
+
+    async fn plan(&self, items: Vec<(String, ComponentSpec)>) -> Result<Vec<Placement>, Error> {
+        self.inbox.read(move |engine, _| engine.plan(&items)).await?
+    }
+
+    async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
+        self.inbox.read(|engine, _| engine.nodes()).await
+    }
+}
+
+#[async_trait]
+impl NodeRegistry for Service {
+    async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
+        match self.ask(|ticket| Event::Register(ticket, Box::new(node))).await? {
+            Reply::Registered(registered) => Ok(registered),
+            other => Err(unexpected(&other)),
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Does what the engine decides: calls nodes, answers requests, writes the log.
+//!
+//! It decides nothing. Each call has a deadline and ends in [`Event::Done`]; the connection to a
+//! node is made by its first call and made anew when the node has another address.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use edgeless_api::client::{self, Connection};
+use edgeless_api::component::ComponentRef;
+use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::error::Error;
+use edgeless_api::id::NodeId;
+use edgeless_api::url::Url;
+use edgeless_daemon::engine::{Replies, Running};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Answer, Call, Effect, Engine, Event, Peer};
+use crate::metrics::Metrics;
+
+/// A start may compile code.
+const CREATE: Duration = Duration::from_secs(60);
+/// Anything else is quick.
+const CALL: Duration = Duration::from_secs(10);
+
+/// The services of one node.
+#[derive(Clone)]
+pub(crate) struct Link {
+    pub(crate) components: client::Components,
+    management: client::NodeManagement,
+    /// Ends the calls that are under way.
+    cancel: CancellationToken,
+}
+
+/// The connections to the nodes; clones share them.
+#[derive(Clone)]
+pub(crate) struct Links {
+    limits: edgeless_api::Limits,
+    open: Arc<Mutex<HashMap<NodeId, (Url, Link)>>>,
+}
+
+impl Links {
+    pub(crate) fn new(limits: edgeless_api::Limits) -> Self {
+        Self { limits, open: Arc::default() }
+    }
+
+    /// The connection to a node.
+    pub(crate) fn to(&self, peer: &Peer) -> Result<Link, Error> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((url, link)) = open.get(&peer.node)
+            && *url == peer.agent_url
+        {
+            return Ok(link.clone());
+        }
+        let options = client::Options { deadline: CREATE, limits: self.limits, ..client::Options::default() };
+        let connection = Connection::lazy(&peer.agent_url, options)?;
+        let link = Link {
+            components: client::Components::new(connection.clone()),
+            management: client::NodeManagement::new(connection),
+            cancel: CancellationToken::new(),
+        };
+        open.insert(peer.node, (peer.agent_url.clone(), link.clone()));
+        Ok(link)
+    }
+
+    /// Nobody waits for a node that is lost.
+    fn forget(&self, node: NodeId) {
+        if let Some((_, link)) = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&node) {
+            link.cancel.cancel();
+        }
+    }
+}
+
+/// The hands of the engine.
+pub(crate) struct Shell {
+    pub(crate) links: Links,
+    pub(crate) replies: Replies<Answer>,
+    pub(crate) capabilities: watch::Sender<DomainCapabilities>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl edgeless_daemon::engine::Shell<Engine> for Shell {
+    fn run(&mut self, effect: Effect) -> Option<Running<Engine>> {
+        match effect {
+            Effect::Call(op, peer, call) => {
+                let link = self.links.to(&peer);
+                return Some(Box::pin(async move {
+                    let result = match link {
+                        Ok(link) => within_deadline(&peer, call, &link).await,
+                        Err(error) => Err(error),
+                    };
+                    Event::Done(op, result)
+                }));
+            }
+            Effect::Forget(node) => self.links.forget(node),
+            Effect::Reply(ticket, answer) => self.replies.answer(ticket, answer),
+            Effect::Publish(capabilities) => {
+                self.metrics.nodes.set(capabilities.num_nodes.into());
+                self.capabilities.send_replace(capabilities);
+            }
+            Effect::Note(note) => {
+                self.metrics.count(&note);
+                if note.is_warning() {
+                    tracing::warn!("{note}");
+                } else {
+                    tracing::info!("{note}");
+                }
+            }
+        }
+        None
+    }
+}
+
+async fn within_deadline(peer: &Peer, call: Call, link: &Link) -> Result<Option<ComponentRef>, Error> {
+    let deadline = if matches!(call, Call::Create(_)) { CREATE } else { CALL };
+    let late = || Error::timeout(format!("{} did not answer in {} seconds", peer.agent_url, deadline.as_secs()));
+    let gone = || Error::unavailable(format!("node {} was lost", peer.node));
+    let performed = link.cancel.run_until_cancelled(tokio::time::timeout(deadline, perform(call, link))).await;
+    performed.map_or_else(|| Err(gone()), |result| result.unwrap_or_else(|_| Err(late())))
+}
+
+async fn perform(call: Call, link: &Link) -> Result<Option<ComponentRef>, Error> {
+    match call {
+        Call::Create(start) => return link.components.start(*start).await.map(Some),
+        Call::Reset => link.management.reset().await?,
+        Call::UpdatePeers(update) => link.management.update_peers(update).await?,
+        Call::SetOutputs(kind, patch) => link.components.patch(kind, patch).await?,
+        Call::Activate(instance) => link.components.activate(&[instance]).await?,
+        Call::Stop(kind, instance) => link.components.stop(kind, ComponentRef::Instance(instance)).await?,
+    }
+    Ok(None)
+}

@@ -1,0 +1,531 @@
+//! A real orchestrator on free ports, with nodes and controllers that are played over the real wire.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test that meets the unexpected shall fail"
+)]
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use edgeless_api::client::{self, Connection, Options};
+use edgeless_api::component::{
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, Start, StartContext,
+    StateSpec, Target,
+};
+use edgeless_api::domain::{DomainRegistered, DomainRegistration};
+use edgeless_api::error::{Code, Error};
+use edgeless_api::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
+use edgeless_api::node::{Capabilities, Health, PeerUpdate, ProviderSpec, Registration};
+use edgeless_api::server::{Components, DomainRegistry, NodeManagement, Server, Values};
+use edgeless_api::status::{ComponentStatus, Level, LogLine, State};
+use edgeless_api::{Limits, Url};
+use edgeless_daemon::{Daemon, Handle, Stopped, listen};
+use edgeless_orc::{Config, Orchestrator};
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+async fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "it never came true that {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn free() -> Url {
+    "http://127.0.0.1:0".parse().unwrap()
+}
+
+fn connection(url: &Url) -> Connection {
+    Connection::lazy(url, Options { deadline: PATIENCE, ..Options::default() }).unwrap()
+}
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.general.orchestrator_url = free();
+    // Longer than a busy machine may hold up the beat of a node.
+    config.baseline.keep_alive_interval_secs = 5;
+    config
+}
+
+/// What a played node was asked to do.
+#[derive(Default)]
+struct Asked {
+    resets: usize,
+    peers: Vec<PeerUpdate>,
+    started: Vec<(Start, InstanceId)>,
+    patches: Vec<Patch>,
+    activated: Vec<Uuid>,
+    stopped: Vec<ComponentRef>,
+}
+
+struct Played {
+    node: NodeId,
+    asked: Mutex<Asked>,
+}
+
+#[async_trait]
+impl NodeManagement for Played {
+    async fn update_peers(&self, update: PeerUpdate) -> Result<(), Error> {
+        self.asked.lock().unwrap().peers.push(update);
+        Ok(())
+    }
+
+    async fn reset(&self) -> Result<(), Error> {
+        self.asked.lock().unwrap().resets += 1;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Components for Played {
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        if matches!(&start.spec, ComponentSpec::Function(function) if function.class.id == "garbage") {
+            return Err(Error::rejected("the code is not WebAssembly"));
+        }
+        let instance = InstanceId::random(self.node);
+        self.asked.lock().unwrap().started.push((start, instance));
+        Ok(ComponentRef::Instance(instance))
+    }
+
+    async fn stop(&self, _: ComponentKind, id: ComponentRef) -> Result<(), Error> {
+        self.asked.lock().unwrap().stopped.push(id);
+        Ok(())
+    }
+
+    async fn patch(&self, _: ComponentKind, patch: Patch) -> Result<(), Error> {
+        self.asked.lock().unwrap().patches.push(patch);
+        Ok(())
+    }
+
+    async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
+        self.asked.lock().unwrap().activated.extend(ids);
+        Ok(())
+    }
+
+    async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
+        let asked = self.asked.lock().unwrap();
+        let known = asked.started.iter().filter(|(_, instance)| ids.contains(&instance.function));
+        let status = |(start, instance): &(Start, InstanceId)| ComponentStatus {
+            component: start.context.as_ref().unwrap().component,
+            name: String::new(),
+            state: State::Restarting,
+            instance: Some(*instance),
+            epoch: 0,
+            restarts: 3,
+            reason: "it trapped".into(),
+            log: vec![],
+            handled: 7,
+            dropped: 1,
+        };
+        Ok(known.map(status).collect())
+    }
+
+    async fn logs(&self, ids: Vec<Uuid>, _: bool) -> Result<Values<LogLine>, Error> {
+        let line = LogLine {
+            at: SystemTime::UNIX_EPOCH,
+            level: Level::Info,
+            target: "test".into(),
+            message: format!("{} instance(s)", ids.len()),
+            component: "f".into(),
+        };
+        Ok(Box::pin(futures_util::stream::iter([Ok(line)])))
+    }
+}
+
+/// A node that refreshes until it is silenced.
+struct Node {
+    played: Arc<Played>,
+    beat: CancellationToken,
+    server: DropGuard,
+}
+
+impl Node {
+    async fn join(orchestrator: &Url) -> Self {
+        let node = NodeId::random();
+        let played = Arc::new(Played { node, asked: Mutex::default() });
+        let (listener, url) = listen(&free()).await.unwrap();
+        let cancel = CancellationToken::new();
+        let server = Server::new(Limits::default(), cancel.clone());
+        let server = server.components(played.clone()).node_management(played.clone());
+        tokio::spawn(async move { server.serve(listener).await.unwrap() });
+        let registry = client::NodeRegistry::new(connection(orchestrator));
+        let registration = registration(node, &url);
+        assert!(registry.update_node(registration.clone()).await.unwrap().keep_alive.is_some());
+        let beat = CancellationToken::new();
+        let stop = beat.clone();
+        tokio::spawn(async move {
+            let mut beats = tokio::time::interval(Duration::from_millis(200));
+            while stop.run_until_cancelled(beats.tick()).await.is_some() {
+                drop(registry.update_node(registration.clone()).await);
+            }
+        });
+        Self { played, beat, server: cancel.drop_guard() }
+    }
+
+    fn id(&self) -> NodeId {
+        self.played.node
+    }
+
+    fn see<T>(&self, look: impl FnOnce(&Asked) -> T) -> T {
+        look(&self.played.asked.lock().unwrap())
+    }
+
+    fn runs(&self, component: ComponentId) -> Option<InstanceId> {
+        let is_it = |(start, _): &&(Start, InstanceId)| start.context.as_ref().unwrap().component == component;
+        self.see(|asked| asked.started.iter().rev().find(is_it).map(|(_, instance)| *instance))
+    }
+}
+
+fn registration(node: NodeId, url: &Url) -> Registration {
+    Registration {
+        node,
+        agent_url: url.clone(),
+        invocation_url: url.clone(),
+        providers: vec![ProviderSpec {
+            id: "http-ingress-1".into(),
+            class_type: "http-ingress".into(),
+            outputs: vec!["new_request".into()],
+        }],
+        capabilities: Capabilities {
+            num_cpus: 1,
+            num_cores: 4,
+            clock_freq_cpu: 800.0,
+            labels: vec!["hostname=test".into()],
+            runtimes: vec!["RUST_WASM".into()],
+            ..Capabilities::default()
+        },
+        nonce: rand::random(),
+        lifetime: None,
+        health: Health::default(),
+        native: true,
+        leaving: false,
+    }
+}
+
+/// A controller of ours.
+struct Controller {
+    components: client::Components,
+    domain: client::Domain,
+}
+
+impl Controller {
+    fn of(orchestrator: &Orchestrator) -> Self {
+        let connection = connection(orchestrator.url());
+        Self { components: client::Components::new(connection.clone()), domain: client::Domain::new(connection) }
+    }
+
+    async fn start(&self, component: ComponentId, spec: ComponentSpec) -> Result<ComponentRef, Error> {
+        let context = StartContext { component, epoch: 1, name: "f".into(), provider: String::new() };
+        self.components.start(Start { spec, context: Some(context) }).await
+    }
+
+    /// A component that runs, once there is a node for it.
+    async fn run(&self, component: ComponentId) {
+        self.until_nodes(1).await;
+        assert_eq!(self.start(component, function("f", &[])).await, Ok(ComponentRef::Component(component)));
+    }
+
+    async fn until_nodes(&self, count: u32) {
+        let mut states = self.domain.watch().await.unwrap();
+        while states.next().await.unwrap().unwrap().capabilities.num_nodes != count {}
+    }
+
+    async fn patch(&self, from: ComponentId, to: ComponentId) {
+        let outputs = BTreeMap::from([("out".to_string(), Target::Component(to))]);
+        self.components.patch(ComponentKind::Function, Patch { id: from.0, outputs }).await.unwrap();
+    }
+}
+
+fn function(class: &str, annotations: &[(&str, &str)]) -> ComponentSpec {
+    ComponentSpec::Function(FunctionSpec {
+        class: FunctionClass { id: class.into(), function_type: "RUST_WASM".into(), ..FunctionClass::default() },
+        annotations: annotations
+            .iter()
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect::<Annotations>(),
+        state: StateSpec { id: StateId::random(), policy: Default::default() },
+        workflow: WorkflowId::random(),
+    })
+}
+
+fn targets(patch: &Patch) -> Vec<InstanceId> {
+    patch
+        .outputs
+        .values()
+        .flat_map(|target| match target {
+            Target::Row(row) => row.instances.clone(),
+            other => panic!("{other:?} is not a row"),
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn components_live_and_end_on_a_node() {
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let node = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    let (one, two) = (ComponentId::random(), ComponentId::random());
+    controller.run(one).await;
+    controller.run(two).await;
+    controller.run(two).await;
+    assert_eq!(node.see(|asked| (asked.resets, asked.started.len())), (1, 2), "a repeat starts nothing");
+    controller.patch(one, two).await;
+    assert_eq!(node.see(|asked| targets(&asked.patches[0])), [node.runs(two).unwrap()]);
+    controller.components.activate(&[one.0, two.0]).await.unwrap();
+    assert_eq!(node.see(|asked| asked.activated.len()), 2);
+
+    let status = controller.components.status(&[one.0, Uuid::nil()]).await.unwrap();
+    assert_eq!(status.len(), 1, "what is not known is left out");
+    let known = (status[0].name.as_str(), status[0].state, status[0].restarts, status[0].handled, status[0].epoch);
+    assert_eq!(known, ("f", State::Restarting, 3, 7, 1));
+    let mut lines = controller.components.logs(&[one.0, two.0], false).await.unwrap();
+    assert_eq!(lines.next().await.unwrap().unwrap().message, "2 instance(s)");
+    let nodes = controller.domain.nodes().await.unwrap();
+    assert_eq!((nodes[0].node, nodes[0].components), (node.id(), 2));
+
+    let id = ComponentRef::Component(one);
+    controller.components.stop(ComponentKind::Function, id).await.unwrap();
+    controller.components.stop(ComponentKind::Function, id).await.unwrap();
+    let instance = ComponentRef::Instance(node.runs(one).unwrap());
+    assert_eq!(node.see(|asked| asked.stopped.clone()), [instance]);
+    let error = controller.components.stop(ComponentKind::Function, instance).await.unwrap_err();
+    assert_eq!(error.code, Code::Rejected, "an orchestrator knows components only");
+    assert_eq!(orchestrator.stop().await, Stopped::Clean);
+}
+
+#[tokio::test]
+async fn a_refusal_reaches_the_controller_with_its_reason() {
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let controller = Controller::of(&orchestrator);
+    let error = controller.start(ComponentId::random(), function("f", &[])).await.unwrap_err();
+    assert!(error.message.contains("no node for 'f': the domain has no node"), "{error}");
+    let node = Node::join(orchestrator.url()).await;
+    controller.until_nodes(1).await;
+    let error = controller.start(ComponentId::random(), function("garbage", &[])).await.unwrap_err();
+    assert_eq!(error, Error::rejected("the code is not WebAssembly"));
+    let gpu = function("f", &[("label_match_all", "gpu")]);
+    let error = controller.start(ComponentId::random(), gpu.clone()).await.unwrap_err();
+    let reason = "no node for 'f': 1 of 1 nodes run RUST_WASM, 0 of 1 have the label 'gpu'";
+    assert!(error.message.starts_with(reason), "{error}");
+    let error = controller.domain.plan(vec![("f".into(), gpu)]).await.unwrap_err();
+    assert!(error.message.starts_with(reason), "{error}");
+    let plan = controller.domain.plan(vec![("f".into(), function("f", &[]))]).await.unwrap();
+    assert_eq!((plan[0].node, plan[0].hostname.as_str()), (node.id(), "test"));
+}
+
+#[tokio::test]
+async fn a_silent_node_is_dropped_and_its_component_runs_elsewhere() {
+    let mut config = config();
+    config.baseline.keep_alive_interval_secs = 2;
+    let orchestrator = Orchestrator::start(config).await.unwrap();
+    let nodes = [Node::join(orchestrator.url()).await, Node::join(orchestrator.url()).await];
+    let controller = Controller::of(&orchestrator);
+    controller.until_nodes(2).await;
+    // Pinned, so that the one that stays sends to the one that moves.
+    let (sender, moving) = (ComponentId::random(), ComponentId::random());
+    let [stays, dies] = &nodes;
+    let pinned = function("f", &[("node_id_match_any", &stays.id().to_string())]);
+    controller.start(sender, pinned).await.unwrap();
+    let mut tries = 0;
+    while dies.runs(moving).is_none() {
+        tries += 1;
+        assert!(tries < 100, "two equal nodes are never drawn the same way so often");
+        controller.components.stop(ComponentKind::Function, ComponentRef::Component(moving)).await.unwrap();
+        controller.start(moving, function("f", &[])).await.unwrap();
+    }
+    controller.patch(sender, moving).await;
+    controller.components.activate(&[sender.0, moving.0]).await.unwrap();
+    assert_eq!(stays.see(|asked| targets(asked.patches.last().unwrap())), [dies.runs(moving).unwrap()]);
+    let before = stays.see(|asked| asked.started.len());
+
+    dies.beat.cancel();
+    wait_until("the component is created on the other node", || stays.see(|asked| asked.started.len()) > before).await;
+    let instance = stays.runs(moving).unwrap();
+    let is_rewired = || stays.see(|asked| asked.patches.last().is_some_and(|patch| targets(patch) == [instance]));
+    wait_until("its sender is wired to the new instance", is_rewired).await;
+    let is_active = || stays.see(|asked| asked.activated.contains(&instance.function));
+    wait_until("the new instance is activated", is_active).await;
+    let is_removed = || stays.see(|asked| asked.peers.contains(&PeerUpdate::Remove(dies.id())));
+    wait_until("the other node is told", is_removed).await;
+    let known = controller.domain.nodes().await.unwrap();
+    assert_eq!(known.iter().map(|node| node.node).collect::<Vec<_>>(), [stays.id()]);
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_be_asked_costs_its_own_lines_only() {
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let Node { played, beat, server } = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    let one = ComponentId::random();
+    controller.run(one).await;
+    drop(server);
+    let status = loop {
+        let status = controller.components.status(&[one.0]).await.unwrap().remove(0);
+        if status.reason.contains("does not say how it is") {
+            break status;
+        }
+    };
+    assert_eq!((status.name.as_str(), status.instance.unwrap().node), ("f", played.node));
+    let mut lines = controller.components.logs(&[one.0], false).await.unwrap();
+    let line = lines.next().await.unwrap().unwrap();
+    assert!(line.message.contains("does not give its logs"), "{line:?}");
+    beat.cancel();
+}
+
+#[tokio::test]
+async fn the_domain_is_followed_as_it_changes() {
+    let mut config = config();
+    config.limits.max_watchers = 1;
+    config.baseline.keep_alive_interval_secs = 1;
+    let orchestrator = Orchestrator::start(config).await.unwrap();
+    let controller = Controller::of(&orchestrator);
+    let mut states = controller.domain.watch().await.unwrap();
+    let first = states.next().await.unwrap().unwrap();
+    assert_eq!((first.domain.0.as_str(), first.capabilities.num_nodes), ("domain-1", 0));
+    assert_eq!(first.lifetime, Duration::from_secs(3));
+    let again = states.next().await.unwrap().unwrap();
+    assert_eq!(again, first, "at every keep-alive");
+    let error = match controller.domain.watch().await {
+        Ok(_) => panic!("more follow than may"),
+        Err(error) => error,
+    };
+    assert!(error.message.contains("max_watchers"), "{error}");
+    let _node = Node::join(orchestrator.url()).await;
+    let changed = loop {
+        let state = states.next().await.unwrap().unwrap();
+        if state.capabilities.num_nodes == 1 {
+            break state;
+        }
+    };
+    assert_eq!((changed.nonce, changed.capabilities.num_cores), (first.nonce, 4));
+    assert!(changed.capabilities.resource_classes.contains("http-ingress"));
+    assert_eq!(orchestrator.stop().await, Stopped::Clean, "although someone follows");
+    while let Some(state) = states.next().await {
+        drop(state);
+    }
+}
+
+#[derive(Default)]
+struct PlayedController {
+    announced: Mutex<Vec<DomainRegistration>>,
+    reset: Mutex<bool>,
+}
+
+#[async_trait]
+impl DomainRegistry for PlayedController {
+    async fn update_domain(&self, domain: DomainRegistration) -> Result<DomainRegistered, Error> {
+        self.announced.lock().unwrap().push(domain);
+        Ok(DomainRegistered { reset: std::mem::take(&mut *self.reset.lock().unwrap()) })
+    }
+}
+
+#[tokio::test]
+async fn the_domain_is_announced_and_a_controller_may_have_it_emptied() {
+    let played = Arc::new(PlayedController::default());
+    let (listener, url) = listen(&free()).await.unwrap();
+    let cancel = CancellationToken::new();
+    let server = Server::new(Limits::default(), cancel.clone()).domain_registry(played.clone());
+    tokio::spawn(async move { server.serve(listener).await.unwrap() });
+    let _guard = cancel.drop_guard();
+
+    let mut config = config();
+    config.general.domain_register_url = Some(url);
+    config.general.subscription_refresh_interval_sec = 1;
+    config.general.node_register_url = Some(free());
+    let orchestrator = Orchestrator::start(config).await.unwrap();
+    let announced = |look: &dyn Fn(&DomainRegistration) -> bool| played.announced.lock().unwrap().iter().any(look);
+    wait_until("the domain is announced", || announced(&|domain| domain.capabilities.num_nodes == 0)).await;
+    let node = Node::join(orchestrator.node_register_url()).await;
+    assert_ne!(orchestrator.node_register_url(), orchestrator.url());
+    wait_until("a change raises the counter", || {
+        announced(&|domain| domain.capabilities.num_nodes == 1 && domain.counter > 0)
+    })
+    .await;
+    let last = played.announced.lock().unwrap().last().unwrap().clone();
+    assert_eq!((&last.orchestrator_url, last.lifetime), (orchestrator.url(), Duration::from_secs(2)));
+
+    let controller = Controller::of(&orchestrator);
+    controller.run(ComponentId::random()).await;
+    *played.reset.lock().unwrap() = true;
+    wait_until("everything is stopped", || node.see(|asked| asked.stopped.len()) == 1).await;
+}
+
+#[tokio::test]
+async fn monitoring_finds_it() {
+    let mut config = config();
+    config.general.metrics_url = Some(free());
+    let orchestrator = Orchestrator::start(config).await.unwrap();
+    let _node = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    controller.run(ComponentId::random()).await;
+    let addr = orchestrator.metrics_url().unwrap().bind_addr().unwrap();
+    let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n").await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    for line in ["edgeless_orc_nodes 1", "edgeless_orc_components_spawned_total 1"] {
+        assert!(text.contains(line), "{line} is not in {text}");
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let (_listener, taken) = listen(&free()).await.unwrap();
+    for change in [
+        |config: &mut Config, url| config.general.orchestrator_url = url,
+        |config: &mut Config, url| {
+            config.general.node_register_url = Some(url);
+        },
+        |config: &mut Config, url| {
+            config.general.metrics_url = Some(url);
+        },
+    ] {
+        let mut config = config();
+        change(&mut config, taken.clone());
+        let error = Orchestrator::start(config).await.unwrap_err();
+        assert!(error.message.contains(&taken.to_string()), "{error}");
+    }
+}
+
+/// Runs the program until it ends by itself.
+fn program(dir: &std::path::Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_edgeless_orc_d")).current_dir(dir).args(arguments).output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn the_program_writes_a_template_and_refuses_what_is_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(program(dir.path(), &["-t", "orchestrator.toml"]).0, Some(0));
+    let template = std::fs::read_to_string(dir.path().join("orchestrator.toml")).unwrap();
+    for line in ["domain_id = \"domain-1\"", "orchestration_strategy = \"Random\"", "collector_type = \"None\""] {
+        assert!(template.contains(line), "{line}");
+    }
+    let (code, error) = program(dir.path(), &["-t", "orchestrator.toml"]);
+    assert!(code == Some(1) && error.contains("cannot overwrite configuration file: orchestrator.toml"), "{error}");
+
+    for (file, text, part) in [
+        ("key.toml", "[general]\ndomane_id = \"a\"", "domane_id"),
+        ("redis.toml", "[proxy]\nproxy_type = \"Redis\"", "not available yet"),
+    ] {
+        std::fs::write(dir.path().join(file), text).unwrap();
+        let (code, error) = program(dir.path(), &["-c", file]);
+        assert!(code == Some(2) && error.contains(part) && error.contains(file), "{error}");
+    }
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap();
+    std::fs::write(dir.path().join("port.toml"), format!("[general]\norchestrator_url = \"http://{taken}\"")).unwrap();
+    let (code, error) = program(dir.path(), &["-c", "port.toml"]);
+    assert!(code != Some(0) && error.contains(&taken.to_string()), "{error}");
+}
