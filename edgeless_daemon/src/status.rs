@@ -41,8 +41,11 @@ pub async fn serve(
             () = cancel.cancelled() => return Ok(()),
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
-                // One connection that could not be accepted; the next one may be.
-                Err(_) => continue,
+                // Out of file descriptors, for example: others may give some back meanwhile.
+                Err(_) => {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
             },
         };
         let status = status.clone();

@@ -150,7 +150,8 @@ impl Node {
 
         let (invocation, invocation_url) = listen(&config.general.invocation_url).await?;
         tracing::info!("Start InvocationAPI GRPC Server at {invocation_url}");
-        let offers = offers(config, base).await?;
+        // They end with the front: requests in hand are answered by components that still run.
+        let offers = offers(config, front).await?;
         tracing::info!("Starting Edgeless Runner");
         let runtimes = runtimes(config)?;
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();

@@ -175,7 +175,6 @@ fn a_daemon_that_cannot_work_says_why_and_ends() {
         let unknown = stderr(&["-c", "bad.toml"]);
         assert!(unknown.contains("bad.toml") && unknown.contains("spurious_key"), "{unknown}");
 
-        let main_port = good.split("http://127.0.0.1:").nth(1).unwrap().split('"').next().unwrap();
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
         let text = good.replace(&format!("127.0.0.1:{main_port}\""), &format!("127.0.0.1:{port}\""));

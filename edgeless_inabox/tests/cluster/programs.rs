@@ -93,9 +93,26 @@ impl Drop for Program {
     }
 }
 
-/// Runs one of our programs to its end.
+/// Runs one of our programs to its end. One that goes on running fails the test.
 pub fn run(name: &str, directory: &Path, arguments: &[&str]) -> Output {
-    Command::new(program(name)).args(arguments).current_dir(directory).stdin(Stdio::null()).output().unwrap()
+    let child = Command::new(program(name))
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id().to_string();
+    let (sender, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(child.wait_with_output()));
+    match ended.recv_timeout(PATIENCE * 4) {
+        Ok(output) => output.unwrap(),
+        Err(_) => {
+            Command::new("kill").args(["-KILL", &pid]).status().ok();
+            panic!("{name} {arguments:?} does not end");
+        }
+    }
 }
 
 /// Runs the command line; its whole stdout if it succeeds.

@@ -39,10 +39,7 @@ async fn a_start_is_repeatable_and_fenced_by_its_epoch() {
     let first = context("f");
     let spec = function(&relay(), &[]);
     let id = node.create(spec.clone(), first.clone()).await.unwrap();
-    let (one, two) = tokio::join!(
-        node.create(spec.clone(), first.clone()),
-        node.create(spec.clone(), first.clone())
-    );
+    let (one, two) = tokio::join!(node.create(spec.clone(), first.clone()), node.create(spec.clone(), first.clone()));
     assert_eq!((one.unwrap(), two.unwrap()), (id, id), "a repeat returns the first result");
 
     let mut second = first.clone();

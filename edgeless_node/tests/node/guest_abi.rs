@@ -32,8 +32,7 @@ fn module(imports: &str, body: &str) -> Vec<u8> {
 
 const INIT: &str = r#"(func (export "handle_init_asm") (param i32 i32 i32 i32))"#;
 const CAST: &str = r#"(func (export "handle_cast_asm") (param i32 i32 i32 i32))"#;
-const CALL: &str =
-    r#"(func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 0))"#;
+const CALL: &str = r#"(func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 0))"#;
 const STOP: &str = r#"(func (export "handle_stop_asm"))"#;
 
 const CAST_ASM: &str = r#"(import "env" "cast_asm" (func $cast (param i32 i32 i32 i32)))"#;
@@ -399,7 +398,10 @@ async fn a_broken_guest_harms_only_itself() {
         ("(call $cast (i32.const -8) (i32.const 64) (i32.const 0) (i32.const 3))", "out of its memory"),
         ("(call $cast (i32.const 0) (i32.const 3) (i32.const 65530) (i32.const 1000))", "out of its memory"),
         ("(call $cast (i32.const 0) (i32.const 100000) (i32.const 0) (i32.const 1))", "256 is the limit"),
-        ("(i32.store8 (i32.const 0) (i32.const 255)) (call $cast (i32.const 0) (i32.const 3) (i32.const 0) (i32.const 1))", "not UTF-8"),
+        (
+            "(i32.store8 (i32.const 0) (i32.const 255)) (call $cast (i32.const 0) (i32.const 3) (i32.const 0) (i32.const 1))",
+            "not UTF-8",
+        ),
         ("(if (i32.eq (memory.grow (i32.const 1000)) (i32.const -1)) (then unreachable))", "memory_limit"),
     ];
     for (body, expected) in cases {
@@ -424,8 +426,13 @@ async fn a_broken_guest_harms_only_itself() {
 #[tokio::test]
 async fn a_looping_guest_does_not_keep_others_from_running() {
     let node = TestNode::start().await;
-    let looping = module("", &format!(r#"{INIT} {CALL} {STOP}
-        (func (export "handle_cast_asm") (param i32 i32 i32 i32) (loop $for_ever (br $for_ever)))"#));
+    let looping = module(
+        "",
+        &format!(
+            r#"{INIT} {CALL} {STOP}
+        (func (export "handle_cast_asm") (param i32 i32 i32 i32) (loop $for_ever (br $for_ever)))"#
+        ),
+    );
     // More of them than threads.
     let mut loops = Vec::new();
     for _ in 0..4 {
@@ -446,8 +453,13 @@ async fn a_looping_guest_does_not_keep_others_from_running() {
 #[tokio::test]
 async fn what_keeps_breaking_is_failed_and_answers_with_errors() {
     let node = TestNode::start().await;
-    let bad = module("", &format!(r#"{INIT} {STOP} {CAST}
-        (func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) unreachable)"#));
+    let bad = module(
+        "",
+        &format!(
+            r#"{INIT} {STOP} {CAST}
+        (func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) unreachable)"#
+        ),
+    );
     let bad = node.start_module(&bad, &[]).await.unwrap();
     wait_until("it is failed", || async {
         assert_eq!(node.call(bad, "x").await, Reply::Error);

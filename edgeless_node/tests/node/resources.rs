@@ -509,11 +509,16 @@ mod http_ingress {
         world.open_ingress(&[]).await;
         let mut client = TcpStream::connect(world.ingress).await.unwrap();
         client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
-        world.request().await;
-        let ingress = world.ingress;
-        let (answer, stopped) = tokio::join!(Answer::read(&mut client), world.node.stop_node());
-        assert_eq!(answer.status, 503);
-        assert_eq!(stopped, Stopped::Clean);
+        let (_, Caller { source: target, stream, trace }) = world.request().await;
+        let (source, invocation, ingress) = (world.node.peer.id, world.node.invocation.clone(), world.ingress);
+        let stopping = tokio::spawn(world.node.stop_node());
+        wait_until("it takes no more connections", || async { TcpStream::connect(ingress).await.is_err() }).await;
+        let kind = Kind::Reply { reply: response(200, "late", json!({})), stream };
+        let reply = Event { source, target, kind, created: SystemTime::UNIX_EPOCH, trace };
+        invocation.handle(reply).await.unwrap();
+        let answer = Answer::read(&mut client).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "late"));
+        assert_eq!(stopping.await.unwrap(), Stopped::Clean);
         assert!(TcpStream::connect(ingress).await.is_err(), "the port is free again");
     }
 

@@ -116,7 +116,11 @@ impl TestNode {
     }
 
     /// Opens a resource and lets it emit.
-    pub(crate) async fn start_resource(&self, class: &str, configuration: &[(&str, &str)]) -> Result<InstanceId, Error> {
+    pub(crate) async fn start_resource(
+        &self,
+        class: &str,
+        configuration: &[(&str, &str)],
+    ) -> Result<InstanceId, Error> {
         let id = self.create(resource(class, configuration), context(class)).await?;
         self.components.activate(&[id.function]).await.unwrap();
         Ok(id)

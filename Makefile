@@ -1,0 +1,43 @@
+# The commands of the README. Each does its own set-up; what one has built the others use.
+
+CARGO ?= cargo
+WASM_TARGET := wasm32-unknown-unknown
+export CARGO_TERM_PROGRESS_WHEN ?= auto
+
+.PHONY: help demo test check bench build setup clean
+
+help: ## Say what there is.
+	@echo "make demo    bring the platform up, send requests through a function, take it down again"
+	@echo "make test    run all tests"
+	@echo "make check   check format and lints"
+	@echo "make bench   measure start-up, memory, sizes and the start of workflows; updates the README"
+	@echo "make build   build the programs into target/debug"
+	@echo "make clean   remove what was built"
+
+setup:
+	@./scripts/setup.sh $(WASM_TARGET)
+
+build: setup
+	$(CARGO) build --workspace --bins
+
+demo: build
+	@./scripts/programs.sh curl
+	@./scripts/demo.sh
+
+# Some tests start a Redis server. Without one they are skipped, and named on the last lines.
+test: setup
+	@./scripts/programs.sh curl redis-server
+	@./scripts/test.sh
+
+check: setup
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	cd functions && $(CARGO) fmt --all --check && $(CARGO) clippy --all-targets -- -D warnings
+
+bench: setup
+	$(CARGO) build --workspace --bins --release
+	@./scripts/bench.sh
+
+clean:
+	$(CARGO) clean
+	cd functions && $(CARGO) clean

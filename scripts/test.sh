@@ -1,0 +1,16 @@
+#!/bin/sh
+# Runs all tests, of the platform and of the functions, and repeats on the last lines what was skipped.
+set -u
+cd "$(dirname "$0")/.."
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# Through a pipe and a file, since the exit code of the first program is the one that counts.
+run() {
+    { "$@" 2>&1; echo $? >"$log.code"; } | tee -a "$log"
+    code=$(cat "$log.code"); rm -f "$log.code"
+    if [ "$code" != 0 ]; then echo "failed: $*" >&2; exit "$code"; fi
+}
+run cargo test --workspace
+(cd functions && cargo test) || exit $?
+grep -h '^skipped: ' "$log" | sort -u
+echo "all tests passed"
