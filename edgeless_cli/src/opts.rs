@@ -140,7 +140,8 @@ pub(crate) struct Start {
     pub(crate) file: PathBuf,
     /// Start nothing; print the domain and the node that each component would go to.
     ///
-    /// Everything is checked as for a real start, by this program and by the controller.
+    /// The workflow is checked as for a real start, short of what only its nodes can tell: whether the code of
+    /// its functions runs and the configurations of its resources work.
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Refuse what is otherwise a warning.

@@ -20,9 +20,16 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// The time that an orchestrator has to send its first state.
 const FIRST_STATE: Duration = Duration::from_secs(5);
 
-/// Follows one domain until cancelled.
-pub(crate) async fn follow(id: DomainId, connection: Connection, inbox: Inbox<Engine>, cancel: CancellationToken) {
-    let mut follower = Follower { domain: Domain::new(connection), id, inbox, is_misnamed: false, pause: FIRST_PAUSE };
+/// Follows one domain until cancelled; `controller` is the nonce of this process.
+pub(crate) async fn follow(
+    id: DomainId,
+    connection: Connection,
+    controller: u64,
+    inbox: Inbox<Engine>,
+    cancel: CancellationToken,
+) {
+    let domain = Domain::new(connection);
+    let mut follower = Follower { domain, id, controller, inbox, is_misnamed: false, pause: FIRST_PAUSE };
     tokio::select! {
         () = cancel.cancelled() => {}
         () = follower.run() => {}
@@ -32,6 +39,8 @@ pub(crate) async fn follow(id: DomainId, connection: Connection, inbox: Inbox<En
 struct Follower {
     id: DomainId,
     domain: Domain,
+    /// The nonce of this process.
+    controller: u64,
     inbox: Inbox<Engine>,
     /// It was said that the orchestrator serves another domain.
     is_misnamed: bool,
@@ -61,7 +70,7 @@ impl Follower {
     /// Passes on states until there are no more.
     async fn session(&mut self) -> Result<std::convert::Infallible, Error> {
         let silent = |patience: Duration| Error::timeout(format!("it has been silent for {patience:?}"));
-        let first = tokio::time::timeout(FIRST_STATE, self.domain.watch()).await;
+        let first = tokio::time::timeout(FIRST_STATE, self.domain.watch(self.controller)).await;
         let mut states = first.map_err(|_| silent(FIRST_STATE))??;
         let mut patience = FIRST_STATE;
         loop {

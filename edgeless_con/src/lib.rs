@@ -183,8 +183,9 @@ impl Controller {
             self.tasks.helper("metrics", metrics::refresh(metrics.clone(), inbox.clone(), cancel.clone()));
             self.tasks.vital("status port", edgeless_daemon::status::serve(listener, metrics, cancel.clone()));
         }
+        let nonce = rand::random();
         for (domain, connection) in watched {
-            self.tasks.helper("domain watch", follow::follow(domain, connection, inbox.clone(), cancel.clone()));
+            self.tasks.helper("domain watch", follow::follow(domain, connection, nonce, inbox.clone(), cancel.clone()));
         }
         Ok(())
     }

@@ -177,7 +177,7 @@ impl Components for Told {
 
 #[async_trait]
 impl Domain for Told {
-    async fn watch(&self) -> Result<Values<DomainState>, Error> {
+    async fn watch(&self, _controller: u64) -> Result<Values<DomainState>, Error> {
         let mut states = self.state.subscribe();
         states.mark_changed();
         Ok(Box::pin(futures_util::stream::unfold(states, |mut states| async move {

@@ -77,7 +77,12 @@ fn external_address() -> IpAddr {
 fn run_platform(arguments: &Arguments) -> ExitCode {
     let began = Instant::now();
     let configs = match Configs::load(&arguments.config_path) {
-        Ok(Some(configs)) => configs,
+        Ok(Some(configs)) => {
+            if arguments.num_of_nodes != 1 {
+                eprintln!("{NAME}: the configuration files say which nodes there are: -n has no effect");
+            }
+            configs
+        }
         Ok(None) => match Configs::parse(&layout::guide(arguments.num_of_nodes)) {
             Ok(configs) => configs,
             Err(error) => return run::fail(NAME, &error, run::USAGE),

@@ -42,12 +42,15 @@ impl Builder {
         let mut config = orchestrator_config()?;
         config.baseline.keep_alive_interval_secs = self.keep_alive_secs;
         let orchestrator = Orchestrator::start(config).await?;
-        let mut config: edgeless_con::Config = edgeless_con::Config::default();
-        config.controller_url = free_port();
-        config.orchestrators = vec![edgeless_con::Orchestrator {
+        let domain = edgeless_con::Orchestrator {
             domain_id: edgeless_api::DomainId("domain-1".to_string()),
             orchestrator_url: orchestrator.url().clone(),
-        }];
+        };
+        let config = edgeless_con::Config {
+            controller_url: free_port(),
+            orchestrators: vec![domain],
+            ..edgeless_con::Config::default()
+        };
         let controller = Controller::start(config).await?;
         let mut cluster = Cluster { controller, orchestrator, nodes: Vec::new(), builder: self };
         for index in 0..cluster.builder.nodes {
@@ -147,16 +150,8 @@ impl Cluster {
     /// They are not known within ten seconds.
     pub async fn until_known(&self) -> Result<(), Error> {
         let workflows = self.workflows()?;
-        let known = async {
-            loop {
-                let known = workflows.nodes(None).await.unwrap_or_default();
-                if self.nodes.iter().all(|node| known.iter().any(|known| known.node == node.id())) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let in_time = tokio::time::timeout(Duration::from_secs(10), known).await;
+        let ready = crate::platform::until_ready(&workflows, &self.nodes);
+        let in_time = tokio::time::timeout(Duration::from_secs(10), ready).await;
         in_time.map_err(|_| Error::timeout("the controller does not know all nodes"))
     }
 

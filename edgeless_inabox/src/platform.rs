@@ -103,10 +103,9 @@ impl Platform {
             self.controller = Some(Controller::start(config).await.map_err(|error| error.context("controller"))?);
         }
         for config in configs.nodes {
-            if config.resources.get("http_ingress_provider").is_some_and(|name| name.as_str() != Some("")) {
-                self.ingress
-                    .extend(config.resources.get("http_ingress_url").and_then(|url| url.as_str()).map(str::to_string));
-            }
+            let providers = config.providers().map_err(Error::rejected)?;
+            let ingress = providers.iter().filter(|(class, ..)| class.class_type == "http-ingress");
+            self.ingress.extend(ingress.map(|(_, _, settings)| settings.text("http_ingress_url").to_string()));
             self.nodes.push(Node::start(config).await.map_err(|error| error.context("node"))?);
         }
         Ok(())
@@ -117,22 +116,26 @@ impl Platform {
     pub async fn until_ready(&self, patience: Duration) -> bool {
         let Some(url) = self.controller.as_ref().map(Controller::url) else { return true };
         let Ok(connection) = Connection::lazy(url, Options::default()) else { return false };
-        let workflows = Workflows::new(connection);
-        let all_known = async {
-            loop {
-                let known = workflows.nodes(None).await.unwrap_or_default();
-                if self.nodes.iter().all(|node| known.iter().any(|known| known.node == node.id())) {
-                    return;
-                }
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(patience, all_known).await.is_ok()
+        tokio::time::timeout(patience, until_ready(&Workflows::new(connection), &self.nodes)).await.is_ok()
     }
 
     /// Where users reach the controller, if it is part of this.
     pub fn controller_url(&self) -> Option<&Url> {
         self.controller.as_ref().map(Controller::url)
+    }
+}
+
+/// Waits until the controller knows all these nodes, and their domains place components on them.
+pub(crate) async fn until_ready(workflows: &Workflows, nodes: &[Node]) {
+    loop {
+        let known = workflows.nodes(None).await.unwrap_or_default();
+        let domains = workflows.domains(None).await.unwrap_or_default();
+        let ready: u32 = domains.values().map(|domain| domain.num_nodes).sum();
+        let all_known = nodes.iter().all(|node| known.iter().any(|known| known.node == node.id()));
+        if all_known && ready as usize >= known.len() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 

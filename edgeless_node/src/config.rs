@@ -56,6 +56,12 @@ pub struct General {
     /// What other nodes are told instead.
     #[serde(default, deserialize_with = "url::optional")]
     pub invocation_url_announced: Option<Url>,
+    /// Not available: must be empty.
+    #[serde(default)]
+    pub invocation_url_coap: String,
+    /// Not available: must be empty.
+    #[serde(default)]
+    pub invocation_url_announced_coap: String,
     /// Where metrics are served.
     #[serde(default, deserialize_with = "url::optional")]
     pub metrics_url: Option<Url>,
@@ -260,6 +266,9 @@ impl edgeless_daemon::config::Config for Config {
     fn check(&self) -> Result<(), String> {
         if self.register_url().is_none() {
             return Err("general.orchestrator_url: must name the orchestrator of the domain".into());
+        }
+        if !(self.general.invocation_url_coap.is_empty() && self.general.invocation_url_announced_coap.is_empty()) {
+            return Err("general.invocation_url_coap: CoAP is not available: leave it empty".into());
         }
         if self.telemetry.performance_samples {
             return Err("telemetry.performance_samples: not available yet: set it to false".into());

@@ -255,6 +255,11 @@ impl Invocation for Ingress {
     async fn handle(&self, event: Event) -> Result<(), Error> {
         self.0.accept(event).await
     }
+
+    fn malformed(&self, error: &Error) {
+        tracing::debug!(%error, "a malformed event was refused");
+        self.0.metrics().refuse_event();
+    }
 }
 
 struct NodeStatus {

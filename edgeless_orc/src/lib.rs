@@ -10,13 +10,14 @@
 //! - [`engine`]: desired against actual, pure.
 //! - `registry`: the nodes and their deadlines; plain data of the engine.
 //! - `shell`: does what the engine decides; `service`: turns requests into events; `announce`: tells
-//!   a controller of the domain; `metrics`: what monitoring sees.
+//!   a controller of the domain; `owner`: which controller that is; `metrics`: what monitoring sees.
 
 mod announce;
 pub mod config;
 pub mod engine;
 mod metrics;
 mod orchestrator;
+mod owner;
 pub mod placement;
 mod registry;
 mod service;

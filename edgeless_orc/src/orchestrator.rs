@@ -18,6 +18,7 @@ use crate::announce::Announcement;
 use crate::config::Config;
 use crate::engine::{Engine, Settings};
 use crate::metrics::Metrics;
+use crate::owner::Owner;
 use crate::service::Service;
 use crate::shell::{Links, Shell};
 
@@ -93,6 +94,7 @@ impl Daemon for Orchestrator {
             keep_alive: baseline.keep_alive(),
             capabilities: capabilities.clone(),
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
+            owner: Owner::default(),
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
         let mut main = server().components(service.clone()).domain(service.clone());

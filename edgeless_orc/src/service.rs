@@ -22,6 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
+use crate::owner::Owner;
 use crate::shell::Links;
 
 /// The time that a node has to say how its components are.
@@ -38,6 +39,8 @@ pub(crate) struct Service {
     pub(crate) capabilities: watch::Receiver<DomainCapabilities>,
     /// Bounds those who follow the domain.
     pub(crate) watchers: Arc<Semaphore>,
+    /// The controller that the domain works for.
+    pub(crate) owner: Owner,
 }
 
 impl Service {
@@ -198,10 +201,15 @@ fn remark(peer: &Peer, error: &Error) -> LogLine {
 
 #[async_trait]
 impl Domain for Service {
-    async fn watch(&self) -> Result<Values<DomainState>, Error> {
+    async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             Error::exhausted("too many follow this domain already: raise limits.max_watchers of its orchestrator")
         })?;
+        let (listening, changes_hands) = self.owner.listen(controller)?;
+        if changes_hands {
+            tracing::warn!("another controller follows this domain: what ran for the one before is stopped");
+            self.inbox.tell(Event::StopAll).await?;
+        }
         let mut capabilities = self.capabilities.clone();
         capabilities.mark_changed();
         let (domain, nonce, keep_alive) = (self.domain.clone(), self.nonce, self.keep_alive);
@@ -211,16 +219,18 @@ impl Domain for Service {
             capabilities,
             lifetime: keep_alive.saturating_mul(3),
         };
-        let states =
-            stream::unfold((capabilities, state, permit), move |(mut capabilities, state, permit)| async move {
+        let states = stream::unfold(
+            (capabilities, state, (permit, listening)),
+            move |(mut capabilities, state, held)| async move {
                 match tokio::time::timeout(keep_alive, capabilities.changed()).await {
                     Ok(Err(_)) => None,
                     Ok(Ok(())) | Err(_) => {
                         let now = state(capabilities.borrow_and_update().clone());
-                        Some((Ok(now), (capabilities, state, permit)))
+                        Some((Ok(now), (capabilities, state, held)))
                     }
                 }
-            });
+            },
+        );
         Ok(Box::pin(states))
     }
 

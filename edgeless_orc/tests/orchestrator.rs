@@ -237,7 +237,7 @@ impl Controller {
     }
 
     async fn until_nodes(&self, count: u32) {
-        let mut states = self.domain.watch().await.unwrap();
+        let mut states = self.domain.watch(1).await.unwrap();
         while states.next().await.unwrap().unwrap().capabilities.num_nodes != count {}
     }
 
@@ -390,13 +390,13 @@ async fn the_domain_is_followed_as_it_changes() {
     config.baseline.keep_alive_interval_secs = 1;
     let orchestrator = Orchestrator::start(config).await.unwrap();
     let controller = Controller::of(&orchestrator);
-    let mut states = controller.domain.watch().await.unwrap();
+    let mut states = controller.domain.watch(1).await.unwrap();
     let first = states.next().await.unwrap().unwrap();
     assert_eq!((first.domain.0.as_str(), first.capabilities.num_nodes), ("domain-1", 0));
     assert_eq!(first.lifetime, Duration::from_secs(3));
     let again = states.next().await.unwrap().unwrap();
     assert_eq!(again, first, "at every keep-alive");
-    let error = match controller.domain.watch().await {
+    let error = match controller.domain.watch(1).await {
         Ok(_) => panic!("more follow than may"),
         Err(error) => error,
     };

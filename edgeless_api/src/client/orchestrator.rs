@@ -53,12 +53,19 @@ impl Domain {
         Self { connection, domain }
     }
 
-    /// The domain as it is now, again whenever it changes, and at every keep-alive.
+    /// The domain as it is now, again whenever it changes, and at every keep-alive. `controller` is
+    /// the nonce of this process: the domain starts afresh for one that it did not have before.
     ///
     /// # Errors
-    /// The orchestrator speaks only EDGELESS 1.2 or cannot be reached.
-    pub async fn watch(&self) -> Result<Values<DomainState>, Error> {
-        let states = self.domain.clone().watch(()).await.map_err(|status| self.connection.error(status))?;
+    /// The domain has another controller, or the orchestrator speaks only EDGELESS 1.2 or cannot be
+    /// reached.
+    pub async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
+        let states = self
+            .domain
+            .clone()
+            .watch(pb::WatchRequest { controller_nonce: controller })
+            .await
+            .map_err(|status| self.connection.error(status))?;
         Ok(self.connection.values(states.into_inner(), |state: pb::DomainState| state.try_into()))
     }
 

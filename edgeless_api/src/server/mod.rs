@@ -8,6 +8,7 @@ mod orchestrator;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
 use tokio::net::TcpListener;
@@ -48,6 +49,9 @@ impl Server {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder()
             .max_concurrent_streams(1024)
+            // Whoever is gone without a word is found out: streams may be silent for long.
+            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .add_routes(self.routes)
             .serve_with_incoming_shutdown(incoming, self.cancel.cancelled_owned())
             .await

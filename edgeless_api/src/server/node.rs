@@ -26,6 +26,8 @@ pub trait Invocation: Send + Sync + 'static {
     /// Returns when the event is accepted, or is dropped and counted. An event for another node is
     /// an error.
     async fn handle(&self, event: Event) -> Result<(), Error>;
+    /// Takes note of an event that could not be parsed. Its sender gets the error.
+    fn malformed(&self, _error: &Error) {}
 }
 
 impl Server {
@@ -64,6 +66,7 @@ impl<T: NodeManagement> pb::node_management_server::NodeManagement for Adapter<T
 #[async_trait]
 impl<T: Invocation> pb::function_invocation_server::FunctionInvocation for Adapter<T> {
     async fn handle(&self, request: Request<pb::Event>) -> Wire<()> {
-        empty(self.service.handle(request.into_inner().try_into()?).await)
+        let event = Event::try_from(request.into_inner()).inspect_err(|error| self.service.malformed(error))?;
+        empty(self.service.handle(event).await)
     }
 }

@@ -27,8 +27,9 @@ pub trait NodeRegistry: Send + Sync + 'static {
 /// Shows the domain to a controller.
 #[async_trait]
 pub trait Domain: Send + Sync + 'static {
-    /// The domain as it is now, again whenever it changes, and at every keep-alive.
-    async fn watch(&self) -> Result<Values<DomainState>, Error>;
+    /// The domain as it is now, again whenever it changes, and at every keep-alive. It starts afresh
+    /// for a controller, named by the nonce of its process, that is not the one it had before.
+    async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error>;
     /// Where each of these components would go.
     async fn plan(&self, items: Vec<(String, ComponentSpec)>) -> Result<Vec<Placement>, Error>;
     /// The nodes.
@@ -76,8 +77,8 @@ impl<T: NodeRegistry> pb::node_registration_server::NodeRegistration for Adapter
 impl<T: Domain> pb::domain_control_server::DomainControl for Adapter<T> {
     type WatchStream = WireStream<pb::DomainState>;
 
-    async fn watch(&self, _: Request<()>) -> Wire<Self::WatchStream> {
-        let states = self.service.watch().await?;
+    async fn watch(&self, request: Request<pb::WatchRequest>) -> Wire<Self::WatchStream> {
+        let states = self.service.watch(request.into_inner().controller_nonce).await?;
         Ok(self.stream(states))
     }
 

@@ -129,6 +129,46 @@ async fn a_killed_node_is_replaced_by_another() {
     cli(directory, &["workflow", "stop", &uuid]);
 }
 
+/// A controller that was killed remembers nothing yet: what ran for it is stopped, so that nothing runs
+/// that nobody can stop. An orchestrator that was killed is given its components again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_controller_leaves_nothing_behind_and_a_killed_orchestrator_is_filled_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    configure(directory);
+    let mut orchestrator = Program::start("edgeless_orc_d", directory, &[]);
+    let node = Program::start("edgeless_node_d", directory, &[]);
+    let mut controller = Program::start("edgeless_con_d", directory, &[]);
+    let function = repository().join("functions/message_generator/function.json");
+    cli(directory, &["function", "build", function.to_str().unwrap()]);
+    let wasm = repository().join("functions/message_generator/message_generator.wasm");
+    std::fs::write(directory.join("workflow.json"), serde_json_text(wasm.to_str().unwrap())).unwrap();
+    wait_until("the node is known", || async { cli(directory, &["domain", "list"]).contains("(1 nodes)") }).await;
+    let uuid = cli(directory, &["workflow", "start", "workflow.json"]).trim().to_string();
+    let log = directory.join("messages.log");
+    wait_until("messages arrive", || async { !lines(&log).is_empty() }).await;
+
+    orchestrator.kill();
+    let orchestrator = Program::start("edgeless_orc_d", directory, &[]);
+    wait_until("the workflow runs again", || async {
+        let placed = cli(directory, &["workflow", "inspect", &uuid]);
+        placed.matches("-> running on").count() == 2
+    })
+    .await;
+    let before = lines(&log).len();
+    wait_until("messages arrive again", || async { lines(&log).len() > before + 3 }).await;
+
+    controller.kill();
+    let _controller = Program::start("edgeless_con_d", directory, &[]);
+    orchestrator.says("another controller follows this domain");
+    wait_until("nothing runs any more", || async {
+        cli(directory, &["--output", "json", "node", "list"]).contains("\"components\": 0")
+    })
+    .await;
+    node.says("function stopped");
+    assert_eq!(cli(directory, &["workflow", "list"]), "");
+}
+
 /// A generator and a file, wherever they are placed: both write below the same directory.
 fn serde_json_text(wasm: &str) -> String {
     format!(
@@ -155,10 +195,10 @@ fn serde_json_text(wasm: &str) -> String {
 fn a_daemon_that_cannot_work_says_why_and_ends() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
-    for (name, file) in [
-        ("edgeless_con_d", "controller.toml"),
-        ("edgeless_orc_d", "orchestrator.toml"),
-        ("edgeless_node_d", "node.toml"),
+    for (name, file, main_port) in [
+        ("edgeless_con_d", "controller.toml", 7001),
+        ("edgeless_orc_d", "orchestrator.toml", 7011),
+        ("edgeless_node_d", "node.toml", 7002),
     ] {
         let stderr = |arguments: &[&str]| {
             let output = run(name, directory, arguments);

@@ -93,7 +93,7 @@ pub(super) static CLASS: Class = Class {
         },
         Key {
             name: "http_ingress_max_body",
-            default: Some("4MiB"),
+            default: Some("1MiB"),
             description: "the largest body of a request; as the payload of a call it takes up to four times as much",
         },
         Key {

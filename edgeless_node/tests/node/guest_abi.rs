@@ -474,7 +474,7 @@ async fn what_keeps_breaking_is_failed_and_answers_with_errors() {
 async fn stop_runs_the_stop_handler() {
     let node = TestNode::start().await;
     let polite = module(
-        &format!("{CAST_ASM}"),
+        CAST_ASM,
         &format!(
             r#"{OUT} {INIT} {CAST} {CALL}
             (func (export "handle_stop_asm") (call $cast (i32.const 0) (i32.const 3) (i32.const 0) (i32.const 3)))"#
