@@ -36,7 +36,8 @@ check: setup
 
 bench: setup
 	$(CARGO) build --workspace --bins --release
-	@./scripts/bench.sh
+	target/release/edgeless_cli function build functions/noop/function.json
+	target/release/edgeless_benchmark footprint --update README.md
 
 clean:
 	$(CARGO) clean

@@ -4,6 +4,8 @@
 //! valid value; nothing past this module sees a generated type. What EDGELESS 1.2 means by an
 //! empty or a missing field is written down here and nowhere else.
 
+#[cfg(test)]
+mod by_hand;
 pub(crate) mod component;
 pub(crate) mod domain;
 pub(crate) mod error;

@@ -1,0 +1,308 @@
+//! The wire format against bytes written by hand from the tables of the EDGELESS 1.2 protocol, so that
+//! a wrong number in `proto/` cannot hide behind a conversion that makes the same mistake.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use uuid::Uuid;
+
+use super::pb;
+use crate::component::{ComponentRef, ComponentSpec, Patch, Start, StatePolicy, Target};
+use crate::domain::DomainRegistration;
+use crate::id::{ComponentId, InstanceId, NodeId, WorkflowId};
+use crate::node::{PeerUpdate, Registration};
+use crate::workflow::{Workflow, WorkflowStatus};
+
+const ONE: &str = "00000000-0000-0000-0000-000000000001";
+const TWO: &str = "00000000-0000-0000-0000-000000000002";
+
+fn varint(mut value: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while value >= 0x80 {
+        bytes.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
+        value >>= 7;
+    }
+    bytes.push(u8::try_from(value).unwrap());
+    bytes
+}
+
+/// A field of type 2: text, bytes or a message.
+fn field(number: u64, content: impl AsRef<[u8]>) -> Vec<u8> {
+    let content = content.as_ref();
+    [varint(number << 3 | 2), varint(content.len() as u64), content.to_vec()].concat()
+}
+
+/// A field of type 0: a number, a truth value or an enum.
+fn number(number: u64, value: u64) -> Vec<u8> {
+    [varint(number << 3), varint(value)].concat()
+}
+
+/// A field of type 5: a float.
+fn float(number: u64, value: f32) -> Vec<u8> {
+    [varint(number << 3 | 5), value.to_le_bytes().to_vec()].concat()
+}
+
+/// An entry of a map from text to `value`, which is a field 2.
+fn entry(number: u64, key: &str, value: impl AsRef<[u8]>) -> Vec<u8> {
+    field(number, [field(1, key), field(2, value)].concat())
+}
+
+fn instance(node: &str, function: &str) -> Vec<u8> {
+    [field(1, node), field(2, function)].concat()
+}
+
+fn id(node: u128, function: u128) -> InstanceId {
+    InstanceId { node: NodeId(Uuid::from_u128(node)), function: Uuid::from_u128(function) }
+}
+
+fn class() -> Vec<u8> {
+    [
+        field(1, "id"),
+        field(2, "RUST_WASM"),
+        field(3, "0.1"),
+        field(4, [0, 0xff]),
+        field(5, "code"),
+        field(6, "out"),
+        field(6, "err"),
+    ]
+    .concat()
+}
+
+#[test]
+fn the_services_have_the_names_of_the_protocol() {
+    let names = [
+        pb::function_instance_server::SERVICE_NAME,
+        pb::resource_configuration_server::SERVICE_NAME,
+        pb::node_management_server::SERVICE_NAME,
+        pb::node_registration_server::SERVICE_NAME,
+        pb::domain_registration_server::SERVICE_NAME,
+        pb::workflow_instance_server::SERVICE_NAME,
+        pb::function_invocation_server::SERVICE_NAME,
+        pb::guest_api_function_server::SERVICE_NAME,
+        pb::guest_api_host_server::SERVICE_NAME,
+    ];
+    let expected = [
+        "FunctionInstance",
+        "ResourceConfiguration",
+        "NodeManagement",
+        "NodeRegistration",
+        "DomainRegistration",
+        "WorkflowInstance",
+        "FunctionInvocation",
+        "GuestAPIFunction",
+        "GuestAPIHost",
+    ];
+    for (name, expected) in names.iter().zip(expected) {
+        assert_eq!(*name, format!("edgeless_api.{expected}"));
+    }
+}
+
+#[test]
+fn the_start_of_a_function() {
+    let bytes = [
+        field(2, class()),
+        entry(3, "init-payload", "hello"),
+        field(4, [field(1, TWO), number(2, 1)].concat()),
+        field(5, ONE),
+    ]
+    .concat();
+    let start = Start::try_from(pb::SpawnFunctionRequest::decode(bytes.as_slice()).unwrap()).unwrap();
+    let ComponentSpec::Function(spec) = &start.spec else { panic!("a function") };
+    assert_eq!((spec.class.id.as_str(), spec.class.function_type.as_str()), ("id", "RUST_WASM"));
+    assert_eq!((spec.class.version.as_str(), spec.class.code.as_str()), ("0.1", "code"));
+    assert_eq!(spec.class.binary, Bytes::from_static(&[0, 0xff]));
+    assert_eq!(spec.class.outputs, ["out", "err"]);
+    assert_eq!(spec.annotations["init-payload"], "hello");
+    assert_eq!((spec.state.id.0, spec.state.policy), (Uuid::from_u128(2), StatePolicy::NodeLocal));
+    assert_eq!(spec.workflow, WorkflowId(Uuid::from_u128(1)));
+    assert_eq!(start.context, None);
+    let ComponentSpec::Function(spec) = start.spec else { panic!("a function") };
+    assert_eq!(super::component::function_request(spec, None).encode_to_vec(), bytes);
+}
+
+#[test]
+fn the_start_of_a_resource() {
+    let bytes = [field(1, "file-log"), entry(2, "filename", "log"), field(3, ONE)].concat();
+    let request = pb::ResourceInstanceSpecification::decode(bytes.as_slice()).unwrap();
+    let ComponentSpec::Resource(spec) = Start::try_from(request).unwrap().spec else { panic!("a resource") };
+    assert_eq!((spec.class_type.as_str(), spec.configuration["filename"].as_str()), ("file-log", "log"));
+    assert_eq!(spec.workflow, WorkflowId(Uuid::from_u128(1)));
+}
+
+#[test]
+fn ids_and_the_answer_to_a_start() {
+    let of_instance = field(1, instance(ONE, TWO));
+    let of_component = field(2, field(1, TWO));
+    let decode = |bytes: &[u8]| ComponentRef::try_from(pb::InstanceIdVariant::decode(bytes).unwrap()).unwrap();
+    assert_eq!(decode(&of_instance), ComponentRef::Instance(id(1, 2)));
+    assert_eq!(decode(&of_component), ComponentRef::Component(ComponentId(Uuid::from_u128(2))));
+
+    let answer =
+        |bytes: Vec<u8>| super::component::started(pb::StartComponentResponse::decode(bytes.as_slice()).unwrap());
+    let refusal = field(1, [field(1, "summary"), field(2, "detail")].concat());
+    assert_eq!(answer(refusal.clone()).unwrap_err().message, "detail");
+    assert!(answer([refusal, field(2, of_instance)].concat()).is_ok(), "the id wins");
+    assert!(answer(vec![]).is_err(), "neither is an error");
+}
+
+#[test]
+fn the_outputs_of_a_component() {
+    let nil = "00000000-0000-0000-0000-000000000000";
+    let bytes = [field(1, ONE), entry(3, "a", instance(ONE, TWO)), entry(3, "b", instance(nil, TWO))].concat();
+    let patch = Patch::try_from(pb::PatchRequest::decode(bytes.as_slice()).unwrap()).unwrap();
+    let expected = BTreeMap::from([
+        ("a".to_string(), Target::Instance(id(1, 2))),
+        ("b".to_string(), Target::Component(ComponentId(Uuid::from_u128(2)))),
+    ]);
+    assert_eq!(patch, Patch { id: Uuid::from_u128(1), outputs: expected });
+    assert_eq!(pb::PatchRequest::from(patch).encode_to_vec(), bytes);
+}
+
+#[test]
+fn the_registration_of_a_node() {
+    let capabilities = [
+        number(10, 4),
+        field(11, "model"),
+        float(12, 5000.5),
+        number(13, 2),
+        number(14, 1024),
+        field(20, "gpu"),
+        number(30, 1),
+        number(40, 1),
+        field(50, "RUST_WASM"),
+        number(70, 9),
+        number(80, 1),
+        field(81, "graphics"),
+        number(82, 8),
+    ]
+    .concat();
+    let bytes = [
+        field(2, ONE),
+        field(3, "http://a:1"),
+        field(4, "http://b:2"),
+        field(5, [field(1, "file-log-1"), field(2, "file-log"), field(3, "out")].concat()),
+        field(6, capabilities),
+        number(10, 1),
+        number(11, 77),
+        field(20, [number(20, 5), number(40, 150), number(41, 50), number(42, 25)].concat()),
+    ]
+    .concat();
+    let node = Registration::try_from(pb::UpdateNodeRequest::decode(bytes.as_slice()).unwrap()).unwrap();
+    assert_eq!((node.node, node.nonce, node.native), (NodeId(Uuid::from_u128(1)), 77, false));
+    assert_eq!(
+        (node.agent_url.to_string(), node.invocation_url.to_string()),
+        ("http://a:1".into(), "http://b:2".into())
+    );
+    assert_eq!((node.providers[0].id.as_str(), node.providers[0].class_type.as_str()), ("file-log-1", "file-log"));
+    assert_eq!(node.providers[0].outputs, ["out"]);
+    assert_eq!(node.lifetime, Some(Duration::ZERO), "a deadline of 1970 has passed");
+    let own = node.capabilities;
+    assert_eq!((own.num_cpus, own.num_cores, own.mem_size, own.disk_tot_space), (4, 2, 1024, 9));
+    assert_eq!((own.model_name_cpu.as_str(), own.clock_freq_cpu), ("model", 5000.5));
+    assert_eq!((own.labels, own.runtimes), (vec!["gpu".to_string()], vec!["RUST_WASM".to_string()]));
+    assert!(own.is_tee_running && own.has_tpm);
+    assert_eq!((own.num_gpus, own.model_name_gpu.as_str(), own.mem_size_gpu), (1, "graphics", 8));
+    assert_eq!((node.health.mem_free, node.health.load_avg), (Some(5), Some([150, 50, 25])));
+}
+
+#[test]
+fn a_provider_without_a_name_refuses_the_whole_registration() {
+    let provider = field(5, field(2, "file-log"));
+    let bytes = [field(2, ONE), field(3, "http://a:1"), field(4, "http://b:2"), provider, field(6, [])].concat();
+    let error = Registration::try_from(pb::UpdateNodeRequest::decode(bytes.as_slice()).unwrap()).unwrap_err();
+    assert!(error.message.contains("provider_id"), "{error}");
+}
+
+#[test]
+fn the_registration_of_a_domain() {
+    let capabilities = [
+        number(1, 3),
+        number(10, 12),
+        number(11, 24),
+        number(12, 4096),
+        field(20, "gpu"),
+        number(30, 1),
+        number(40, 2),
+        field(50, "RUST_WASM"),
+        number(60, 100),
+        number(70, 5),
+        number(71, 6),
+        field(80, "file-log-1"),
+        field(81, "file-log"),
+    ]
+    .concat();
+    let bytes = [
+        field(10, "domain-7000"),
+        field(20, "http://a:1"),
+        field(30, capabilities),
+        number(40, 1),
+        number(50, 8),
+        number(51, 9),
+    ]
+    .concat();
+    let domain = DomainRegistration::try_from(pb::UpdateDomainRequest::decode(bytes.as_slice()).unwrap()).unwrap();
+    assert_eq!((domain.domain.0.as_str(), domain.counter, domain.nonce), ("domain-7000", 8, 9));
+    let own = domain.capabilities;
+    assert_eq!((own.num_nodes, own.num_cpus, own.num_cores, own.mem_size), (3, 12, 24, 4096));
+    assert_eq!((own.num_tee, own.num_tpm, own.disk_tot_space, own.num_gpus, own.mem_size_gpu), (1, 2, 100, 5, 6));
+    assert!(own.labels.contains("gpu") && own.runtimes.contains("RUST_WASM"));
+    assert!(own.resource_providers.contains("file-log-1") && own.resource_classes.contains("file-log"));
+    let reset = pb::UpdateDomainResponse::decode(number(2, 1).as_slice()).unwrap();
+    assert!(crate::domain::DomainRegistered::try_from(reset).unwrap().reset);
+}
+
+#[test]
+fn a_workflow_and_what_became_of_it() {
+    let function = [field(1, "f"), field(2, class()), entry(3, "out", "r"), entry(4, "tee", "required")].concat();
+    let resource = [field(1, "r"), field(2, "file-log"), entry(3, "back", "f"), entry(4, "filename", "log")].concat();
+    let bytes = [field(1, function), field(2, resource), entry(3, "key", "value")].concat();
+    let request = pb::SpawnWorkflowRequest::decode(bytes.as_slice()).unwrap();
+    let workflow = Workflow::try_from(request).unwrap();
+    assert_eq!(workflow.functions()[0].outputs["out"], "r");
+    assert_eq!(workflow.functions()[0].annotations["tee"], "required");
+    assert_eq!(workflow.resources()[0].class_type, "file-log");
+    assert_eq!(workflow.resources()[0].outputs["back"], "f");
+    assert_eq!(workflow.resources()[0].configuration["filename"], "log");
+    assert_eq!(workflow.annotations()["key"], "value");
+    assert_eq!(pb::SpawnWorkflowRequest::from(workflow).encode_to_vec(), bytes);
+
+    let mapping = [field(1, "f"), field(2, TWO), field(3, "domain-1")].concat();
+    let bytes = [field(1, field(1, ONE)), field(2, mapping)].concat();
+    let status = pb::WorkflowInstanceStatus::decode(bytes.as_slice()).unwrap();
+    let status = WorkflowStatus::try_from(status).unwrap();
+    assert_eq!(status.workflow, WorkflowId(Uuid::from_u128(1)));
+    assert_eq!((status.mapping[0].name.as_str(), status.mapping[0].domain.0.as_str()), ("f", "domain-1"));
+    assert_eq!(status.mapping[0].component, ComponentId(Uuid::from_u128(2)));
+    assert_eq!(pb::WorkflowInstanceStatus::from(status).encode_to_vec(), bytes);
+}
+
+#[test]
+fn updates_of_peers() {
+    let decode = |bytes: Vec<u8>| PeerUpdate::try_from(pb::UpdatePeersRequest::decode(bytes.as_slice()).unwrap());
+    let node = NodeId(Uuid::from_u128(1));
+    let add = [field(2, ONE), field(3, "http://a:1")].concat();
+    assert_eq!(decode(add).unwrap(), PeerUpdate::Add(node, "http://a:1".parse().unwrap()));
+    assert_eq!(decode([number(1, 1), field(2, ONE)].concat()).unwrap(), PeerUpdate::Remove(node));
+    assert_eq!(decode(number(1, 2)).unwrap(), PeerUpdate::Clear);
+    assert!(decode(number(1, 3)).is_err());
+    assert!(decode(field(2, ONE)).is_err(), "an address is missing");
+}
+
+#[test]
+fn what_containers_are_told_and_tell() {
+    let boot = [field(1, "http://a:1"), field(2, instance(ONE, TWO))].concat();
+    let boot = pb::BootData::decode(boot.as_slice()).unwrap();
+    assert_eq!(boot.guest_api_host_endpoint, "http://a:1");
+    let init = pb::FunctionInstanceInit::decode([field(1, "payload"), field(10, [1])].concat().as_slice()).unwrap();
+    assert_eq!((init.init_payload.as_str(), init.serialized_state.as_ref()), ("payload", [1].as_slice()));
+    let delayed = [field(2, "out"), field(3, "message"), number(4, 1000), field(5, field(1, [0; 16]))].concat();
+    let delayed = pb::DelayedEventData::decode(delayed.as_slice()).unwrap();
+    assert_eq!((delayed.alias.as_str(), delayed.delay), ("out", 1000));
+    assert_eq!(delayed.metadata.unwrap().trace_id.len(), 16);
+    let answer = pb::CallReturn::decode([number(1, 1), field(2, "reply")].concat().as_slice()).unwrap();
+    assert_eq!((answer.r#type(), answer.msg.as_ref()), (pb::CallRetType::CallRetReply, b"reply".as_slice()));
+    let log = [number(2, 4), field(3, "target"), field(4, "message")].concat();
+    assert_eq!(pb::TelemetryLogEvent::decode(log.as_slice()).unwrap().log_level(), pb::TelemetryLogLevel::LogTrace);
+}
