@@ -155,11 +155,10 @@ impl Cluster {
         in_time.map_err(|_| Error::timeout("the controller does not know all nodes"))
     }
 
-    /// Stops everything.
+    /// Stops everything, from the controller down.
     pub async fn stop(self) -> Vec<Stopped> {
-        let mut stopped = futures_util::future::join_all(self.nodes.into_iter().map(Node::stop)).await;
-        stopped.push(self.controller.stop().await);
-        stopped.push(self.orchestrator.stop().await);
+        let mut stopped = vec![self.controller.stop().await, self.orchestrator.stop().await];
+        stopped.extend(futures_util::future::join_all(self.nodes.into_iter().map(Node::stop)).await);
         stopped
     }
 }

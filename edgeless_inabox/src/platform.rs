@@ -173,7 +173,7 @@ impl Handle for Platform {
         futures_util::future::select_all(waiting).await.0
     }
 
-    /// From the nodes up, so that each says goodbye to one that still listens.
+    /// From the controller down: an orchestrator that outlived its nodes would look for others.
     async fn stop(self) -> Stopped {
         let mut tasks = Vec::new();
         let mut note = |stopped| {
@@ -181,14 +181,14 @@ impl Handle for Platform {
                 tasks.extend(more);
             }
         };
-        for stopped in futures_util::future::join_all(self.nodes.into_iter().map(Node::stop)).await {
-            note(stopped);
-        }
         if let Some(controller) = self.controller {
             note(controller.stop().await);
         }
         if let Some(orchestrator) = self.orchestrator {
             note(orchestrator.stop().await);
+        }
+        for stopped in futures_util::future::join_all(self.nodes.into_iter().map(Node::stop)).await {
+            note(stopped);
         }
         if tasks.is_empty() { Stopped::Clean } else { Stopped::Forced { tasks } }
     }

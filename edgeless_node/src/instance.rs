@@ -4,52 +4,15 @@
 //! metrics of its own: the host loop (`host`) calls it, and all that it may touch is its
 //! [`Context`].
 
-use std::time::Instant;
-
 use async_trait::async_trait;
-use bytes::Bytes;
 use edgeless_api::component::{FunctionSpec, ResourceSpec};
-use edgeless_api::event::Trace;
 use edgeless_api::{Error, InstanceId};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::event::{Cause, EventKind, Incoming, Payload};
 use crate::log::Log;
 use crate::outputs::Outputs;
 use crate::state::State;
-
-/// The content of an event.
-pub type Payload = Bytes;
-
-/// What an instance emits because of: passed on to everything that follows from it.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Cause {
-    /// Ties the events of one cause together.
-    pub trace: Trace,
-    /// When the caller at the root stops waiting. No nested call outlives it.
-    pub deadline: Option<Instant>,
-}
-
-/// Whether the sender of an event waits for a reply.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum EventKind {
-    /// It does not.
-    Cast,
-    /// It does.
-    Call,
-}
-
-/// An event as its handler sees it.
-#[derive(Clone, Debug)]
-pub struct Incoming {
-    /// Who sent it.
-    pub source: InstanceId,
-    /// Cast or call.
-    pub kind: EventKind,
-    /// What it says.
-    pub payload: Payload,
-    /// What it follows from.
-    pub cause: Cause,
-}
 
 /// An event was not handled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -11,12 +11,15 @@
 //! - [`instance`]: what a function and a resource have in common, and what makes them:
 //!   [`runtimes`] and [`resources`].
 //! - [`host`]: the loop that serves an instance; [`mailbox`], [`outputs`]: its two ends.
-//! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere.
+//! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
+//!   replies that are waited for.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
+pub mod calls;
 pub mod capabilities;
 pub mod config;
+pub mod event;
 pub mod host;
 pub mod instance;
 pub mod log;
@@ -108,10 +111,11 @@ fn runtimes(config: &Config) -> Result<Vec<Arc<dyn Runtime>>, Error> {
     Ok(vec![Arc::new(wasm)])
 }
 
-async fn offers(config: &Config, tasks: &Tasks) -> Result<Vec<Offer>, Error> {
+async fn offers(config: &Config, tasks: &Tasks, metrics: &Arc<Metrics>) -> Result<Vec<Offer>, Error> {
     let mut offers = Vec::new();
     for (class, id, settings) in config.providers().map_err(Error::rejected)? {
-        let surroundings = Surroundings { settings, tasks: tasks.clone(), limits: config.limits.api() };
+        let (tasks, metrics, limits) = (tasks.clone(), metrics.clone(), config.limits.api());
+        let surroundings = Surroundings { settings, tasks, limits, metrics };
         offers.push(Offer { id, class, provider: (class.provide)(surroundings).await? });
     }
     Ok(offers)
@@ -151,7 +155,7 @@ impl Node {
         let (invocation, invocation_url) = listen(&config.general.invocation_url).await?;
         tracing::info!("Start InvocationAPI GRPC Server at {invocation_url}");
         // They end with the front: requests in hand are answered by components that still run.
-        let offers = offers(config, front).await?;
+        let offers = offers(config, front, &metrics).await?;
         tracing::info!("Starting Edgeless Runner");
         let runtimes = runtimes(config)?;
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();

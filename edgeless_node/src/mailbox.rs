@@ -11,9 +11,9 @@ use edgeless_api::event::{Kind, Reply, Trace};
 use edgeless_api::{Event, InstanceId};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::instance::Incoming;
+use crate::event::Incoming;
 use crate::metrics::{Dropped, InstanceMetrics};
-use crate::router::Router;
+use crate::peer::Peers;
 
 /// An event on its way into a handler.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub struct Replier(Option<Caller>);
 #[derive(Debug)]
 enum Caller {
     Here(oneshot::Sender<Reply>),
-    Elsewhere { router: Arc<Router>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace },
+    Elsewhere { peers: Arc<Peers>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace },
 }
 
 impl Replier {
@@ -43,8 +43,8 @@ impl Replier {
     }
 
     /// Answers a caller on another node.
-    pub fn elsewhere(router: Arc<Router>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace) -> Self {
-        Self(Some(Caller::Elsewhere { router, callee, caller, stream, trace }))
+    pub fn elsewhere(peers: Arc<Peers>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace) -> Self {
+        Self(Some(Caller::Elsewhere { peers, callee, caller, stream, trace }))
     }
 
     /// Answers.
@@ -58,7 +58,7 @@ impl Replier {
             Some(Caller::Here(caller)) => {
                 caller.send(reply).ok();
             }
-            Some(Caller::Elsewhere { router, callee, caller, stream, trace }) => router.reply(Event {
+            Some(Caller::Elsewhere { peers, callee, caller, stream, trace }) => peers.reply(Event {
                 source: callee,
                 target: caller,
                 kind: Kind::Reply { reply, stream },

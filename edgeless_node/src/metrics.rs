@@ -16,7 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::instance::EventKind;
+use crate::event::EventKind;
 
 /// Why an event did not reach a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue, thiserror::Error)]
@@ -92,6 +92,11 @@ enum InvocationType {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StatusLabels {
+    status: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct CauseLabels {
     cause: Dropped,
 }
@@ -117,6 +122,7 @@ pub struct Metrics {
     dropped: Family<CauseLabels, Counter>,
     in_flight: Gauge<i64, AtomicI64>,
     refused: Counter,
+    requests_refused: Family<StatusLabels, Counter>,
     series: AtomicUsize,
     max_series: usize,
 }
@@ -135,6 +141,7 @@ impl Metrics {
             dropped: Family::default(),
             in_flight: Gauge::default(),
             refused: Counter::default(),
+            requests_refused: Family::default(),
             series: AtomicUsize::new(0),
             max_series,
         };
@@ -151,6 +158,11 @@ impl Metrics {
             registry.register("events_dropped", "Events that no handler took, by cause", metrics.dropped.clone());
             registry.register("events_in_flight", "Events that handlers have in hand", metrics.in_flight.clone());
             registry.register("events_refused", "Events from other nodes that were malformed", metrics.refused.clone());
+            registry.register(
+                "requests_refused",
+                "HTTP requests that the ingress answered with an error, by its status",
+                metrics.requests_refused.clone(),
+            );
             registry.register("instance_restarts", "Instances that were started again", metrics.restarts.clone());
         }
         metrics
@@ -174,6 +186,11 @@ impl Metrics {
     /// Counts an event from another node that was malformed or not for this node.
     pub fn refuse_event(&self) {
         self.refused.inc();
+    }
+
+    /// Counts an HTTP request that the ingress answered with an error of its own.
+    pub fn refuse_request(&self, status: u16) {
+        self.requests_refused.get_or_create_owned(&StatusLabels { status: u32::from(status) }).inc();
     }
 
     /// The measures of one more instance.

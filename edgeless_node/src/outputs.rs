@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::metrics::Dropped;
 pub use crate::router::CallError;
 
-use crate::instance::{Cause, Payload};
+use crate::event::{Cause, Payload};
 use crate::router::{Route, Router};
 
 /// The output that leads to the instance itself, without being mapped.

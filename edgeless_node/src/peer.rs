@@ -1,4 +1,4 @@
-//! The way to one other node.
+//! The ways to other nodes.
 //!
 //! Each target on that node has a lane of its own: a bounded queue and a task that sends one event
 //! after the other. So events keep their order for each target, a target that is slow slows its own
@@ -6,16 +6,16 @@
 //! must never wait behind what their callers cause.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgeless_api::client::{Connection, Invocation, Options as CallOptions};
 use edgeless_api::event::Kind;
-use edgeless_api::{Error, Event, InstanceId, Limits, Url};
+use edgeless_api::{Error, Event, InstanceId, Limits, NodeId, Url};
 use tokio::sync::mpsc;
 
-use crate::metrics::Dropped;
-use crate::router::{Options, Router};
+use crate::calls::Calls;
+use crate::metrics::{Dropped, Metrics};
 
 /// Events that wait in a lane.
 const LANE: usize = 256;
@@ -32,35 +32,90 @@ enum Lane {
     Replies,
 }
 
+/// The other nodes that a node knows.
+#[derive(Debug)]
+pub struct Peers {
+    known: papaya::HashMap<NodeId, Arc<Peer>>,
+    max_payload: usize,
+    emit_wait: Duration,
+    fate: Fate,
+}
+
+/// Who learns what becomes of events that do not arrive.
+#[derive(Clone, Debug)]
+struct Fate {
+    calls: Arc<Calls>,
+    metrics: Arc<Metrics>,
+}
+
+impl Peers {
+    /// Nobody yet. Senders wait for room for `emit_wait`, on this side and on the other.
+    pub fn new(calls: Arc<Calls>, metrics: Arc<Metrics>, max_payload: usize, emit_wait: Duration) -> Self {
+        Self { known: papaya::HashMap::new(), max_payload, emit_wait, fate: Fate { calls, metrics } }
+    }
+
+    /// Learns of a node.
+    ///
+    /// # Errors
+    /// The address cannot be used.
+    pub fn add(&self, node: NodeId, url: &Url) -> Result<(), Error> {
+        if self.known.pin().get(&node).is_some_and(|peer| peer.url == *url) {
+            return Ok(());
+        }
+        let limits = Limits { payload: self.max_payload, ..Limits::default() };
+        let call = CallOptions { deadline: self.emit_wait + Duration::from_secs(5), limits, ..CallOptions::default() };
+        let peer = Peer {
+            url: url.clone(),
+            invocation: Invocation::new(Connection::lazy(url, call)?),
+            emit_wait: self.emit_wait,
+            fate: self.fate.clone(),
+            lanes: Arc::default(),
+        };
+        self.known.pin().insert(node, Arc::new(peer));
+        Ok(())
+    }
+
+    /// Forgets a node; whoever waits for a reply from it gets an error.
+    pub fn remove(&self, node: NodeId) {
+        self.known.pin().remove(&node);
+        self.fate.calls.fail_all(node);
+    }
+
+    /// Forgets all nodes.
+    pub fn clear(&self) {
+        let nodes: Vec<NodeId> = self.known.pin().keys().copied().collect();
+        for node in nodes {
+            self.remove(node);
+        }
+    }
+
+    /// The way to a node.
+    ///
+    /// # Errors
+    /// It is not known.
+    pub fn get(&self, node: NodeId) -> Result<Arc<Peer>, Dropped> {
+        self.known.pin().get(&node).cloned().ok_or(Dropped::UnknownPeer)
+    }
+
+    /// Sends a reply to a caller on another node. Waits for nothing; what gets lost is counted.
+    pub fn reply(&self, reply: Event) {
+        if let Err(cause) = self.get(reply.target.node).and_then(|peer| peer.send_reply(reply)) {
+            self.fate.metrics.drop_event(cause);
+        }
+    }
+}
+
 /// One other node.
 #[derive(Debug)]
 pub struct Peer {
     url: Url,
     invocation: Invocation,
-    router: Weak<Router>,
     emit_wait: Duration,
+    fate: Fate,
     lanes: Arc<Lanes>,
 }
 
 impl Peer {
-    /// A node that is connected to when it is first needed.
-    ///
-    /// # Errors
-    /// The address cannot be used.
-    pub fn new(router: Weak<Router>, url: &Url, options: Options) -> Result<Self, Error> {
-        let limits = Limits { payload: options.max_payload, ..Limits::default() };
-        // The other side may wait for room as long as we would.
-        let call =
-            CallOptions { deadline: options.emit_wait + Duration::from_secs(5), limits, ..CallOptions::default() };
-        let invocation = Invocation::new(Connection::lazy(url, call)?);
-        Ok(Self { url: url.clone(), invocation, router, emit_wait: options.emit_wait, lanes: Arc::default() })
-    }
-
-    /// Where it takes events.
-    pub fn url(&self) -> &Url {
-        &self.url
-    }
-
     /// Puts an event on its way, and waits a while for room in its lane.
     ///
     /// # Errors
@@ -77,11 +132,7 @@ impl Peer {
         }
     }
 
-    /// Puts a reply on its way. Waits for nothing.
-    ///
-    /// # Errors
-    /// There is no room.
-    pub fn send_reply(&self, reply: Event) -> Result<(), Dropped> {
+    fn send_reply(&self, reply: Event) -> Result<(), Dropped> {
         let mut reply = reply;
         loop {
             match self.lane(reply.target, Lane::Replies).try_send(reply) {
@@ -104,7 +155,7 @@ impl Peer {
         };
         let (sender, receiver) = mpsc::channel(capacity);
         lanes.insert(key, sender.clone());
-        tokio::spawn(drive(receiver, key, self.lanes.clone(), self.invocation.clone(), self.router.clone()));
+        tokio::spawn(drive(receiver, key, self.lanes.clone(), self.invocation.clone(), self.fate.clone()));
         sender
     }
 }
@@ -115,7 +166,7 @@ async fn drive(
     key: (InstanceId, Lane),
     lanes: Arc<Lanes>,
     invocation: Invocation,
-    router: Weak<Router>,
+    fate: Fate,
 ) {
     loop {
         let event = match tokio::time::timeout(IDLE, receiver.recv()).await {
@@ -136,11 +187,10 @@ async fn drive(
             Kind::Cast(_) | Kind::Reply { .. } => None,
         };
         if let Err(error) = invocation.handle(event).await {
-            let Some(router) = router.upgrade() else { return };
             tracing::debug!(target = %key.0, %error, "an event did not reach its node");
-            router.count(Dropped::PeerLost);
+            fate.metrics.drop_event(Dropped::PeerLost);
             if let Some(stream) = stream {
-                router.fail_call(stream);
+                fate.calls.fail(stream);
             }
         }
     }

@@ -8,7 +8,7 @@
 //! call gets an answer: a reply, an error, or the end of its time.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -19,10 +19,11 @@ use edgeless_api::{ComponentId, Error, Event, InstanceId, NodeId, Url};
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
-use crate::instance::{Cause, EventKind, Incoming, Payload};
+use crate::calls::{Calls, Expected, Taken};
+use crate::event::{Cause, EventKind, Incoming, Payload};
 use crate::mailbox::{Delivery, Mailbox, Replier};
 use crate::metrics::{Dropped, Metrics};
-use crate::peer::Peer;
+use crate::peer::Peers;
 
 /// How long things may take and how large they may be.
 #[derive(Clone, Copy, Debug)]
@@ -102,14 +103,6 @@ pub enum Route {
     Instance(InstanceId),
 }
 
-/// A call that waits for a reply from another node.
-#[derive(Debug)]
-struct Pending {
-    caller: InstanceId,
-    callee: InstanceId,
-    reply: oneshot::Sender<Reply>,
-}
-
 /// The router of one node.
 #[derive(Debug)]
 pub struct Router {
@@ -117,26 +110,24 @@ pub struct Router {
     options: Options,
     metrics: Arc<Metrics>,
     mailboxes: papaya::HashMap<Uuid, Mailbox>,
-    peers: papaya::HashMap<NodeId, Arc<Peer>>,
     rows: Mutex<HashMap<ComponentId, Weak<RowCell>>>,
-    pending: Mutex<HashMap<u64, Pending>>,
-    next_stream: AtomicU64,
+    calls: Arc<Calls>,
+    peers: Arc<Peers>,
 }
 
 impl Router {
     /// A router that knows nobody yet.
     pub fn new(node: NodeId, options: Options, metrics: Arc<Metrics>) -> Arc<Self> {
+        let calls = Arc::new(Calls::default());
+        let peers = Peers::new(calls.clone(), metrics.clone(), options.max_payload, options.emit_wait);
         Arc::new(Self {
             node,
             options,
             metrics,
             mailboxes: papaya::HashMap::new(),
-            peers: papaya::HashMap::new(),
             rows: Mutex::default(),
-            pending: Mutex::default(),
-            // EDGELESS 1.2 nodes take a call for a reply if its number is one of theirs; they count
-            // from 1.
-            next_stream: AtomicU64::new(rand::random::<u64>() >> 2 | 1 << 61),
+            calls,
+            peers: Arc::new(peers),
         })
     }
 
@@ -191,28 +182,13 @@ impl Router {
     ///
     /// # Errors
     /// The address cannot be used.
-    pub fn add_peer(self: &Arc<Self>, node: NodeId, url: &Url) -> Result<(), Error> {
-        if node == self.node || self.peers.pin().get(&node).is_some_and(|peer| peer.url() == url) {
-            return Ok(());
-        }
-        let peer = Peer::new(Arc::downgrade(self), url, self.options)?;
-        self.peers.pin().insert(node, Arc::new(peer));
-        Ok(())
+    pub fn add_peer(&self, node: NodeId, url: &Url) -> Result<(), Error> {
+        if node == self.node { Ok(()) } else { self.peers.add(node, url) }
     }
 
-    /// Forgets a node; whoever waits for a reply from it gets an error.
-    pub fn remove_peer(&self, node: NodeId) {
-        self.peers.pin().remove(&node);
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.retain(|_, call| call.callee.node != node);
-    }
-
-    /// Forgets all nodes.
-    pub fn clear_peers(&self) {
-        let nodes: Vec<NodeId> = self.peers.pin().keys().copied().collect();
-        for node in nodes {
-            self.remove_peer(node);
-        }
+    /// The other nodes that are known.
+    pub fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Counts an event that got lost.
@@ -257,7 +233,7 @@ impl Router {
             if target.node != self.node {
                 let event =
                     Event { source, target, kind: Kind::Cast(payload), created: SystemTime::now(), trace: cause.trace };
-                return self.peer(target.node)?.send(event).await;
+                return self.peers.get(target.node)?.send(event).await;
             }
             let incoming =
                 Incoming { source, kind: EventKind::Cast, payload, cause: Cause { deadline: None, ..cause } };
@@ -290,7 +266,7 @@ impl Router {
         let (sender, reply) = oneshot::channel();
         let answered = async {
             // Keeps the call known until it is answered or given up.
-            let _pending = self.send_call(source, route, payload, cause, sender).await?;
+            let _expected = self.send_call(source, route, payload, cause, sender).await?;
             reply.await.map_err(|_| CallError::Failed)
         };
         match tokio::time::timeout_at(deadline.into(), answered).await {
@@ -309,7 +285,7 @@ impl Router {
         payload: Payload,
         cause: Cause,
         reply: oneshot::Sender<Reply>,
-    ) -> Result<Option<PendingCall<'_>>, Dropped> {
+    ) -> Result<Option<Expected<'_>>, Dropped> {
         let sent = async {
             if payload.len() > self.options.max_payload {
                 return Err(Dropped::TooLarge);
@@ -326,48 +302,30 @@ impl Router {
                 }
                 return Ok(None);
             }
-            let peer = self.peer(target.node)?;
-            let pending = self.expect_reply(source, target, reply);
+            let peer = self.peers.get(target.node)?;
+            let expected = self.calls.expect(source, target, reply);
             let remaining = cause.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let kind = Kind::Call { payload, stream: pending.stream, remaining };
+            let kind = Kind::Call { payload, stream: expected.stream(), remaining };
             peer.send(Event { source, target, kind, created: SystemTime::now(), trace: cause.trace }).await?;
-            Ok(Some(pending))
+            Ok(Some(expected))
         };
         sent.await.inspect_err(|cause| self.count(*cause))
-    }
-
-    fn expect_reply(&self, caller: InstanceId, callee: InstanceId, reply: oneshot::Sender<Reply>) -> PendingCall<'_> {
-        let stream = self.next_stream.fetch_add(1, Ordering::Relaxed);
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        pending.insert(stream, Pending { caller, callee, reply });
-        PendingCall { router: self, stream }
-    }
-
-    /// Ends a call with an error: its event did not arrive.
-    pub fn fail_call(&self, stream: u64) {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner).remove(&stream);
-    }
-
-    /// Sends a reply to a caller on another node. Waits for nothing.
-    pub fn reply(&self, reply: Event) {
-        let sent = self.peer(reply.target.node).and_then(|peer| peer.send_reply(reply));
-        if let Err(cause) = sent {
-            self.count(cause);
-        }
     }
 
     /// Takes an event from another node.
     ///
     /// # Errors
     /// It is not for this node.
-    pub async fn accept(self: &Arc<Self>, event: Event) -> Result<(), Error> {
+    pub async fn accept(&self, event: Event) -> Result<(), Error> {
         if event.target.node != self.node {
             self.metrics.refuse_event();
             return Err(Error::rejected(format!("this is {:?}, the event is for {:?}", self.node, event.target.node)));
         }
         let (incoming, reply) = match event.kind {
             Kind::Reply { reply, stream } => {
-                self.take_reply(event.source, event.target, stream, reply);
+                if self.calls.take(event.source, event.target, stream, reply) == Taken::Forged {
+                    self.metrics.refuse_event();
+                }
                 return Ok(());
             }
             Kind::Cast(payload) => {
@@ -377,7 +335,7 @@ impl Router {
             Kind::Call { payload, stream, remaining } => {
                 let time = remaining.unwrap_or(self.options.call_timeout).min(self.options.call_timeout);
                 let cause = Cause { trace: event.trace, deadline: Some(Instant::now() + time) };
-                let reply = Replier::elsewhere(self.clone(), event.target, event.source, stream, event.trace);
+                let reply = Replier::elsewhere(self.peers.clone(), event.target, event.source, stream, event.trace);
                 (Incoming { source: event.source, kind: EventKind::Call, payload, cause }, Some(reply))
             }
         };
@@ -395,39 +353,7 @@ impl Router {
         Ok(())
     }
 
-    /// A reply counts only if it comes from whom the call went to, and goes to who made it.
-    fn take_reply(&self, callee: InstanceId, caller: InstanceId, stream: u64, reply: Reply) {
-        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        match pending.get(&stream) {
-            Some(call) if call.callee == callee && call.caller == caller => {
-                if let Some(call) = pending.remove(&stream) {
-                    // Fails if the caller gave up.
-                    call.reply.send(reply).ok();
-                }
-            }
-            Some(_) => self.metrics.refuse_event(),
-            // Too late: the caller gave up.
-            None => {}
-        }
-    }
-
     fn mailbox(&self, instance: Uuid) -> Result<Mailbox, Dropped> {
         self.mailboxes.pin().get(&instance).cloned().ok_or(Dropped::UnknownTarget)
-    }
-
-    fn peer(&self, node: NodeId) -> Result<Arc<Peer>, Dropped> {
-        self.peers.pin().get(&node).cloned().ok_or(Dropped::UnknownPeer)
-    }
-}
-
-/// A call whose reply is awaited; forgotten when it is dropped.
-struct PendingCall<'r> {
-    router: &'r Router,
-    stream: u64,
-}
-
-impl Drop for PendingCall<'_> {
-    fn drop(&mut self) {
-        self.router.fail_call(self.stream);
     }
 }

@@ -38,7 +38,7 @@ use super::http::{self, Method, Protocol};
 use super::{Class, Key, Surroundings, bad_value, check_configuration, flag};
 use crate::instance::{Cause, Context, Incoming, Instance, InstanceError, Payload, Provider};
 use crate::log::Log;
-use crate::metrics::Dropped;
+use crate::metrics::{Dropped, Metrics};
 use crate::outputs::{CallError, Outputs};
 
 /// The class.
@@ -122,7 +122,8 @@ const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
 type Response = hyper::Response<Full<Bytes>>;
 
-async fn provide(Surroundings { settings, tasks, limits }: Surroundings) -> Result<Arc<dyn Provider>, Error> {
+async fn provide(surroundings: Surroundings) -> Result<Arc<dyn Provider>, Error> {
+    let Surroundings { settings, tasks, limits, metrics } = surroundings;
     let options = Options {
         timeout: settings.duration("http_ingress_timeout")?,
         read_timeout: settings.duration("http_ingress_read_timeout")?,
@@ -144,6 +145,7 @@ async fn provide(Surroundings { settings, tasks, limits }: Surroundings) -> Resu
         connections: Arc::new(Semaphore::new(2 * usize::from(requests))),
         requests: Semaphore::new(usize::from(requests)),
         buffered: Semaphore::new(kib(buffered).min(Semaphore::MAX_PERMITS)),
+        metrics,
         tasks: tasks.clone(),
     };
     tasks.vital("http-ingress", Arc::new(server).serve(listener));
@@ -291,6 +293,7 @@ struct Server {
     requests: Semaphore,
     /// One permit for each KiB.
     buffered: Semaphore,
+    metrics: Arc<Metrics>,
     tasks: Tasks,
 }
 
@@ -357,6 +360,7 @@ impl Server {
         match self.respond(&head, &mut body).await {
             Ok(response) => response,
             Err(refusal) => {
+                self.metrics.refuse_request(refusal.status.as_u16());
                 // A client that asked whether it may send the body has not sent it.
                 if !head.headers.contains_key(EXPECT) && refusal.status != StatusCode::REQUEST_TIMEOUT {
                     self.discard(body);

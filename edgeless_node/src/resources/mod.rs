@@ -23,6 +23,7 @@ use humantime_serde::re::humantime;
 use serde::Serialize;
 
 use crate::instance::Provider;
+use crate::metrics::Metrics;
 
 /// All classes that this node knows.
 pub static CLASSES: [&Class; 4] = [&http_ingress::CLASS, &http_egress::CLASS, &file_log::CLASS, &redis::CLASS];
@@ -72,6 +73,8 @@ pub struct Surroundings {
     pub tasks: Tasks,
     /// What outsiders may send at the most.
     pub limits: Limits,
+    /// What the node measures.
+    pub metrics: Arc<Metrics>,
 }
 
 /// The settings of one class: the text of each of its keys that is set, or has a default.

@@ -406,6 +406,8 @@ mod http_ingress {
         assert_eq!(answer.status, 413, "at once, and instead of 100");
         let fits = format!("{post}Content-Length: 1024\r\n\r\n{}", &large[1..]);
         assert_eq!(world.answer_to(&fits, response(200, "", json!({}))).await.status, 200);
+        let metrics = world.node.metrics().await;
+        assert!(metrics.contains("requests_refused_total{status=\"413\"} 4"), "{metrics}");
     }
 
     /// In JSON a body grows: it may fit as a body and yet not as an event.
