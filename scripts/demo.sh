@@ -9,7 +9,12 @@ work=$(mktemp -d)
 platform=
 finish() {
     code=$?
-    if [ -n "$platform" ] && kill -INT "$platform" 2>/dev/null; then wait "$platform" || true; fi
+    if [ -n "$platform" ] && kill -TERM "$platform" 2>/dev/null; then
+        # One that does not end in time is made to.
+        (sleep 15; kill -KILL "$platform" 2>/dev/null) & watchdog=$!
+        wait "$platform" || true
+        kill "$watchdog" 2>/dev/null || true
+    fi
     if [ "$code" != 0 ] && [ -s "$work/platform.log" ]; then echo "--- the platform said:" >&2; tail -n 20 "$work/platform.log" >&2; fi
     rm -rf "$work"
     exit "$code"
@@ -31,6 +36,7 @@ say "2. Start the platform: controller, orchestrator and node in one process"
 first=$((20000 + $$ % 20000))
 (cd "$work" && "$bin/edgeless_inabox" -t --initial-port "$first" 2>/dev/null)
 show edgeless_inabox
+: >"$work/platform.log"
 (cd "$work" && exec env RUST_LOG="${RUST_LOG:-info}" "$bin/edgeless_inabox") >"$work/platform.log" 2>&1 &
 platform=$!
 tries=0
@@ -70,7 +76,7 @@ cli workflow inspect "$uuid" | grep STATE
 say "7. Stop the workflow and the platform"
 show 'edgeless_cli workflow stop $UUID'
 cli workflow stop "$uuid"
-kill -INT "$platform"
+kill -TERM "$platform"
 wait "$platform"
 platform=
 

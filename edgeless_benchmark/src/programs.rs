@@ -8,6 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+/// What every daemon says when it is ready.
+const READY: &str = "(Ctrl-C stops";
+
 /// The path of a program beside this one.
 pub(crate) fn path(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
@@ -53,9 +56,13 @@ impl Daemon {
             .spawn()?;
         let stderr = child.stderr.take().context("a child has a stderr")?;
         let daemon = Self(child);
-        for line in BufReader::new(stderr).lines() {
-            if line?.contains(" ready") {
-                return Ok((daemon, began.elapsed()));
+        let mut lines = BufReader::new(stderr).lines();
+        while let Some(line) = lines.next().transpose()? {
+            if line.contains(READY) {
+                let took = began.elapsed();
+                // Whatever else it says is read, so that it never waits for a reader.
+                std::thread::spawn(move || lines.for_each(drop));
+                return Ok((daemon, took));
             }
         }
         bail!("{program} ended before it was ready")

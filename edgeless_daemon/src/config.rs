@@ -72,7 +72,12 @@ pub fn load<C: Config>(path: &Path) -> Result<C, ConfigError> {
         Ok(text) => text,
         Err(reason) => return Err(ConfigError::Unreadable { file, reason }),
     };
-    parse(&text, std::env::vars()).map_err(|reason| ConfigError::Invalid { file, reason })
+    parse(&text, environment()).map_err(|reason| ConfigError::Invalid { file, reason })
+}
+
+/// The environment of this process, as far as it is text.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// Reads and checks the text of a configuration, with the environment over it.

@@ -186,7 +186,8 @@ impl<E: Engine> Driver<E> {
         self.inbox.replies.clone()
     }
 
-    /// Runs the engine until it is cancelled; effects that are under way by then are dropped.
+    /// Runs the engine until it is cancelled; effects that are under way by then are dropped. Ends by
+    /// itself only if an effect panics.
     pub async fn run(self, mut shell: impl Shell<E>, tick: Duration, cancel: CancellationToken) {
         let Self { mut engine, inbox, mut receiver } = self;
         let start = Instant::now();
@@ -198,9 +199,10 @@ impl<E: Engine> Driver<E> {
                 () = cancel.cancelled() => break,
                 Some(result) = effects.join_next() => match result {
                     Ok(event) => event,
+                    // Its result will never come, and what it was about would wait for ever.
                     Err(error) => {
-                        tracing::error!(%error, "an effect panicked");
-                        continue;
+                        tracing::error!(%error, "an effect panicked: this is a fault of ours");
+                        break;
                     }
                 },
                 _ = ticks.tick() => E::tick(),
@@ -218,7 +220,8 @@ impl<E: Engine> Driver<E> {
                 }
             }
         }
-        // Whoever still waits is told that nothing will come.
+        // Nobody can ask any more; whoever still waits is told that nothing will come.
+        drop(receiver);
         inbox.replies.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }

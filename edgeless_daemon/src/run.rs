@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use edgeless_api::error::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{self, Config};
 use crate::tasks::{Failure, Stopped};
@@ -65,12 +65,7 @@ pub fn main<D: Daemon>(options: &Options) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(D::NAME, &error, USAGE),
     };
-    in_runtime(D::NAME, async {
-        match D::start(config).await {
-            Ok(handle) => until_stopped(D::NAME, handle).await,
-            Err(error) => fail(D::NAME, &error, error.code.exit_code()),
-        }
-    })
+    in_runtime(D::NAME, async { run(D::NAME, D::start(config)).await })
 }
 
 /// Runs the future that is a whole program.
@@ -92,16 +87,23 @@ pub fn fail(name: &str, reason: &dyn std::fmt::Display, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Waits for a signal or a failure, then stops the daemon. A second signal exits at once.
-pub async fn until_stopped(name: &str, handle: impl Handle) -> ExitCode {
-    let (mut interrupt, mut terminate) = match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
-        (Ok(interrupt), Ok(terminate)) => (interrupt, terminate),
-        (Err(error), _) | (_, Err(error)) => return fail(name, &error, 1),
+/// Starts a daemon, waits for a signal or a failure, and stops it. A signal during the start ends that;
+/// a second one during the stop exits at once.
+pub async fn run<H: Handle>(name: &str, start: impl Future<Output = Result<H, Error>>) -> ExitCode {
+    let mut signals = match Signals::new() {
+        Ok(signals) => signals,
+        Err(error) => return fail(name, &error, 1),
+    };
+    let handle = tokio::select! {
+        started = start => match started {
+            Ok(handle) => handle,
+            Err(error) => return fail(name, &error, error.code.exit_code()),
+        },
+        code = signals.next() => return fail(name, &"stopped while it was starting", code),
     };
     eprintln!("{} (Ctrl-C stops, RUST_LOG=info says more)", handle.ready());
     let failure = tokio::select! {
-        _ = interrupt.recv() => None,
-        _ = terminate.recv() => None,
+        _ = signals.next() => None,
         failure = handle.failed() => Some(failure),
     };
     match &failure {
@@ -110,8 +112,7 @@ pub async fn until_stopped(name: &str, handle: impl Handle) -> ExitCode {
     }
     let stopped = tokio::select! {
         stopped = handle.stop() => stopped,
-        _ = interrupt.recv() => return fail(name, &"stopped at once by a second signal", 130),
-        _ = terminate.recv() => return fail(name, &"stopped at once by a second signal", 143),
+        code = signals.next() => return fail(name, &"stopped at once by a second signal", code),
     };
     if let Stopped::Forced { tasks } = &stopped {
         tracing::warn!(?tasks, "stopped before these tasks had ended");
@@ -119,5 +120,25 @@ pub async fn until_stopped(name: &str, handle: impl Handle) -> ExitCode {
     match failure {
         Some(failure) => fail(name, &failure, 1),
         None => ExitCode::SUCCESS,
+    }
+}
+
+/// The signals that end a daemon.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// The next one, as the exit code of what it ends.
+    async fn next(&mut self) -> u8 {
+        tokio::select! {
+            _ = self.interrupt.recv() => 130,
+            _ = self.terminate.recv() => 143,
+        }
     }
 }

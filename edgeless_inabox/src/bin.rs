@@ -76,6 +76,10 @@ fn external_address() -> IpAddr {
 
 fn run_platform(arguments: &Arguments) -> ExitCode {
     let began = Instant::now();
+    if !arguments.config_path.is_dir() {
+        let reason = format!("--config-path: there is no directory {}", arguments.config_path.display());
+        return run::fail(NAME, &reason, run::USAGE);
+    }
     let configs = match Configs::load(&arguments.config_path) {
         Ok(Some(configs)) => {
             if arguments.num_of_nodes != 1 {
@@ -89,16 +93,13 @@ fn run_platform(arguments: &Arguments) -> ExitCode {
         },
         Err(error) => return run::fail(NAME, &error, run::USAGE),
     };
-    run::in_runtime(NAME, async move {
-        match Platform::start(configs).await {
-            Ok(platform) => {
-                if !platform.until_ready(Duration::from_secs(5)).await {
-                    tracing::warn!("the controller does not know all nodes yet: it goes on looking for them");
-                }
-                tracing::info!("ready after {} ms", began.elapsed().as_millis());
-                run::until_stopped(NAME, platform).await
-            }
-            Err(error) => run::fail(NAME, &error, error.code.exit_code()),
+    let start = async move {
+        let platform = Platform::start(configs).await?;
+        if !platform.until_ready(Duration::from_secs(5)).await {
+            tracing::warn!("the controller does not know all nodes yet: it goes on looking for them");
         }
-    })
+        tracing::info!("ready after {} ms", began.elapsed().as_millis());
+        Ok(platform)
+    };
+    run::in_runtime(NAME, run::run(NAME, start))
 }

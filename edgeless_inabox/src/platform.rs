@@ -63,9 +63,13 @@ impl Configs {
     /// The environment sets something wrong.
     pub fn parse(files: &Files) -> Result<Self, String> {
         Ok(Self {
-            controller: Some(config::parse(&files.controller, std::env::vars())?),
-            orchestrator: Some(config::parse(&files.orchestrator, std::env::vars())?),
-            nodes: files.nodes.iter().map(|text| config::parse(text, std::env::vars())).collect::<Result<_, _>>()?,
+            controller: Some(config::parse(&files.controller, config::environment())?),
+            orchestrator: Some(config::parse(&files.orchestrator, config::environment())?),
+            nodes: files
+                .nodes
+                .iter()
+                .map(|text| config::parse(text, config::environment()))
+                .collect::<Result<_, _>>()?,
         })
     }
 }

@@ -4,7 +4,7 @@
 //! refused, a newer one replaces the older instance.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -66,6 +66,8 @@ pub struct Agent {
     options: Options,
     cancel: CancellationToken,
     table: Mutex<Table>,
+    /// A start or a stop goes on to its end, also when who asked for it is gone.
+    me: Weak<Self>,
 }
 
 type Slot = Arc<OnceCell<Arc<Hosted>>>;
@@ -87,7 +89,25 @@ impl Agent {
         options: Options,
         cancel: CancellationToken,
     ) -> Arc<Self> {
-        Arc::new(Self { router, runtimes, offers, states, options, cancel, table: Mutex::default() })
+        Arc::new_cyclic(|me| Self {
+            router,
+            runtimes,
+            offers,
+            states,
+            options,
+            cancel,
+            table: Mutex::default(),
+            me: me.clone(),
+        })
+    }
+
+    /// Runs something to its end, also when nobody waits for it any more.
+    async fn to_its_end<R: Send + 'static, F>(&self, act: impl FnOnce(Arc<Self>) -> F) -> Result<R, Error>
+    where
+        F: Future<Output = Result<R, Error>> + Send + 'static,
+    {
+        let me = self.me.upgrade().ok_or_else(|| Error::unavailable("the node is gone"))?;
+        tokio::spawn(act(me)).await.map_err(Error::bug)?
     }
 
     fn table<R>(&self, act: impl FnOnce(&mut Table) -> R) -> R {
@@ -154,41 +174,47 @@ impl Agent {
         });
     }
 
-    async fn create(&self, spec: &ComponentSpec, context: &StartContext) -> Result<Arc<Hosted>, Error> {
+    async fn create(&self, spec: ComponentSpec, context: &StartContext, is_untold: bool) -> Result<Arc<Hosted>, Error> {
         let id = InstanceId::random(self.router.node());
         let cancel = self.cancel.child_token();
         let log = Log::new(&context.name, self.options.log_lines);
         let outputs = Outputs::new(id, self.router.clone(), cancel.clone());
         let base = Context { id, name: context.name.clone(), outputs, state: State::none(), log, cancel };
-        let hosted = match spec {
-            ComponentSpec::Function(spec) => self.host_function(spec, context, base).await?,
-            ComponentSpec::Resource(spec) => self.host_resource(spec, context, base).await?,
+        let (component, factory) = match spec {
+            ComponentSpec::Function(spec) => self.function(spec, context, base).await?,
+            ComponentSpec::Resource(spec) => self.resource(spec, context, base)?,
         };
-        Ok(Arc::new(hosted))
+        let component = Component { is_untold, ..component };
+        Ok(Arc::new(host(component, factory, self.router.clone(), self.options.grace).await?))
     }
 
-    async fn host_function(
+    async fn function(
         &self,
-        spec: &FunctionSpec,
+        spec: FunctionSpec,
         context: &StartContext,
         mut base: Context,
-    ) -> Result<Hosted, Error> {
-        let kind = spec.class.function_type.as_str();
-        let runtime = self.runtimes.iter().find(|runtime| runtime.kind() == kind).cloned().ok_or_else(|| {
+    ) -> Result<(Component, Factory), Error> {
+        let kind = spec.class.function_type.clone();
+        let runtime = self.runtimes.iter().find(|runtime| runtime.kind() == kind).ok_or_else(|| {
             let known: Vec<_> = self.runtimes.iter().map(|runtime| runtime.kind()).collect();
             Error::rejected(format!("this node does not run {kind}; it runs: {}", known.join(", ")))
         })?;
         base.state = self.states.state(&spec.state)?;
-        let component = self.component(context, &base, ComponentKind::Function, kind, 1, None);
-        let spec = Arc::new(spec.clone());
+        let component = self.component(context, &base, ComponentKind::Function, &kind, 1, None);
+        let program = runtime.load(spec).await?;
         let factory: Factory = Box::new(move |token| {
-            let (runtime, spec, context) = (runtime.clone(), spec.clone(), incarnation(&base, token));
-            Box::pin(async move { runtime.create(&spec, context).await })
+            let (program, context) = (program.clone(), incarnation(&base, token));
+            Box::pin(async move { program.instantiate(context).await })
         });
-        host(component, factory, self.router.clone(), self.options.grace).await
+        Ok((component, factory))
     }
 
-    async fn host_resource(&self, spec: &ResourceSpec, context: &StartContext, base: Context) -> Result<Hosted, Error> {
+    fn resource(
+        &self,
+        spec: ResourceSpec,
+        context: &StartContext,
+        base: Context,
+    ) -> Result<(Component, Factory), Error> {
         let of_class = |offer: &&Offer| offer.class.class_type == spec.class_type;
         let wanted = |offer: &&Offer| context.provider.is_empty() || offer.id == context.provider;
         let offer = self.offers.iter().find(|offer| of_class(offer) && wanted(offer)).ok_or_else(|| {
@@ -199,12 +225,12 @@ impl Agent {
         let limit = Some(self.router.options().call_timeout);
         let component =
             self.component(context, &base, ComponentKind::Resource, class.class_type, class.max_in_flight, limit);
-        let (provider, spec) = (offer.provider.clone(), Arc::new(spec.clone()));
+        let (provider, spec) = (offer.provider.clone(), Arc::new(spec));
         let factory: Factory = Box::new(move |token| {
             let (provider, spec, context) = (provider.clone(), spec.clone(), incarnation(&base, token));
             Box::pin(async move { provider.open(&spec, context).await })
         });
-        host(component, factory, self.router.clone(), self.options.grace).await
+        Ok((component, factory))
     }
 
     fn component(
@@ -228,7 +254,9 @@ impl Agent {
             outputs: base.outputs.clone(),
             log: base.log.clone(),
             state: base.state.clone(),
-            metrics: Arc::new(self.router.metrics().instance(base.id, metrics_type)),
+            metrics_type: metrics_type.to_string(),
+            queued: self.router.options().queued,
+            is_untold: false,
             cancel: base.cancel.clone(),
         }
     }
@@ -254,10 +282,10 @@ fn incarnation(base: &Context, token: CancellationToken) -> Context {
     Context { outputs: base.outputs.until(token.clone()), cancel: token, ..base.clone() }
 }
 
-#[async_trait]
-impl Components for Agent {
-    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
-        let told = start.context.is_some();
+impl Agent {
+    async fn start_now(self: Arc<Self>, start: Start) -> Result<ComponentRef, Error> {
+        let is_untold = start.context.is_none();
+        let kind = start.spec.kind();
         let context = start.context.unwrap_or_else(|| StartContext {
             component: ComponentId::random(),
             epoch: 0,
@@ -268,11 +296,14 @@ impl Components for Agent {
             provider: String::new(),
         });
         let (slot, replaced) = self.place(&context)?;
-        if let Some(replaced) = replaced {
-            replaced.stop().await;
-        }
         // Whoever repeats the request while it is under way waits for the same result.
-        let hosted = match slot.get_or_try_init(|| self.create(&start.spec, &context)).await {
+        let created = slot.get_or_try_init(|| async {
+            if let Some(replaced) = replaced {
+                replaced.stop().await;
+            }
+            self.create(start.spec, &context, is_untold).await
+        });
+        let hosted = match created.await {
             Ok(hosted) => hosted.clone(),
             Err(error) => {
                 self.vacate(context.component, &slot);
@@ -292,15 +323,32 @@ impl Components for Agent {
             hosted.stop().await;
             return Err(Error::unavailable(format!("'{}' was stopped while it was being started", context.name)));
         }
-        tracing::info!(name = %context.name, instance = %id.function, "{} created and initialised", start.spec.kind());
-        if !told {
-            let outputs = hosted.component().outputs.clone();
+        tracing::info!(name = %context.name, instance = %id.function, "{kind} created and initialised");
+        if is_untold {
             tokio::spawn(async move {
-                tokio::time::sleep(UNTOLD_ACTIVATION).await;
-                outputs.activate().await;
+                let component = hosted.component();
+                if component.cancel.run_until_cancelled(tokio::time::sleep(UNTOLD_ACTIVATION)).await.is_some() {
+                    component.outputs.activate();
+                }
             });
         }
         Ok(ComponentRef::Instance(id))
+    }
+
+    async fn stop_now(self: Arc<Self>, kind: ComponentKind, id: InstanceId) -> Result<(), Error> {
+        if let Some(hosted) = self.take(kind, id.function)? {
+            hosted.stop().await;
+            hosted.component().state.forget().await;
+            tracing::info!(name = %hosted.component().name, instance = %id.function, "{kind} stopped");
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Components for Agent {
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        self.to_its_end(|me| me.start_now(start)).await
     }
 
     async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error> {
@@ -310,12 +358,7 @@ impl Components for Agent {
         if id.node != self.router.node() {
             return Err(Error::rejected(format!("this is {:?}, the instance is on {:?}", self.router.node(), id.node)));
         }
-        if let Some(hosted) = self.take(kind, id.function)? {
-            hosted.stop().await;
-            hosted.component().state.forget().await;
-            tracing::info!(name = %hosted.component().name, instance = %id.function, "{kind} stopped");
-        }
-        Ok(())
+        self.to_its_end(|me| me.stop_now(kind, id)).await
     }
 
     async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
@@ -324,24 +367,21 @@ impl Components for Agent {
         let outputs: Vec<_> = patch.outputs.keys().cloned().collect();
         hosted.set_outputs(patch.outputs);
         tracing::debug!(name = %hosted.component().name, ?outputs, "outputs set");
-        if hosted.component().epoch == 0 {
-            // Started by an orchestrator that says no more than this.
-            hosted.component().outputs.activate().await;
+        if hosted.component().is_untold {
+            hosted.component().outputs.activate();
         }
         Ok(())
     }
 
     async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
         let found = self.find_all(&ids);
-        if found.len() < ids.len() {
-            return Err(Error::not_found(format!(
-                "{} of {} instances do not run here",
-                ids.len() - found.len(),
-                ids.len()
-            )));
+        for hosted in &found {
+            hosted.component().outputs.activate();
         }
-        join_all(found.iter().map(|hosted| hosted.component().outputs.activate())).await;
-        Ok(())
+        match ids.len() - found.len() {
+            0 => Ok(()),
+            missing => Err(Error::not_found(format!("{missing} of {} instances do not run here", ids.len()))),
+        }
     }
 
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
@@ -354,10 +394,10 @@ impl Components for Agent {
         for hosted in self.find_all(&ids) {
             let (lines, receiver) = hosted.component().log.follow();
             kept.extend(lines);
-            // A follower that is too slow misses lines, which the numbers in between tell it not.
+            // A follower that is too slow misses lines.
             let lines = BroadcastStream::new(receiver).filter_map(|line| async move { line.ok().map(Ok) });
-            let ended = hosted.component().cancel.clone().cancelled_owned();
-            live.push(lines.take_until(ended).boxed());
+            // Also what its stop handler says.
+            live.push(lines.take_until(hosted.ended()).boxed());
         }
         kept.sort_by_key(|line| line.at);
         let kept = stream::iter(kept.into_iter().map(Ok));

@@ -145,6 +145,8 @@ pub struct Limits {
     pub message: ByteSize,
     /// Events that wait for one component.
     pub mailbox: usize,
+    /// The payloads that wait for one component, or for one other node.
+    pub queued: ByteSize,
     /// How long a sender waits for room in a mailbox.
     #[serde(with = "humantime_serde")]
     pub emit_wait: Duration,
@@ -168,6 +170,7 @@ impl Default for Limits {
             payload: ByteSize::mib(4),
             message: ByteSize::mib(64),
             mailbox: 512,
+            queued: ByteSize::mib(64),
             emit_wait: Duration::from_secs(2),
             call_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(5),
@@ -243,6 +246,9 @@ impl Config {
     }
 }
 
+/// The longest time that can be configured.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 const PREPEND_HOSTNAME: &str = "prepend_hostname";
 
 fn text(value: &Value) -> Result<String, String> {
@@ -289,9 +295,10 @@ impl edgeless_daemon::config::Config for Config {
             ("wasm_runtime.cpu_limit", self.wasm_runtime.cpu_limit),
             ("limits.emit_wait", self.limits.emit_wait),
             ("limits.call_timeout", self.limits.call_timeout),
+            ("limits.grace", self.limits.grace),
         ] {
-            if time.is_zero() {
-                return Err(format!("{key}: must be longer than nothing"));
+            if time.is_zero() || time > LONGEST {
+                return Err(format!("{key}: must be longer than nothing and at most a day"));
             }
         }
         if self.limits.payload > self.limits.message {
@@ -375,8 +382,11 @@ has_tpm = false
 # The largest payload of an event, and the largest message of the control plane (code is in one).
 # payload = "4MiB"
 # message = "64MiB"
-# Events that wait for one component, and how long a sender waits for room there.
+# Events that wait for one component, and the size of their payloads; the size also bounds what waits
+# for one other node.
 # mailbox = 512
+# queued = "64MiB"
+# How long a sender waits for room there.
 # emit_wait = "2s"
 # How long a caller waits for a reply.
 # call_timeout = "30s"

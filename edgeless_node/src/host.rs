@@ -18,8 +18,9 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::budget::Budget;
 use crate::instance::{Instance, InstanceError};
 use crate::log::Log;
 use crate::mailbox::{Delivery, Receiver, mailbox};
@@ -30,12 +31,8 @@ use crate::state::State as SavedState;
 
 /// The wait before the first replacement; it doubles with each that breaks.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
-/// The longest wait before a replacement.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(10);
-/// Replacements that may break one after the other.
+/// Instances that may break one after the other, without having handled an event in between.
 const ATTEMPTS: u32 = 6;
-/// An instance that ran this long has recovered.
-const RECOVERED: Duration = Duration::from_secs(60);
 /// Lines of log that a status shows.
 const STATUS_LINES: usize = 10;
 
@@ -66,8 +63,12 @@ pub struct Component {
     pub log: Log,
     /// What it saves.
     pub state: SavedState,
-    /// Its measures.
-    pub metrics: Arc<InstanceMetrics>,
+    /// What its measures are filed under: the function type or the class.
+    pub metrics_type: String,
+    /// The payloads that may wait, bytes.
+    pub queued: usize,
+    /// Nobody will say when it may emit: its first outputs do.
+    pub is_untold: bool,
     /// Ends it.
     pub cancel: CancellationToken,
 }
@@ -75,6 +76,7 @@ pub struct Component {
 /// A component that is hosted.
 pub struct Hosted {
     component: Component,
+    metrics: Arc<InstanceMetrics>,
     status: Arc<Mutex<(State, String)>>,
     ended: watch::Receiver<bool>,
 }
@@ -90,8 +92,11 @@ pub async fn host(
     grace: Duration,
 ) -> Result<Hosted, Error> {
     let token = component.cancel.child_token();
-    let instance: Arc<dyn Instance> = factory(token.clone()).await?.into();
-    let (sender, receiver) = mailbox(component.mailbox, component.metrics.clone());
+    // Whatever it started in vain ends with it.
+    let guard = token.clone().drop_guard();
+    let instance: Arc<dyn Instance> = factory(token).await?.into();
+    let metrics = Arc::new(router.metrics().instance(component.id, &component.metrics_type));
+    let (sender, receiver) = mailbox(component.mailbox, Budget::new(component.queued), metrics.clone());
     router.add_mailbox(component.id.function, sender);
     let status = Arc::new(Mutex::new((State::Running, String::new())));
     let (end, ended) = watch::channel(false);
@@ -104,17 +109,16 @@ pub async fn host(
         max_in_flight: component.max_in_flight.max(1),
         id: component.id,
         log: component.log.clone(),
-        metrics: component.metrics.clone(),
+        metrics: metrics.clone(),
         cancel: component.cancel.clone(),
         status: status.clone(),
         failures: 0,
-        since: Instant::now(),
     };
     tokio::spawn(async move {
-        host.run(instance, token).await;
+        host.run(instance, guard).await;
         end.send(true).ok();
     });
-    Ok(Hosted { component, status, ended })
+    Ok(Hosted { component, metrics, status, ended })
 }
 
 impl Hosted {
@@ -138,11 +142,20 @@ impl Hosted {
             state,
             instance: Some(component.id),
             epoch: component.epoch,
-            restarts: component.metrics.restarts(),
+            restarts: self.metrics.restarts(),
             reason,
             log: component.log.last(STATUS_LINES),
-            handled: component.metrics.handled(),
-            dropped: component.metrics.dropped(),
+            handled: self.metrics.handled(),
+            dropped: self.metrics.dropped(),
+        }
+    }
+
+    /// Resolves when it has ended, stop handler included.
+    pub fn ended(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut ended = self.ended.clone();
+        async move {
+            // An error means that the loop is gone, which is what is waited for.
+            ended.wait_for(|ended| *ended).await.ok();
         }
     }
 
@@ -150,9 +163,7 @@ impl Hosted {
     /// handler runs.
     pub async fn stop(&self) {
         self.component.cancel.cancel();
-        let mut ended = self.ended.clone();
-        // An error means that the loop is gone, which is what is waited for.
-        ended.wait_for(|ended| *ended).await.ok();
+        self.ended().await;
     }
 }
 
@@ -168,27 +179,41 @@ struct Host {
     metrics: Arc<InstanceMetrics>,
     cancel: CancellationToken,
     status: Arc<Mutex<(State, String)>>,
+    /// Instances that broke since the last event was handled.
     failures: u32,
-    since: Instant,
 }
 
 /// What an instance died of.
 struct Broken(String);
 
+/// Why an instance is served no more.
+enum End {
+    /// The component is stopped.
+    Stopped,
+    /// The component is stopped, and a handler was cut off in the middle.
+    CutOff,
+    /// It broke.
+    Broken(String),
+}
+
 impl Host {
-    async fn run(mut self, first: Arc<dyn Instance>, token: CancellationToken) {
+    async fn run(mut self, first: Arc<dyn Instance>, token: DropGuard) {
         let mut current = Some((first, token));
-        while let Some((instance, token)) = current.take() {
+        // The token ends what an incarnation left behind: its delayed casts die with it.
+        while let Some((instance, _token)) = current.take() {
             match self.serve(&instance).await {
-                None => {
-                    token.cancel();
+                End::Stopped => {
                     if tokio::time::timeout(self.grace, instance.stop()).await.is_err() {
                         self.log.push(Level::Warn, "edgeless", "the stop handler did not end in time");
                     }
                 }
-                Some(Broken(reason)) => {
-                    // Cancels its delayed casts, which die with it.
-                    token.cancel();
+                // What was cut off in the middle is in no state to be asked anything.
+                End::CutOff => {
+                    self.log.push(Level::Warn, "edgeless", "a handler did not end in time and was cut off");
+                }
+                End::Broken(reason) => {
+                    // Its place is free before its replacement wants one.
+                    drop((instance, _token));
                     current = self.replace(reason).await;
                     if current.is_none() {
                         self.refuse().await;
@@ -198,23 +223,23 @@ impl Host {
         }
         self.router.remove_mailbox(self.id.function);
         self.set_status(State::Stopped, "");
-        self.drain(Dropped::Stopping);
-        self.router.metrics().forget(&self.metrics);
+        for delivery in self.receiver.close() {
+            lose(&self.metrics, &self.router, delivery, Dropped::Stopping);
+        }
     }
 
-    /// Handles events until the component is stopped (`None`) or the instance breaks.
-    async fn serve(&mut self, instance: &Arc<dyn Instance>) -> Option<Broken> {
+    /// Handles events until the component is stopped or the instance breaks.
+    async fn serve(&mut self, instance: &Arc<dyn Instance>) -> End {
         let mut in_flight = FuturesUnordered::new();
         let cancel = self.cancel.clone();
         loop {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
-                Some(handled) = in_flight.next(), if !in_flight.is_empty() => {
-                    if let Err(broken) = handled {
-                        return Some(broken);
-                    }
-                }
+                Some(handled) = in_flight.next(), if !in_flight.is_empty() => match handled {
+                    Ok(()) => self.failures = 0,
+                    Err(Broken(reason)) => return End::Broken(reason),
+                },
                 delivery = self.receiver.take(), if in_flight.len() < self.max_in_flight => {
                     let Some(delivery) = delivery else { break };
                     let (limit, router) = (self.limit, self.router.clone());
@@ -225,17 +250,14 @@ impl Host {
             }
         }
         let rest = async { while in_flight.next().await.is_some() {} };
-        if tokio::time::timeout(self.grace, rest).await.is_err() {
-            self.log.push(Level::Warn, "edgeless", "a handler did not end in time and was cut off");
+        match tokio::time::timeout(self.grace, rest).await {
+            Ok(()) => End::Stopped,
+            Err(_) => End::CutOff,
         }
-        None
     }
 
     /// Makes a replacement, after a while; `None`: the component is failed or stopped.
-    async fn replace(&mut self, reason: String) -> Option<(Arc<dyn Instance>, CancellationToken)> {
-        if self.since.elapsed() >= RECOVERED {
-            self.failures = 0;
-        }
+    async fn replace(&mut self, reason: String) -> Option<(Arc<dyn Instance>, DropGuard)> {
         let mut reason = reason;
         loop {
             self.log.push(Level::Error, "edgeless", format!("the instance broke: {reason}"));
@@ -246,18 +268,19 @@ impl Host {
                 return None;
             }
             self.set_status(State::Restarting, &reason);
-            let back_off = FIRST_BACK_OFF.saturating_mul(1 << (self.failures - 1)).min(LONGEST_BACK_OFF);
+            let back_off = FIRST_BACK_OFF.saturating_mul(1 << (self.failures - 1));
             tokio::select! {
                 () = self.cancel.cancelled() => return None,
                 () = tokio::time::sleep(back_off) => {}
             }
             let token = self.cancel.child_token();
-            match (self.factory)(token.clone()).await {
+            let guard = token.clone().drop_guard();
+            let cancel = self.cancel.clone();
+            match cancel.run_until_cancelled((self.factory)(token)).await? {
                 Ok(instance) => {
                     self.metrics.count_restart();
-                    self.since = Instant::now();
                     self.set_status(State::Running, &reason);
-                    return Some((instance.into(), token));
+                    return Some((instance.into(), guard));
                 }
                 Err(error) => reason = error.to_string(),
             }
@@ -270,31 +293,24 @@ impl Host {
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 delivery = self.receiver.take() => match delivery {
-                    Some(delivery) => self.lose(delivery, Dropped::TargetFailed),
+                    Some(delivery) => lose(&self.metrics, &self.router, delivery, Dropped::TargetFailed),
                     None => return,
                 },
             }
         }
     }
 
-    /// Answers what is still queued with errors.
-    fn drain(&mut self, cause: Dropped) {
-        while let Some(Some(delivery)) = self.receiver.take().now_or_never() {
-            self.lose(delivery, cause);
-        }
-    }
-
-    fn lose(&self, delivery: Delivery, cause: Dropped) {
-        self.metrics.count_dropped();
-        self.router.count(cause);
-        // Its reply, if it wants one, is an error.
-        drop(delivery);
-    }
-
     fn set_status(&self, state: State, reason: &str) {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
         *status = (state, reason.to_string());
     }
+}
+
+/// Counts an event that is not handled. Its reply, if it wants one, is an error.
+fn lose(metrics: &InstanceMetrics, router: &Router, delivery: Delivery, cause: Dropped) {
+    metrics.count_dropped();
+    router.count(cause);
+    drop(delivery);
 }
 
 /// Handles one event and answers it.
@@ -313,7 +329,7 @@ async fn handle(
         router.count(Dropped::Expired);
         return Ok(());
     }
-    metrics.begin(SystemTime::now().duration_since(created).unwrap_or_default());
+    let in_hand = metrics.begin(SystemTime::now().duration_since(created).unwrap_or_default());
     let kind = incoming.kind;
     let deadline = match (limit.map(|limit| started + limit), incoming.cause.deadline) {
         (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
@@ -321,7 +337,7 @@ async fn handle(
         (limit, _) => limit,
     };
     let result = AssertUnwindSafe(within(deadline, instance.handle(incoming))).catch_unwind().await;
-    metrics.end(kind, started.elapsed());
+    in_hand.end(kind, started.elapsed());
     let (answer, broken) = match result {
         Ok(Ok(Some(payload))) => (Reply::Message(payload), Ok(())),
         Ok(Ok(None)) => (Reply::Empty, Ok(())),

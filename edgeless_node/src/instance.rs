@@ -4,6 +4,8 @@
 //! metrics of its own: the host loop (`host`) calls it, and all that it may touch is its
 //! [`Context`].
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use edgeless_api::component::{FunctionSpec, ResourceSpec};
 use edgeless_api::{Error, InstanceId};
@@ -54,17 +56,27 @@ pub struct Context {
     pub cancel: CancellationToken,
 }
 
-/// Makes instances of functions: a file in `runtimes/`.
+/// Runs functions of one type: a file in `runtimes/`.
 #[async_trait]
 pub trait Runtime: Send + Sync {
     /// The function type that it runs.
     fn kind(&self) -> &'static str;
 
+    /// Makes a function ready to be instantiated, once, however often it is then.
+    ///
+    /// # Errors
+    /// The code is bad, with the reason.
+    async fn load(&self, spec: FunctionSpec) -> Result<Arc<dyn Program>, Error>;
+}
+
+/// A function that is loaded.
+#[async_trait]
+pub trait Program: Send + Sync {
     /// Makes an instance that is initialised and ready for its first event.
     ///
     /// # Errors
-    /// The code is bad, or its initialisation fails; with the reason.
-    async fn create(&self, spec: &FunctionSpec, context: Context) -> Result<Box<dyn Instance>, Error>;
+    /// Its initialisation fails, with the reason, or there is no room for it.
+    async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error>;
 }
 
 /// Opens resources of one class: a file in `resources/`.

@@ -12,10 +12,11 @@
 //!   [`runtimes`] and [`resources`].
 //! - [`host`]: the loop that serves an instance; [`mailbox`], [`outputs`]: its two ends.
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
-//!   replies that are waited for.
+//!   replies that are waited for; [`budget`]: the bytes that may wait.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
+pub mod budget;
 pub mod calls;
 pub mod capabilities;
 pub mod config;
@@ -149,6 +150,7 @@ impl Node {
             emit_wait: config.limits.emit_wait,
             call_timeout: config.limits.call_timeout,
             max_payload: limits.payload,
+            queued: usize::try_from(config.limits.queued.as_u64()).unwrap_or(usize::MAX),
         };
         let router = Router::new(id, options, metrics.clone());
 

@@ -11,22 +11,27 @@ use tokio::sync::broadcast;
 /// The longest line that is kept, bytes; the rest of a longer one is cut off.
 const LINE: usize = 8 << 10;
 /// Lines that a follower may be behind before it misses some.
-const BEHIND: usize = 1024;
+const BEHIND: usize = 256;
 
 /// The log of one component; clones write into the same.
 #[derive(Clone, Debug)]
 pub struct Log {
     component: Arc<str>,
-    lines: Arc<Mutex<VecDeque<LogLine>>>,
     keep: usize,
-    live: broadcast::Sender<LogLine>,
+    lines: Arc<Mutex<Lines>>,
+}
+
+#[derive(Debug, Default)]
+struct Lines {
+    kept: VecDeque<LogLine>,
+    /// Made for the first follower: most logs never have one.
+    live: Option<broadcast::Sender<LogLine>>,
 }
 
 impl Log {
     /// An empty log that keeps the last `keep` lines.
     pub fn new(component: &str, keep: usize) -> Self {
-        let live = broadcast::Sender::new(BEHIND);
-        Self { component: component.into(), lines: Arc::default(), keep: keep.max(1), live }
+        Self { component: component.into(), keep: keep.max(1), lines: Arc::default() }
     }
 
     /// Adds a line, here and to the log of the node.
@@ -45,24 +50,30 @@ impl Log {
         }
         let line = LogLine { at: SystemTime::now(), level, target, message, component: component.to_string() };
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() >= self.keep {
-            lines.pop_front();
+        if lines.kept.len() >= self.keep {
+            lines.kept.pop_front();
         }
-        lines.push_back(line.clone());
-        // Under the lock, so that a new follower gets each line once. Fails if nobody follows.
-        self.live.send(line).ok();
+        // Under the lock, so that a new follower gets each line once.
+        if let Some(live) = &lines.live
+            && live.send(line.clone()).is_err()
+        {
+            // The last follower is gone.
+            lines.live = None;
+        }
+        lines.kept.push_back(line);
     }
 
     /// The last lines, oldest first.
     pub fn last(&self, count: usize) -> Vec<LogLine> {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.iter().skip(lines.len().saturating_sub(count)).cloned().collect()
+        lines.kept.iter().skip(lines.kept.len().saturating_sub(count)).cloned().collect()
     }
 
     /// All lines that are kept, and a receiver of those to come.
     pub fn follow(&self) -> (Vec<LogLine>, broadcast::Receiver<LogLine>) {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        (lines.iter().cloned().collect(), self.live.subscribe())
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let live = lines.live.get_or_insert_with(|| broadcast::Sender::new(BEHIND)).subscribe();
+        (lines.kept.iter().cloned().collect(), live)
     }
 }
 

@@ -11,6 +11,7 @@ use edgeless_api::event::{Kind, Reply, Trace};
 use edgeless_api::{Event, InstanceId};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::budget::{Budget, Share};
 use crate::event::Incoming;
 use crate::metrics::{Dropped, InstanceMetrics};
 use crate::peer::Peers;
@@ -25,6 +26,9 @@ pub struct Delivery {
     /// How the reply reaches the caller; `None` for casts.
     pub reply: Option<Replier>,
 }
+
+/// An event in a mailbox, with its part of what may wait there.
+type Waiting = (Delivery, Share);
 
 /// The duty to answer a call. Dropped without an answer, it answers with an error.
 #[derive(Debug)]
@@ -82,23 +86,24 @@ const OWN: usize = 64;
 /// Where events for a component are put.
 #[derive(Clone, Debug)]
 pub struct Mailbox {
-    queue: mpsc::Sender<Delivery>,
-    own: mpsc::Sender<Delivery>,
+    queue: mpsc::Sender<Waiting>,
+    own: mpsc::Sender<Waiting>,
+    budget: Budget,
     metrics: Arc<InstanceMetrics>,
 }
 
 /// Where its host takes them out.
 #[derive(Debug)]
 pub struct Receiver {
-    queue: mpsc::Receiver<Delivery>,
-    own: mpsc::Receiver<Delivery>,
+    queue: mpsc::Receiver<Waiting>,
+    own: mpsc::Receiver<Waiting>,
 }
 
-/// A mailbox for `capacity` events.
-pub fn mailbox(capacity: usize, metrics: Arc<InstanceMetrics>) -> (Mailbox, Receiver) {
+/// A mailbox for `capacity` events, whose payloads share a budget.
+pub fn mailbox(capacity: usize, budget: Budget, metrics: Arc<InstanceMetrics>) -> (Mailbox, Receiver) {
     let (queue, queue_receiver) = mpsc::channel(capacity.max(1));
     let (own, own_receiver) = mpsc::channel(OWN);
-    (Mailbox { queue, own, metrics }, Receiver { queue: queue_receiver, own: own_receiver })
+    (Mailbox { queue, own, budget, metrics }, Receiver { queue: queue_receiver, own: own_receiver })
 }
 
 impl Mailbox {
@@ -107,14 +112,22 @@ impl Mailbox {
     /// # Errors
     /// There was no room in time, or the component is gone.
     pub async fn put(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
-        let put = match self.queue.try_send(delivery) {
-            Ok(()) => return Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Dropped::UnknownTarget),
-            Err(mpsc::error::TrySendError::Full(delivery)) => {
-                self.queue.send_timeout(delivery, wait).await.map_err(|_| Dropped::MailboxFull)
+        self.try_put(delivery, wait).await.inspect_err(|_| self.metrics.count_dropped())
+    }
+
+    async fn try_put(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
+        let size = delivery.incoming.payload.len();
+        let share = self.budget.take(size, wait).await.ok_or(Dropped::MailboxFull)?;
+        match self.queue.try_send((delivery, share)) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Dropped::Stopping),
+            Err(mpsc::error::TrySendError::Full(waiting)) => {
+                self.queue.send_timeout(waiting, wait).await.map_err(|error| match error {
+                    mpsc::error::SendTimeoutError::Timeout(_) => Dropped::MailboxFull,
+                    mpsc::error::SendTimeoutError::Closed(_) => Dropped::Stopping,
+                })
             }
-        };
-        put.inspect_err(|_| self.metrics.count_dropped())
+        }
     }
 
     /// Puts an event in that the component sends to itself.
@@ -122,10 +135,13 @@ impl Mailbox {
     /// # Errors
     /// There is no room, or the component is gone.
     pub fn put_own(&self, delivery: Delivery) -> Result<(), Dropped> {
-        let put = self.own.try_send(delivery).map_err(|error| match error {
-            mpsc::error::TrySendError::Closed(_) => Dropped::UnknownTarget,
-            mpsc::error::TrySendError::Full(_) => Dropped::SelfFull,
-        });
+        let put = match self.budget.try_take(delivery.incoming.payload.len()) {
+            None => Err(Dropped::SelfFull),
+            Some(share) => self.own.try_send((delivery, share)).map_err(|error| match error {
+                mpsc::error::TrySendError::Closed(_) => Dropped::Stopping,
+                mpsc::error::TrySendError::Full(_) => Dropped::SelfFull,
+            }),
+        };
         put.inspect_err(|_| self.metrics.count_dropped())
     }
 }
@@ -133,10 +149,29 @@ impl Mailbox {
 impl Receiver {
     /// The next event. Never ends while a mailbox exists.
     pub async fn take(&mut self) -> Option<Delivery> {
-        tokio::select! {
-            Some(delivery) = self.own.recv() => Some(delivery),
-            Some(delivery) = self.queue.recv() => Some(delivery),
-            else => None,
+        let (delivery, _share) = tokio::select! {
+            Some(waiting) = self.own.recv() => waiting,
+            Some(waiting) = self.queue.recv() => waiting,
+            else => return None,
+        };
+        Some(delivery)
+    }
+
+    /// Takes no more events in, and gives out those that are left.
+    pub fn close(mut self) -> impl Iterator<Item = Delivery> {
+        self.own.close();
+        self.queue.close();
+        std::iter::from_fn(move || next(&mut self.own).or_else(|| next(&mut self.queue)))
+    }
+}
+
+/// The next event of a closed channel. One that is being put in just now is waited for.
+fn next(channel: &mut mpsc::Receiver<Waiting>) -> Option<Delivery> {
+    loop {
+        match channel.try_recv() {
+            Ok((delivery, _share)) => return Some(delivery),
+            Err(mpsc::error::TryRecvError::Empty) => std::thread::yield_now(),
+            Err(mpsc::error::TryRecvError::Disconnected) => return None,
         }
     }
 }

@@ -3,9 +3,8 @@
 //! Series of single instances are kept up to a limit; beyond it an instance is counted under its
 //! class (`function_id="other"`), so that workflows cannot grow the memory of a monitor.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgeless_api::{InstanceId, NodeId};
@@ -194,7 +193,7 @@ impl Metrics {
     }
 
     /// The measures of one more instance.
-    pub fn instance(&self, id: InstanceId, function_type: &str) -> InstanceMetrics {
+    pub fn instance(self: &Arc<Self>, id: InstanceId, function_type: &str) -> InstanceMetrics {
         let node_id = self.node.to_string();
         let function_type = function_type.to_string();
         let single = self.series.fetch_add(1, Ordering::Relaxed) < self.max_series;
@@ -222,14 +221,14 @@ impl Metrics {
             in_flight: self.in_flight.clone(),
             count,
             labels,
+            node: self.clone(),
             handled: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
         }
     }
 
-    /// Forgets the series of an instance that is gone.
-    pub fn forget(&self, instance: &InstanceMetrics) {
+    fn forget(&self, instance: &InstanceMetrics) {
         instance.count.dec();
         self.series.fetch_sub(1, Ordering::Relaxed);
         if instance.labels.single {
@@ -248,9 +247,10 @@ struct Labels {
     single: bool,
 }
 
-/// The measures of one instance.
+/// The measures of one instance; its series go with it.
 #[derive(Debug)]
 pub struct InstanceMetrics {
+    node: Arc<Metrics>,
     cast: Histogram,
     call: Histogram,
     transfer: Histogram,
@@ -264,23 +264,51 @@ pub struct InstanceMetrics {
     restarts: AtomicU64,
 }
 
-impl InstanceMetrics {
-    /// A handler takes an event that needed `transfer` to get here.
-    pub fn begin(&self, transfer: Duration) {
-        self.transfer.observe(transfer.as_secs_f64());
-        self.in_flight.inc();
+impl Drop for InstanceMetrics {
+    fn drop(&mut self) {
+        self.node.forget(self);
     }
+}
 
+/// An event that a handler has in hand. Dropped before its end, it counts as lost: the handler was cut
+/// off.
+#[derive(Debug)]
+pub struct InHand<'m> {
+    instance: &'m InstanceMetrics,
+    is_ended: bool,
+}
+
+impl InHand<'_> {
     /// The handler is through with it.
-    pub fn end(&self, kind: EventKind, execution: Duration) {
-        self.in_flight.dec();
+    pub fn end(mut self, kind: EventKind, execution: Duration) {
+        self.is_ended = true;
+        let instance = self.instance;
         let times = match kind {
-            EventKind::Cast => &self.cast,
-            EventKind::Call => &self.call,
+            EventKind::Cast => &instance.cast,
+            EventKind::Call => &instance.call,
         };
         times.observe(execution.as_secs_f64());
-        self.all_handled.inc();
-        self.handled.fetch_add(1, Ordering::Relaxed);
+        instance.all_handled.inc();
+        instance.handled.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        self.instance.in_flight.dec();
+        if !self.is_ended {
+            self.instance.count_dropped();
+            self.instance.node.drop_event(Dropped::Stopping);
+        }
+    }
+}
+
+impl InstanceMetrics {
+    /// A handler takes an event that needed `transfer` to get here.
+    pub fn begin(&self, transfer: Duration) -> InHand<'_> {
+        self.transfer.observe(transfer.as_secs_f64());
+        self.in_flight.inc();
+        InHand { instance: self, is_ended: false }
     }
 
     /// An event to the instance was dropped.
@@ -316,19 +344,20 @@ mod tests {
 
     #[test]
     fn series_are_bounded_and_forgotten() {
-        let metrics = Metrics::new(NodeId::random(), 1);
+        let metrics = Arc::new(Metrics::new(NodeId::random(), 1));
         let (first, second) = (InstanceId::random(metrics.node), InstanceId::random(metrics.node));
         let one = metrics.instance(first, "RUST_WASM");
         let two = metrics.instance(second, "RUST_WASM");
-        one.begin(Duration::ZERO);
-        one.end(EventKind::Cast, Duration::from_millis(1));
-        two.begin(Duration::ZERO);
+        one.begin(Duration::ZERO).end(EventKind::Cast, Duration::from_millis(1));
+        drop(two.begin(Duration::ZERO));
         let text = metrics.text();
         assert!(text.contains(&first.function.to_string()), "{text}");
         assert!(!text.contains(&second.function.to_string()), "{text}");
         assert!(text.contains("function_id=\"other\""), "{text}");
         assert!(text.contains("events_handled_total 1"), "{text}");
-        metrics.forget(&one);
+        assert!(text.contains("events_dropped_total{cause=\"Stopping\"} 1"), "{text}");
+        assert!(text.contains("events_in_flight 0"), "{text}");
+        drop(one);
         assert!(!metrics.text().contains(&first.function.to_string()));
     }
 }

@@ -4,7 +4,7 @@
 //! whole workflow is wired and [`Outputs::activate`] lets it go, in order.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub use crate::metrics::Dropped;
 pub use crate::router::CallError;
 
+use crate::budget::{Budget, Share};
 use crate::event::{Cause, Payload};
 use crate::router::{Route, Router};
 
@@ -41,8 +42,19 @@ struct Shared {
     router: Arc<Router>,
     routes: ArcSwap<HashMap<String, Route>>,
     active: watch::Sender<bool>,
+    is_opening: AtomicBool,
     held: Mutex<VecDeque<Held>>,
     delayed: AtomicUsize,
+    /// Bounds what is held back and what is delayed.
+    budget: Budget,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for _ in self.held.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            self.router.count(Dropped::SenderGone);
+        }
+    }
 }
 
 /// A cast that waits for activation. Its output is resolved then: it may not be wired before.
@@ -51,6 +63,7 @@ struct Held {
     to: To,
     payload: Payload,
     cause: Cause,
+    _share: Share,
 }
 
 #[derive(Debug)]
@@ -62,9 +75,12 @@ enum To {
 impl Outputs {
     /// Outputs that lead nowhere yet and hold back what is emitted.
     pub fn new(id: InstanceId, router: Arc<Router>, cancel: CancellationToken) -> Self {
+        let budget = Budget::new(router.options().queued);
         let shared = Shared {
             id,
             router,
+            budget,
+            is_opening: AtomicBool::new(false),
             routes: ArcSwap::default(),
             active: watch::Sender::new(false),
             held: Mutex::default(),
@@ -94,8 +110,17 @@ impl Outputs {
         self.shared.routes.store(Arc::new(routes));
     }
 
-    /// Lets everything out that was held back, in order, and then whatever comes.
-    pub async fn activate(&self) {
+    /// Lets everything out that was held back, in order, and then whatever comes. Waits for nothing;
+    /// a repeat changes nothing.
+    pub fn activate(&self) {
+        if self.shared.is_opening.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let outputs = self.clone();
+        tokio::spawn(async move { outputs.cancel.run_until_cancelled(outputs.release()).await });
+    }
+
+    async fn release(&self) {
         loop {
             let next = {
                 let mut held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +131,7 @@ impl Outputs {
                 }
                 next
             };
-            let Some(Held { to, payload, cause }) = next else { return };
+            let Some(Held { to, payload, cause, .. }) = next else { return };
             // What gets lost is counted by the router.
             self.send(to, payload, cause).await.ok();
         }
@@ -153,10 +178,9 @@ impl Outputs {
         {
             let mut held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);
             if !*self.shared.active.borrow() {
-                if held.len() >= HELD {
-                    return Err(self.lost(Dropped::HeldFull));
-                }
-                held.push_back(Held { to, payload, cause });
+                let share = self.shared.budget.try_take(payload.len()).filter(|_| held.len() < HELD);
+                let Some(share) = share else { return Err(self.lost(Dropped::HeldFull)) };
+                held.push_back(Held { to, payload, cause, _share: share });
                 return Ok(());
             }
         }
@@ -181,13 +205,16 @@ impl Outputs {
     /// Too many are pending; that is counted.
     pub fn delayed_cast(&self, delay: Duration, output: &str, payload: Payload, cause: Cause) -> Result<(), Dropped> {
         let cause = Cause { deadline: None, ..cause };
-        if self.shared.delayed.fetch_add(1, Ordering::Relaxed) >= DELAYED {
+        let is_full = self.shared.delayed.fetch_add(1, Ordering::Relaxed) >= DELAYED;
+        let share = self.shared.budget.try_take(payload.len()).filter(|_| !is_full);
+        let Some(share) = share else {
             self.shared.delayed.fetch_sub(1, Ordering::Relaxed);
             return Err(self.lost(Dropped::DelayedFull));
-        }
+        };
         let outputs = self.clone();
         let output = output.to_string();
         tokio::spawn(async move {
+            let _share = share;
             tokio::select! {
                 () = tokio::time::sleep(delay) => {
                     // What gets lost is counted by the router.
@@ -258,7 +285,8 @@ impl Outputs {
         }
     }
 
-    fn lost(&self, cause: Dropped) -> Dropped {
+    /// Counts an event that got lost before it was sent.
+    pub fn lost(&self, cause: Dropped) -> Dropped {
         self.shared.router.count(cause);
         cause
     }

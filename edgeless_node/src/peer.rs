@@ -1,43 +1,58 @@
 //! The ways to other nodes.
 //!
-//! Each target on that node has a lane of its own: a bounded queue and a task that sends one event
-//! after the other. So events keep their order for each target, a target that is slow slows its own
-//! senders only, and a node that is slow slows only itself. Replies have lanes beside, because they
-//! must never wait behind what their callers cause.
+//! The targets on a node share a number of lanes: bounded queues, each with a task that sends one event
+//! after the other. A target keeps to one lane, so that its events keep their order; one that is slow
+//! slows its own senders and the few that share its lane; a node that is slow slows only itself.
+//! Replies have lanes beside, because they must never wait behind what their callers cause.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgeless_api::client::{Connection, Invocation, Options as CallOptions};
-use edgeless_api::event::Kind;
+use edgeless_api::event::{Kind, Reply};
 use edgeless_api::{Error, Event, InstanceId, Limits, NodeId, Url};
 use tokio::sync::mpsc;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::budget::{Budget, Share};
 use crate::calls::Calls;
 use crate::metrics::{Dropped, Metrics};
 
+/// Lanes to one node, for events and again for replies. More would bring no more at once, and targets
+/// are as many as guests can think of.
+const LANES: u64 = 256;
 /// Events that wait in a lane.
 const LANE: usize = 256;
 /// Replies that wait in a lane. A caller has no more outstanding than it has calls in hand.
 const REPLIES: usize = 8192;
-/// A lane that had nothing to do for this time ends.
-const IDLE: Duration = Duration::from_secs(10);
 
-type Lanes = Mutex<HashMap<(InstanceId, Lane), mpsc::Sender<Event>>>;
+/// An event in a lane, with its part of what may wait for one node.
+type Waiting = (Event, Share);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Lane {
-    Events,
-    Replies,
+    Events(u64),
+    Replies(u64),
+}
+
+/// How much may wait for one node, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The largest payload, bytes.
+    pub max_payload: usize,
+    /// How long a sender waits for room, on this side and on the other.
+    pub emit_wait: Duration,
+    /// The payloads that wait, bytes.
+    pub queued: usize,
 }
 
 /// The other nodes that a node knows.
 #[derive(Debug)]
 pub struct Peers {
     known: papaya::HashMap<NodeId, Arc<Peer>>,
-    max_payload: usize,
-    emit_wait: Duration,
+    options: Options,
     fate: Fate,
 }
 
@@ -48,10 +63,20 @@ struct Fate {
     metrics: Arc<Metrics>,
 }
 
+impl Fate {
+    /// An event is lost, with the call that it was.
+    fn lost(&self, call: Option<u64>) {
+        self.metrics.drop_event(Dropped::PeerLost);
+        if let Some(stream) = call {
+            self.calls.fail(stream);
+        }
+    }
+}
+
 impl Peers {
-    /// Nobody yet. Senders wait for room for `emit_wait`, on this side and on the other.
-    pub fn new(calls: Arc<Calls>, metrics: Arc<Metrics>, max_payload: usize, emit_wait: Duration) -> Self {
-        Self { known: papaya::HashMap::new(), max_payload, emit_wait, fate: Fate { calls, metrics } }
+    /// Nobody yet.
+    pub fn new(calls: Arc<Calls>, metrics: Arc<Metrics>, options: Options) -> Self {
+        Self { known: papaya::HashMap::new(), options, fate: Fate { calls, metrics } }
     }
 
     /// Learns of a node.
@@ -62,14 +87,19 @@ impl Peers {
         if self.known.pin().get(&node).is_some_and(|peer| peer.url == *url) {
             return Ok(());
         }
-        let limits = Limits { payload: self.max_payload, ..Limits::default() };
-        let call = CallOptions { deadline: self.emit_wait + Duration::from_secs(5), limits, ..CallOptions::default() };
+        let emit_wait = self.options.emit_wait;
+        let limits = Limits { payload: self.options.max_payload, ..Limits::default() };
+        let call = CallOptions { deadline: emit_wait + Duration::from_secs(5), limits, ..CallOptions::default() };
+        let cancel = CancellationToken::new();
         let peer = Peer {
             url: url.clone(),
             invocation: Invocation::new(Connection::lazy(url, call)?),
-            emit_wait: self.emit_wait,
+            emit_wait,
+            budget: Budget::new(self.options.queued),
             fate: self.fate.clone(),
-            lanes: Arc::default(),
+            lanes: Mutex::default(),
+            cancel: cancel.clone(),
+            _forgotten: cancel.drop_guard(),
         };
         self.known.pin().insert(node, Arc::new(peer));
         Ok(())
@@ -77,7 +107,9 @@ impl Peers {
 
     /// Forgets a node; whoever waits for a reply from it gets an error.
     pub fn remove(&self, node: NodeId) {
-        self.known.pin().remove(&node);
+        if let Some(peer) = self.known.pin().remove(&node) {
+            peer.cancel.cancel();
+        }
         self.fate.calls.fail_all(node);
     }
 
@@ -111,87 +143,82 @@ pub struct Peer {
     url: Url,
     invocation: Invocation,
     emit_wait: Duration,
+    budget: Budget,
     fate: Fate,
-    lanes: Arc<Lanes>,
+    lanes: Mutex<HashMap<Lane, mpsc::Sender<Waiting>>>,
+    /// Ends the lanes when the node is forgotten.
+    cancel: CancellationToken,
+    _forgotten: DropGuard,
 }
 
 impl Peer {
     /// Puts an event on its way, and waits a while for room in its lane.
     ///
     /// # Errors
-    /// There was no room in time.
+    /// There was no room in time, or the node is forgotten.
     pub async fn send(&self, event: Event) -> Result<(), Dropped> {
-        let mut event = event;
-        loop {
-            match self.lane(event.target, Lane::Events).send_timeout(event, self.emit_wait).await {
-                Ok(()) => return Ok(()),
-                Err(mpsc::error::SendTimeoutError::Timeout(_)) => return Err(Dropped::MailboxFull),
-                // The lane ended just now; the next try makes another.
-                Err(mpsc::error::SendTimeoutError::Closed(back)) => event = back,
-            }
-        }
-    }
-
-    fn send_reply(&self, reply: Event) -> Result<(), Dropped> {
-        let mut reply = reply;
-        loop {
-            match self.lane(reply.target, Lane::Replies).try_send(reply) {
-                Ok(()) => return Ok(()),
-                Err(mpsc::error::TrySendError::Full(_)) => return Err(Dropped::PeerLost),
-                Err(mpsc::error::TrySendError::Closed(back)) => reply = back,
-            }
-        }
-    }
-
-    fn lane(&self, target: InstanceId, lane: Lane) -> mpsc::Sender<Event> {
-        let key = (target, lane);
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = lanes.get(&key).filter(|sender| !sender.is_closed()) {
-            return sender.clone();
-        }
-        let capacity = match lane {
-            Lane::Events => LANE,
-            Lane::Replies => REPLIES,
+        let size = match &event.kind {
+            Kind::Cast(payload) | Kind::Call { payload, .. } => payload.len(),
+            Kind::Reply { .. } => 0,
         };
-        let (sender, receiver) = mpsc::channel(capacity);
-        lanes.insert(key, sender.clone());
-        tokio::spawn(drive(receiver, key, self.lanes.clone(), self.invocation.clone(), self.fate.clone()));
-        sender
+        let share = self.budget.take(size, self.emit_wait).await.ok_or(Dropped::MailboxFull)?;
+        let lane = self.lane(Lane::Events(lane_of(event.target)), LANE);
+        lane.send_timeout((event, share), self.emit_wait).await.map_err(|error| match error {
+            mpsc::error::SendTimeoutError::Timeout(_) => Dropped::MailboxFull,
+            mpsc::error::SendTimeoutError::Closed(_) => Dropped::PeerLost,
+        })
+    }
+
+    fn send_reply(&self, event: Event) -> Result<(), Dropped> {
+        let size = match &event.kind {
+            Kind::Reply { reply: Reply::Message(payload), .. } => payload.len(),
+            _ => 0,
+        };
+        let share = self.budget.try_take(size).ok_or(Dropped::PeerLost)?;
+        let lane = self.lane(Lane::Replies(lane_of(event.target)), REPLIES);
+        lane.try_send((event, share)).map_err(|_| Dropped::PeerLost)
+    }
+
+    fn lane(&self, key: Lane, capacity: usize) -> mpsc::Sender<Waiting> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = || {
+            let (sender, receiver) = mpsc::channel(capacity);
+            tokio::spawn(drive(receiver, self.invocation.clone(), self.fate.clone(), self.cancel.clone()));
+            sender
+        };
+        lanes.entry(key).or_insert_with(start).clone()
     }
 }
 
-/// Sends what comes down a lane until it is idle or its peer is forgotten.
-async fn drive(
-    mut receiver: mpsc::Receiver<Event>,
-    key: (InstanceId, Lane),
-    lanes: Arc<Lanes>,
-    invocation: Invocation,
-    fate: Fate,
-) {
-    loop {
-        let event = match tokio::time::timeout(IDLE, receiver.recv()).await {
-            Ok(Some(event)) => event,
-            Ok(None) => return,
-            Err(_) => {
-                lanes.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-                // Whoever got hold of the sender before may have used it: what is queued still goes.
-                receiver.close();
-                match receiver.recv().await {
-                    Some(event) => event,
-                    None => return,
-                }
+fn lane_of(target: InstanceId) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    target.function.hash(&mut hasher);
+    hasher.finish() % LANES
+}
+
+/// Sends what comes down a lane until its node is forgotten.
+async fn drive(mut receiver: mpsc::Receiver<Waiting>, invocation: Invocation, fate: Fate, cancel: CancellationToken) {
+    while let Some(Some((event, _share))) = cancel.run_until_cancelled(receiver.recv()).await {
+        let (target, call) = (event.target, call_of(&event));
+        match cancel.run_until_cancelled(invocation.handle(event)).await {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::debug!(%target, %error, "an event did not reach its node");
+                fate.lost(call);
             }
-        };
-        let stream = match event.kind {
-            Kind::Call { stream, .. } => Some(stream),
-            Kind::Cast(_) | Kind::Reply { .. } => None,
-        };
-        if let Err(error) = invocation.handle(event).await {
-            tracing::debug!(target = %key.0, %error, "an event did not reach its node");
-            fate.metrics.drop_event(Dropped::PeerLost);
-            if let Some(stream) = stream {
-                fate.calls.fail(stream);
-            }
+            None => fate.lost(call),
         }
+    }
+    receiver.close();
+    while let Ok((event, _share)) = receiver.try_recv() {
+        fate.lost(call_of(&event));
+    }
+}
+
+/// The number of the call that an event is.
+fn call_of(event: &Event) -> Option<u64> {
+    match event.kind {
+        Kind::Call { stream, .. } => Some(stream),
+        Kind::Cast(_) | Kind::Reply { .. } => None,
     }
 }

@@ -23,7 +23,7 @@ use crate::calls::{Calls, Expected, Taken};
 use crate::event::{Cause, EventKind, Incoming, Payload};
 use crate::mailbox::{Delivery, Mailbox, Replier};
 use crate::metrics::{Dropped, Metrics};
-use crate::peer::Peers;
+use crate::peer::{self, Peers};
 
 /// How long things may take and how large they may be.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,8 @@ pub struct Options {
     pub call_timeout: Duration,
     /// The largest payload, bytes.
     pub max_payload: usize,
+    /// The payloads that wait for one component, or for one other node, bytes.
+    pub queued: usize,
 }
 
 /// Why a call brought no reply.
@@ -119,7 +121,9 @@ impl Router {
     /// A router that knows nobody yet.
     pub fn new(node: NodeId, options: Options, metrics: Arc<Metrics>) -> Arc<Self> {
         let calls = Arc::new(Calls::default());
-        let peers = Peers::new(calls.clone(), metrics.clone(), options.max_payload, options.emit_wait);
+        let Options { emit_wait, max_payload, queued, .. } = options;
+        let waiting = peer::Options { max_payload, emit_wait, queued };
+        let peers = Peers::new(calls.clone(), metrics.clone(), waiting);
         Arc::new(Self {
             node,
             options,

@@ -41,11 +41,12 @@ impl Server {
         self
     }
 
-    /// Adds the events of a node. A message may be a little larger than the payload it carries.
+    /// Adds the events of a node. Messages of twice the payload are read, so that a payload over the
+    /// limit is told from a message that cannot be an event, and counted.
     #[must_use]
     pub fn invocation(mut self, service: Arc<impl Invocation>) -> Self {
         use pb::function_invocation_server::FunctionInvocationServer;
-        let limit = self.limits.payload.saturating_add(4096);
+        let limit = self.limits.payload.saturating_mul(2).saturating_add(64 << 10);
         let invocation = FunctionInvocationServer::new(self.adapter(service)).max_decoding_message_size(limit);
         self.routes = self.routes.add_service(invocation);
         self

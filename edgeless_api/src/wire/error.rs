@@ -53,18 +53,26 @@ fn root_cause(status: &Status) -> Option<String> {
     Some(cause.to_string())
 }
 
+/// The kinds of refusal, as answers carry them.
+const KINDS: [(Code, &str); 4] = [
+    (Code::Rejected, "rejected"),
+    (Code::NotFound, "not_found"),
+    (Code::Unimplemented, "unimplemented"),
+    (Code::Exhausted, "exhausted"),
+];
+
 /// The refusal that goes into an answer. Scripts take any '-' on the first line for a success, so
 /// that a summary has none.
 pub(crate) fn refusal(summary: &str, error: &Error) -> pb::ResponseError {
-    pb::ResponseError { summary: summary.replace('-', " "), detail: Some(error.message.clone()) }
+    let kind = KINDS.iter().find(|(code, _)| *code == error.code).map_or("", |(_, kind)| kind).to_string();
+    pb::ResponseError { summary: summary.replace('-', " "), detail: Some(error.message.clone()), kind }
 }
 
 impl From<pb::ResponseError> for Error {
     fn from(error: pb::ResponseError) -> Self {
-        match error.detail {
-            Some(detail) if !detail.is_empty() => Self::rejected(detail),
-            _ => Self::rejected(error.summary),
-        }
+        let code = KINDS.iter().find(|(_, kind)| *kind == error.kind).map_or(Code::Rejected, |(code, _)| *code);
+        let message = error.detail.filter(|detail| !detail.is_empty()).unwrap_or(error.summary);
+        Self { code, message }
     }
 }
 
@@ -77,6 +85,10 @@ mod tests {
         for (code, _) in CODES {
             let error = Error { code, message: "why".into() };
             assert_eq!(Error::from(Status::from(error.clone())), error);
+            if code.is_refusal() {
+                assert_eq!(Error::from(refusal("a-summary", &error)), error);
+                assert_eq!(refusal("a-summary", &error).summary, "a summary", "scripts look for a '-'");
+            }
         }
     }
 }

@@ -125,11 +125,13 @@ async fn events_that_cannot_be_delivered_are_refused_or_counted() {
     // A reply that nobody waits for.
     let reply = Kind::Reply { reply: Reply::Empty, stream: 12345 };
     node.invocation.handle(event(unknown, reply)).await.unwrap();
-    // Over the limit of this node, and of what its port takes at all.
+    // Over the limit of this node; then over what its port takes at all.
     let id = node.start_module(&relay(), &[]).await.unwrap();
-    let too_large = event(id, Kind::Cast(vec![0; 70 << 10].into()));
+    node.cast(id, vec![0; (65 << 10) + 1]).await;
+    let too_large = event(id, Kind::Cast(vec![0; 1 << 20].into()));
     assert_eq!(node.invocation.handle(too_large).await.unwrap_err().code, Code::Rejected);
     let metrics = node.metrics().await;
+    assert!(metrics.contains("events_dropped_total{cause=\"TooLarge\"} 1"), "{metrics}");
     assert!(metrics.contains("events_dropped_total{cause=\"UnknownTarget\"} 1"), "{metrics}");
     assert!(metrics.contains("events_refused_total 1"), "{metrics}");
 }
@@ -137,8 +139,7 @@ async fn events_that_cannot_be_delivered_are_refused_or_counted() {
 #[tokio::test]
 async fn a_full_mailbox_loses_what_finds_no_room_in_time() {
     let node = TestNode::start().await;
-    // Its casts go to a node that is not known, after each waits for nothing: the handler is quick,
-    // so that it takes a guest that works to fill its mailbox.
+    // Never done with its first cast, so that the others fill its mailbox.
     let busy = wat::parse_str(
         r#"(module
             (memory (export "memory") 1)

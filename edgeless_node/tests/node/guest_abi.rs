@@ -12,11 +12,16 @@ use super::support::{TestNode, context, function, wait_until};
 ///
 /// Memory: 0 to 1 KiB is scratch for the tests, from 1 KiB on the guest hands out what is asked for
 /// and starts again at each clear.
-fn module(imports: &str, body: &str) -> Vec<u8> {
+pub(crate) fn module(imports: &str, body: &str) -> Vec<u8> {
+    module_of(1, imports, body)
+}
+
+/// The same with so many pages of memory.
+pub(crate) fn module_of(pages: u32, imports: &str, body: &str) -> Vec<u8> {
     let text = format!(
         r#"(module
             {imports}
-            (memory (export "memory") 1)
+            (memory (export "memory") {pages})
             (global $top (mut i32) (i32.const 1024))
             (func $alloc (export "edgeless_mem_alloc") (param $len i32) (result i32)
                 (local $at i32)
@@ -30,15 +35,16 @@ fn module(imports: &str, body: &str) -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
 
-const INIT: &str = r#"(func (export "handle_init_asm") (param i32 i32 i32 i32))"#;
-const CAST: &str = r#"(func (export "handle_cast_asm") (param i32 i32 i32 i32))"#;
-const CALL: &str = r#"(func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 0))"#;
-const STOP: &str = r#"(func (export "handle_stop_asm"))"#;
+pub(crate) const INIT: &str = r#"(func (export "handle_init_asm") (param i32 i32 i32 i32))"#;
+pub(crate) const CAST: &str = r#"(func (export "handle_cast_asm") (param i32 i32 i32 i32))"#;
+pub(crate) const CALL: &str =
+    r#"(func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 0))"#;
+pub(crate) const STOP: &str = r#"(func (export "handle_stop_asm"))"#;
 
-const CAST_ASM: &str = r#"(import "env" "cast_asm" (func $cast (param i32 i32 i32 i32)))"#;
+pub(crate) const CAST_ASM: &str = r#"(import "env" "cast_asm" (func $cast (param i32 i32 i32 i32)))"#;
 const LOG: &str = r#"(import "env" "telemetry_log_asm" (func $log (param i32 i32 i32 i32 i32)))"#;
 /// The output `out`, at 0.
-const OUT: &str = r#"(data (i32.const 0) "out")"#;
+pub(crate) const OUT: &str = r#"(data (i32.const 0) "out")"#;
 
 #[tokio::test]
 async fn a_cast_hands_over_source_and_payload() {
@@ -362,21 +368,10 @@ async fn bad_code_is_refused_with_the_reason() {
     let trapping = r#"(func $explode (export "handle_init_asm") (param i32 i32 i32 i32) unreachable)"#;
     let text = refusal(&module("", &format!("{trapping} {CAST} {CALL} {STOP}"))).await;
     assert!(text.contains("its initialisation failed") && text.contains("explode"), "{text}");
-    let greedy = module("", &format!("{INIT} {CAST} {CALL} {STOP}"));
-    let greedy = wat::parse_str(wasmprinter(&greedy).replace("(memory (;0;) 1)", "(memory (;0;) 65)")).unwrap();
+    // A page more than the 4 MiB that the node allows.
+    let greedy = module_of(65, "", &format!("{INIT} {CAST} {CALL} {STOP}"));
     let text = refusal(&greedy).await;
     assert!(text.contains("memory"), "{text}");
-}
-
-/// The text of a module, well enough for the tests above: the one that was parsed, found again.
-fn wasmprinter(_binary: &[u8]) -> String {
-    format!(
-        r#"(module (memory (;0;) 1) (export "memory" (memory 0))
-            (func (export "edgeless_mem_alloc") (param i32) (result i32) (i32.const 8))
-            (func (export "edgeless_mem_free") (param i32 i32))
-            (func (export "edgeless_mem_clear"))
-            {INIT} {CAST} {CALL} {STOP})"#
-    )
 }
 
 /// What a hostile or broken guest does in its cast handler, and what its status must then say.

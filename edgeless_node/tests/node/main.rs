@@ -10,5 +10,6 @@
 
 mod control;
 mod guest_abi;
+mod promises;
 mod resources;
 mod support;

@@ -66,6 +66,7 @@ call_timeout = "5s"
 emit_wait = "500ms"
 payload = "64KiB"
 mailbox = 16
+components = 64
 grace = "1s"
 "#,
         NodeId::random(),
@@ -81,9 +82,24 @@ impl TestNode {
 
     /// A node with these lines in `[resources]`; `{dir}` stands for a directory of its own.
     pub(crate) async fn with_resources(lines: &str) -> Self {
+        Self::with_config(&[], lines).await
+    }
+
+    /// A node whose configuration has these values instead of those of [`config_text`].
+    pub(crate) async fn with(values: &[(&str, &str)]) -> Self {
+        Self::with_config(values, "").await
+    }
+
+    async fn with_config(values: &[(&str, &str)], resources: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let resources = lines.replace("{dir}", &directory.path().display().to_string());
-        let text = format!("{}\n[resources]\n{resources}\n", config_text(directory.path()));
+        let resources = resources.replace("{dir}", &directory.path().display().to_string());
+        let mut text = config_text(directory.path());
+        for (key, value) in values {
+            let start = text.find(&format!("\n{key} = ")).unwrap_or_else(|| panic!("{key} is not configured")) + 1;
+            let end = start + text[start..].find('\n').unwrap();
+            text.replace_range(start..end, &format!("{key} = {value}"));
+        }
+        let text = format!("{text}\n[resources]\n{resources}\n");
         let config: Config = parse(&text, std::iter::empty()).unwrap();
         let node = Node::start(config).await.unwrap();
         let connection = |url: &Url| Connection::lazy(url, Options::default()).unwrap();
@@ -157,23 +173,35 @@ impl TestNode {
 
     /// Calls and waits for the reply.
     pub(crate) async fn call(&self, target: InstanceId, payload: impl Into<Bytes>) -> Reply {
+        self.begin_call(target, payload, None).await.reply().await
+    }
+
+    /// Calls, with so much time for it. The node has the call when this returns.
+    pub(crate) async fn begin_call(
+        &self,
+        target: InstanceId,
+        payload: impl Into<Bytes>,
+        remaining: Option<Duration>,
+    ) -> PendingCall {
         let stream = self.peer.next_stream.fetch_add(1, Ordering::Relaxed);
         let event = Event {
             source: self.peer.id,
             target,
-            kind: Kind::Call { payload: payload.into(), stream, remaining: None },
+            kind: Kind::Call { payload: payload.into(), stream, remaining },
             created: SystemTime::now(),
             trace: Trace { trace_id: 7, span_id: 8 },
         };
         let reply = self.peer.expect_reply(stream).await;
         self.invocation.handle(event).await.unwrap();
-        let event = tokio::time::timeout(PATIENCE, reply).await.expect("a reply").unwrap();
-        assert_eq!(event.source, target, "a reply comes from who was called");
-        assert_eq!(event.trace, Trace { trace_id: 7, span_id: 8 }, "a reply belongs to its call");
-        match event.kind {
-            Kind::Reply { reply, .. } => reply,
-            other => panic!("{other:?} is no reply"),
-        }
+        PendingCall { target, reply }
+    }
+
+    /// Answers a call that the peer got, in the name of `source`.
+    pub(crate) async fn answer(&self, call: &Event, source: InstanceId, reply: Reply) {
+        let Kind::Call { stream, .. } = call.kind else { panic!("{call:?} is no call") };
+        let kind = Kind::Reply { reply, stream };
+        let event = Event { source, target: call.source, kind, created: SystemTime::UNIX_EPOCH, trace: call.trace };
+        self.invocation.handle(event).await.unwrap();
     }
 
     pub(crate) async fn status(&self, id: InstanceId) -> ComponentStatus {
@@ -185,8 +213,39 @@ impl TestNode {
         http_get(self.metrics_url(), "/metrics").await.1
     }
 
+    /// The value of one metric: 0 if there is none; the sum if it has several series.
+    pub(crate) async fn metric(&self, name: &str) -> u64 {
+        let text = self.metrics().await;
+        let series = text.lines().filter(|line| line.starts_with(name));
+        series.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().expect(line)).sum()
+    }
+
+    /// How many events were dropped for a cause.
+    pub(crate) async fn dropped(&self, cause: &str) -> u64 {
+        self.metric(&format!("events_dropped_total{{cause=\"{cause}\"}}")).await
+    }
+
     pub(crate) async fn stop_node(self) -> edgeless_daemon::Stopped {
         self.node.stop().await
+    }
+}
+
+/// A call that the node has.
+pub(crate) struct PendingCall {
+    target: InstanceId,
+    reply: tokio::sync::oneshot::Receiver<Event>,
+}
+
+impl PendingCall {
+    /// Waits for the reply.
+    pub(crate) async fn reply(self) -> Reply {
+        let event = tokio::time::timeout(PATIENCE, self.reply).await.expect("a reply").unwrap();
+        assert_eq!(event.source, self.target, "a reply comes from who was called");
+        assert_eq!(event.trace, Trace { trace_id: 7, span_id: 8 }, "a reply belongs to its call");
+        match event.kind {
+            Kind::Reply { reply, .. } => reply,
+            other => panic!("{other:?} is no reply"),
+        }
     }
 }
 

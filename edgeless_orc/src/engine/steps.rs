@@ -245,7 +245,8 @@ impl Engine {
         component.vacate();
         component.tried.insert(home);
         component.lane.hurry();
-        if is_answer && !component.is_born {
+        // A node that is full speaks for itself only; any other refusal would be the same everywhere.
+        if is_answer && !component.is_born && error.code != Code::Exhausted {
             return self.forget(id, Some(error));
         }
         component.trouble = Some(error);

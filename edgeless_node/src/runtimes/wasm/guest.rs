@@ -12,20 +12,21 @@ use edgeless_api::status::Level;
 use edgeless_api::{Error, InstanceId, NodeId};
 use uuid::Uuid;
 use wasmtime::{
-    AsContext, AsContextMut, Caller, Engine, ExternType, Instance, InstancePre, Linker, Memory, ResourceLimiter,
-    Result, Store, TypedFunc, UpdateDeadline, ValType, format_err,
+    AsContext, AsContextMut, Caller, Engine, ExternType, Instance, InstancePre, Linker, Memory,
+    PoolConcurrencyLimitError, ResourceLimiter, Result, Store, TypedFunc, UpdateDeadline, ValType, format_err,
 };
 
+use super::ticker::Clock;
 use super::{Limits, slices};
 use crate::instance::{Cause, Context, EventKind, Incoming, InstanceError, Payload};
-use crate::outputs::CallError;
+use crate::outputs::{CallError, Dropped};
 
 /// What handlers and the functions of [`Linker`] return for a call.
 const NO_REPLY: i32 = 0;
 const REPLY: i32 = 1;
 const ERROR: i32 = 2;
 
-/// The longest name of an output and of a log target, bytes.
+/// The longest name of an output, and the longest log target that is read, bytes.
 const MAX_NAME: u32 = 256;
 /// The longest log message that is read, bytes.
 const MAX_MESSAGE: u32 = 64 << 10;
@@ -50,6 +51,9 @@ fn is_func(export: &ExternType, params: usize, results: usize) -> bool {
     let is_i32 = |kind: ValType| matches!(kind, ValType::I32);
     func.params().len() == params && func.results().len() == results && func.params().chain(func.results()).all(is_i32)
 }
+
+/// A module that can be instantiated.
+pub(super) type Module = InstancePre<Data>;
 
 /// What a store holds for its guest.
 pub(super) struct Data {
@@ -180,9 +184,10 @@ impl Guest {
 
     /// Makes an instance of a module; no code of the guest but its start section runs.
     pub(super) async fn instantiate(
-        module: &InstancePre<Data>,
+        module: &Module,
         context: Context,
         limits: Limits,
+        clock: Clock,
     ) -> std::result::Result<Self, Error> {
         let memory = MemoryLimit { bytes: limits.memory, refused: false };
         let data = Data {
@@ -196,9 +201,14 @@ impl Guest {
         };
         let mut store = Store::new(module.module().engine(), data);
         store.limiter(|data| &mut data.memory);
-        store.epoch_deadline_callback(|mut store| {
+        store.epoch_deadline_callback(move |mut store| {
             let data = store.data_mut();
-            data.slices_left = data.slices_left.saturating_sub(1);
+            let slices = clock.charge();
+            if slices == 0 {
+                // Time passed, but not while it ran.
+                return Ok(UpdateDeadline::Continue(1));
+            }
+            data.slices_left = data.slices_left.saturating_sub(slices);
             if data.slices_left == 0 {
                 return Err(format_err!(
                     "the guest used up the processor time of one handler (wasm_runtime.cpu_limit)"
@@ -207,7 +217,13 @@ impl Guest {
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
         });
         store.set_epoch_deadline(1);
-        let refused = |error: wasmtime::Error| Error::rejected(format!("the code cannot be instantiated: {error:#}"));
+        let refused = |error: wasmtime::Error| match error.downcast_ref::<PoolConcurrencyLimitError>() {
+            Some(_) => Error::exhausted(format!(
+                "the node runs {} WebAssembly instances already (wasm_runtime.max_instances)",
+                limits.instances
+            )),
+            None => Error::rejected(format!("the code cannot be instantiated: {error:?}")),
+        };
         let instance = module.instantiate_async(&mut store).await.map_err(refused)?;
         let exports = Exports::of(&instance, &mut store).map_err(refused)?;
         store.data_mut().exports = Some(exports.clone());
@@ -330,9 +346,9 @@ impl Guest {
         self.store.set_epoch_deadline(1);
     }
 
-    /// What a trap looks like to users: the reason, the guest's functions, and its wish for memory.
+    /// What a trap looks like to users: on the first line the reason, then the guest's functions.
     fn broken(&mut self, error: &wasmtime::Error) -> InstanceError {
-        let mut text = format!("{error:?}");
+        let mut text = format!("{}\n{}", error.root_cause(), format!("{error:?}").trim_end());
         let memory = &mut self.store.data_mut().memory;
         if memory.refused {
             text = format!("the guest wanted more than {} bytes (wasm_runtime.memory_limit): {text}", memory.bytes);
@@ -366,6 +382,15 @@ impl<'c, 'a> Args<'c, 'a> {
         String::from_utf8(bytes.to_vec()).map_err(|_| format_err!("string error: {what} is not UTF-8"))
     }
 
+    /// At most so many bytes of a text. Cut anywhere, it may end within a character.
+    fn start_of_text(&self, pointer: u32, length: u32, most: u32, what: &str) -> Result<String> {
+        if length <= most {
+            return self.text(pointer, length, what);
+        }
+        let store = self.caller.as_context();
+        Ok(String::from_utf8_lossy(self.exports.read(&store, pointer, most)?).into_owned())
+    }
+
     fn name(&self, pointer: u32, length: u32, what: &str) -> Result<String> {
         if length > MAX_NAME {
             return Err(format_err!("{what} is {length} bytes long: {MAX_NAME} is the limit"));
@@ -381,6 +406,7 @@ impl<'c, 'a> Args<'c, 'a> {
         if bytes.len() > data.max_payload {
             let text = format!("a payload of {length} bytes was dropped: {} is the limit", data.max_payload);
             data.context.log.push(Level::Warn, "edgeless", text);
+            data.context.outputs.lost(Dropped::TooLarge);
             return Ok(None);
         }
         Ok(Some(Bytes::copy_from_slice(bytes)))
@@ -496,14 +522,8 @@ fn telemetry_log(
     message_len: u32,
 ) -> Result<()> {
     let args = Args::new(&caller)?;
-    let target = args.name(target, target_len, "a log target")?;
-    let message = if message_len <= MAX_MESSAGE {
-        args.text(message, message_len, "a log message")?
-    } else {
-        // Cut anywhere, it may end within a character.
-        let store = caller.as_context();
-        String::from_utf8_lossy(args.exports.read(&store, message, MAX_MESSAGE)?).into_owned()
-    };
+    let target = args.start_of_text(target, target_len, MAX_NAME, "a log target")?;
+    let message = args.start_of_text(message, message_len, MAX_MESSAGE, "a log message")?;
     let log = &caller.data().context.log;
     let level = match level {
         1 => Level::Error,

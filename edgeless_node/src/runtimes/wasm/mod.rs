@@ -19,13 +19,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use edgeless_api::Error;
 use edgeless_api::component::{FunctionSpec, INIT_PAYLOAD, RUST_WASM};
+use edgeless_api::status::Level;
 use tokio::sync::Mutex;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
-use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Runtime};
+use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Program, Runtime};
 use guest::Guest;
 use modules::Modules;
-use ticker::{SLICE, Ticker};
+use ticker::{Clock, SLICE, Ticker};
 
 /// What guests may use.
 #[derive(Clone, Copy, Debug)]
@@ -80,17 +81,42 @@ impl Runtime for Wasm {
         RUST_WASM
     }
 
-    async fn create(&self, spec: &FunctionSpec, context: Context) -> Result<Box<dyn Instance>, Error> {
+    async fn load(&self, spec: FunctionSpec) -> Result<Arc<dyn Program>, Error> {
         if spec.class.binary.is_empty() {
             return Err(Error::rejected(format!("the function class '{}' comes without code", spec.class.id)));
         }
         let module = self.modules.get(&spec.class.binary).await?;
+        let payload = spec.annotations.get(INIT_PAYLOAD).cloned();
+        Ok(Arc::new(WasmProgram { module, payload, ticker: self.ticker.clone(), limits: self.limits }))
+    }
+}
+
+/// A module, and what its instances are initialised with.
+struct WasmProgram {
+    module: guest::Module,
+    payload: Option<String>,
+    ticker: Arc<Ticker>,
+    limits: Limits,
+}
+
+#[async_trait]
+impl Program for WasmProgram {
+    async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
         let saved = context.state.load().await?;
-        let mut guest = Guest::instantiate(&module, context, self.limits).await?;
-        let payload = spec.annotations.get(INIT_PAYLOAD).map(|text| text.as_bytes());
-        let init = guest.init(payload, saved.as_deref());
-        self.ticker.run(init).await.map_err(|trap| Error::rejected(format!("its initialisation failed: {trap}")))?;
-        Ok(Box::new(WasmInstance { guest: Mutex::new(guest), ticker: self.ticker.clone() }))
+        let clock = self.ticker.clock();
+        let log = context.log.clone();
+        // The start section of a module is code of the guest like any other.
+        let instantiate = Guest::instantiate(&self.module, context, self.limits, clock.clone());
+        let mut guest = self.ticker.run(&clock, instantiate).await?;
+        let init = guest.init(self.payload.as_deref().map(str::as_bytes), saved.as_deref());
+        let initialised = self.ticker.run(&clock, init).await;
+        initialised.map_err(|trap| {
+            // What the guest said last is lost with it, and is mostly why it gave up.
+            let said = log.last(1).pop().filter(|line| line.level == Level::Error);
+            let said = said.map(|line| format!("{}: ", line.message)).unwrap_or_default();
+            Error::rejected(format!("its initialisation failed: {said}{trap}"))
+        })?;
+        Ok(Box::new(WasmInstance { guest: Mutex::new(guest), ticker: self.ticker.clone(), clock }))
     }
 }
 
@@ -103,17 +129,18 @@ struct WasmInstance {
     /// Never contended: the host loop gives a function one event at a time.
     guest: Mutex<Guest>,
     ticker: Arc<Ticker>,
+    clock: Clock,
 }
 
 #[async_trait]
 impl Instance for WasmInstance {
     async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError> {
         let mut guest = self.guest.lock().await;
-        self.ticker.run(guest.handle(event)).await
+        self.ticker.run(&self.clock, guest.handle(event)).await
     }
 
     async fn stop(&self) {
         let mut guest = self.guest.lock().await;
-        self.ticker.run(guest.stop()).await;
+        self.ticker.run(&self.clock, guest.stop()).await;
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! A thread of its own moves the epoch of the engine on, because guests may keep every thread of
 //! the runtime busy. It ticks only while a guest runs, and for a moment after, so that a node with
-//! nothing to do does nothing and a busy one wakes no thread for each event.
+//! nothing to do does nothing and a busy one wakes no thread for each event. A guest is charged for the
+//! ticks that pass while it runs, and for none that pass while it waits.
 
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -29,6 +29,8 @@ pub(super) struct Ticker {
 
 #[derive(Debug)]
 struct Shared {
+    /// How often it ticked.
+    ticks: AtomicU64,
     running: AtomicUsize,
     parked: AtomicBool,
     ended: AtomicBool,
@@ -41,6 +43,7 @@ impl Ticker {
     /// The machine has no room for a thread.
     pub(super) fn start(engine: Engine) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
+            ticks: AtomicU64::new(0),
             running: AtomicUsize::new(0),
             parked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -51,15 +54,18 @@ impl Ticker {
         Ok(Self { shared, thread: handle.thread().clone() })
     }
 
+    /// The clock of one guest.
+    pub(super) fn clock(&self) -> Clock {
+        Clock { shared: self.shared.clone(), charged: Arc::default() }
+    }
+
     /// Runs what enters a guest, with the clock ticking while it does.
-    pub(super) async fn run<F: Future>(&self, guest: F) -> F::Output {
+    pub(super) async fn run<F: Future>(&self, clock: &Clock, guest: F) -> F::Output {
         let mut guest = pin!(guest);
         std::future::poll_fn(move |context| {
             let _running = self.running();
-            match guest.as_mut().poll(context) {
-                Poll::Ready(output) => Poll::Ready(output),
-                Poll::Pending => Poll::Pending,
-            }
+            clock.resume();
+            guest.as_mut().poll(context)
         })
         .await
     }
@@ -70,6 +76,27 @@ impl Ticker {
             self.thread.unpark();
         }
         Running(&self.shared.running)
+    }
+}
+
+/// Counts the ticks that pass while one guest runs.
+#[derive(Clone, Debug)]
+pub(super) struct Clock {
+    shared: Arc<Shared>,
+    /// Up to which tick the guest was charged.
+    charged: Arc<AtomicU64>,
+}
+
+impl Clock {
+    /// The guest runs from now on: what passed while it waited is not charged.
+    fn resume(&self) {
+        self.charged.store(self.shared.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// The ticks that passed while the guest ran and that it was not charged for yet.
+    pub(super) fn charge(&self) -> u64 {
+        let now = self.shared.ticks.load(Ordering::Relaxed);
+        now.saturating_sub(self.charged.swap(now, Ordering::Relaxed))
     }
 }
 
@@ -107,6 +134,7 @@ fn tick(engine: &Engine, shared: &Shared) {
             idle = 0;
         }
         thread::sleep(SLICE);
+        shared.ticks.fetch_add(1, Ordering::Relaxed);
         engine.increment_epoch();
     }
 }
