@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::component::{Annotations, FunctionClass};
 use crate::id::{ComponentId, DomainId, WorkflowId};
-use crate::requirements::Requirements;
+use crate::requirements::{KEYS, Requirements};
 
 /// A function in a workflow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +65,8 @@ pub struct InvalidWorkflow(pub Vec<Problem>);
 pub const MAX_NAME: usize = 256;
 /// The most components of a workflow.
 pub const MAX_COMPONENTS: usize = 10_000;
+/// The annotations of functions that have a meaning, besides those that restrict placement.
+pub const ANNOTATIONS: [&str; 3] = ["init-payload", "max_instances", "state"];
 
 impl Workflow {
     /// Checks what a user or a peer sent.
@@ -130,7 +132,7 @@ impl Workflow {
                 found(format!("{place}.name"), format!("the name '{name}' is taken: give each component its own"));
             }
             for (channel, target) in outputs {
-                let place = format!("{place}.output_mapping.{channel}");
+                let place = channel_place(&place, channel);
                 if let Err(reason) = check_name(channel) {
                     found(place.clone(), reason);
                 }
@@ -160,21 +162,36 @@ impl Workflow {
         problems
     }
 
-    /// What is allowed and yet probably a mistake: outputs that the function's class does not list.
+    /// What is allowed and yet probably a mistake: outputs that the function's class does not list,
+    /// annotations that have no meaning.
     pub fn warnings(&self) -> Vec<Problem> {
         let mut warnings = Vec::new();
         for (index, function) in self.functions.iter().enumerate() {
             for channel in function.outputs.keys().filter(|channel| !function.class.outputs.contains(channel)) {
                 warnings.push(Problem {
-                    place: format!("functions[{index}].output_mapping.{channel}"),
+                    place: channel_place(&format!("functions[{index}]"), channel),
                     reason: format!("the class '{}' does not list the output '{channel}'", function.class.id),
                 });
+            }
+            let known: Vec<_> = ANNOTATIONS.into_iter().chain(KEYS.map(|(key, _)| key)).collect();
+            for key in function.annotations.keys().filter(|key| !known.contains(&key.as_str())) {
+                let reason = format!("the annotation '{key}' has no effect; there are: {}", known.join(", "));
+                warnings.push(Problem { place: format!("functions[{index}].annotations"), reason });
             }
         }
         if !self.annotations.is_empty() {
             warnings.push(Problem { place: "annotations".into(), reason: "has no effect on a workflow".into() });
         }
         warnings
+    }
+}
+
+/// The place of an output channel; a name that would not be seen in it is quoted.
+fn channel_place(component: &str, channel: &str) -> String {
+    let is_plain = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-');
+    match !channel.is_empty() && channel.chars().all(is_plain) {
+        true => format!("{component}.output_mapping.{channel}"),
+        false => format!("{component}.output_mapping.'{}'", channel.escape_debug()),
     }
 }
 
@@ -250,5 +267,29 @@ mod tests {
         let warnings = workflow.warnings();
         assert_eq!(warnings.len(), 1);
         assert_eq!(warnings[0].place, "functions[0].output_mapping.out");
+    }
+
+    #[test]
+    fn a_channel_that_would_not_be_seen_is_quoted() {
+        let text = refusal(vec![function("a", &[("", "a")]), function("b", &[("an out", "c")])]);
+        assert!(text.contains("functions[0].output_mapping.'': must not be empty"), "{text}");
+        assert!(text.contains("functions[1].output_mapping.'an out': 'c' is not a component"), "{text}");
+    }
+
+    #[test]
+    fn an_annotation_that_nobody_knows_is_a_warning() {
+        let known = ANNOTATIONS.into_iter().chain(["tee", "label_match_all"]);
+        let mut annotations: Annotations = known.map(|key| (key.to_string(), String::new())).collect();
+        let warnings = |annotations: &Annotations| {
+            let function = Function { annotations: annotations.clone(), ..function("a", &[]) };
+            Workflow::new(vec![function], vec![], Annotations::new()).unwrap().warnings()
+        };
+        assert_eq!(warnings(&annotations), []);
+        annotations.insert("node_id_mach_any".into(), String::new());
+        let warnings = warnings(&annotations);
+        assert_eq!(warnings.len(), 1);
+        assert_eq!(warnings[0].place, "functions[0].annotations");
+        assert!(warnings[0].reason.starts_with("the annotation 'node_id_mach_any' has no effect"), "{warnings:?}");
+        assert!(warnings[0].reason.contains("node_id_match_any"), "what was probably meant: {warnings:?}");
     }
 }

@@ -53,10 +53,11 @@ impl Follower {
         loop {
             let Err(error) = self.session().await;
             let reason = match error.code {
-                Code::Unimplemented => "its orchestrator speaks only EDGELESS 1.2 and cannot be followed: let it \
-                                        announce itself to 'domain_register_url' of the controller"
-                    .to_string(),
-                _ => error.message,
+                Code::Unimplemented => Error::unimplemented(
+                    "its orchestrator speaks only EDGELESS 1.2 and cannot be followed: let it announce itself to \
+                     'domain_register_url' of the controller",
+                ),
+                _ => error,
             };
             if self.inbox.tell(Event::DomainLost { domain: self.id.clone(), reason }).await.is_err() {
                 return;
@@ -91,9 +92,10 @@ impl Follower {
         if std::mem::replace(&mut self.is_misnamed, true) {
             return Ok(());
         }
-        let reason =
-            format!("its orchestrator serves the domain '{actual}': correct 'orchestrators' of the controller");
-        tracing::error!(domain = %self.id, reason, "domain ignored");
+        let reason = Error::rejected(format!(
+            "its orchestrator serves the domain '{actual}': correct 'orchestrators' of the controller"
+        ));
+        tracing::error!(domain = %self.id, %reason, "domain ignored");
         self.inbox.tell(Event::DomainLost { domain: self.id.clone(), reason }).await
     }
 }

@@ -32,8 +32,17 @@ impl Needs {
         needs
     }
 
-    /// What a domain lacks, in words; empty if it may host the workflow.
-    pub fn lacking(&self, domain: &DomainCapabilities) -> Vec<String> {
+    /// Why a domain cannot host the workflow; `None` if it may.
+    pub fn miss(&self, domain: &DomainCapabilities) -> Option<Miss> {
+        if domain.num_nodes == 0 {
+            return Some(Miss::NotReady("has no node yet: start edgeless_node_d with its orchestrator_url".into()));
+        }
+        let lacking = self.lacking(domain);
+        (!lacking.is_empty()).then_some(Miss::Lacks(lacking))
+    }
+
+    /// What a domain lacks, in words.
+    fn lacking(&self, domain: &DomainCapabilities) -> Vec<String> {
         let missing = |what, needed: &BTreeMap<String, String>, offered: &std::collections::BTreeSet<String>| {
             needed
                 .iter()
@@ -54,7 +63,9 @@ pub enum Miss {
     Refused(String),
     /// It lacks these things.
     Lacks(Vec<String>),
-    /// It cannot be asked.
+    /// It can be given work once somebody has done what this says.
+    NotReady(String),
+    /// It cannot be asked, which may pass.
     OutOfReach(String),
 }
 
@@ -64,6 +75,7 @@ impl Miss {
         match self {
             Self::Refused(_) => 0,
             Self::Lacks(things) => things.len(),
+            Self::NotReady(_) => usize::MAX - 1,
             Self::OutOfReach(_) => usize::MAX,
         }
     }
@@ -72,7 +84,7 @@ impl Miss {
         match self {
             Self::Refused(reason) => format!("{domain}: {reason}"),
             Self::Lacks(things) => format!("{domain} lacks {}", things.join(" and ")),
-            Self::OutOfReach(reason) => format!("{domain} {reason}"),
+            Self::NotReady(reason) | Self::OutOfReach(reason) => format!("{domain} {reason}"),
         }
     }
 }
@@ -94,12 +106,15 @@ pub fn refusal(mut misses: Vec<(DomainId, Miss)>) -> Error {
              configuration of the controller, or let it announce itself to the controller",
         );
     }
-    if misses.iter().all(|(_, miss)| matches!(miss, Miss::OutOfReach(_))) {
-        return Error::unavailable(format!(
-            "no orchestration domain is in reach: {texts}; start its orchestrator, or try again in a moment"
-        ));
+    if !misses.iter().all(|(_, miss)| matches!(miss, Miss::NotReady(_) | Miss::OutOfReach(_))) {
+        return Error::rejected(format!("no domain can host this workflow: {texts}"));
     }
-    Error::rejected(format!("no domain can host this workflow: {texts}"))
+    // The others say themselves what to do; this one is the last, beside the advice.
+    let advice = match misses.last() {
+        Some((_, Miss::OutOfReach(_))) => "; start its orchestrator, or try again in a moment",
+        _ => "",
+    };
+    Error::unavailable(format!("no orchestration domain is ready: {texts}{advice}"))
 }
 
 /// What a failed question to a domain means for the workflow.
@@ -168,6 +183,9 @@ mod tests {
         assert_eq!(needs.lacking(&domain(&["RUST_WASM"], &[])), ["the resource class redis, which 'store' needs"]);
         assert_eq!(needs.lacking(&domain(&["CONTAINER"], &["redis"])), ["the runtime RUST_WASM, which 'resize' needs"]);
         assert_eq!(needs.lacking(&domain(&[], &[])).len(), 2);
+        let poor = DomainCapabilities { num_nodes: 1, ..domain(&[], &["redis"]) };
+        assert_eq!(needs.miss(&poor), Some(Miss::Lacks(needs.lacking(&poor))));
+        assert_eq!(needs.miss(&DomainCapabilities { num_nodes: 1, ..domain(&["RUST_WASM"], &["redis"]) }), None);
     }
 
     #[test]
@@ -197,9 +215,22 @@ mod tests {
     #[test]
     fn domains_that_are_merely_away_make_the_answer_unavailable() {
         assert_eq!(refusal(vec![]).code, Code::Unavailable);
-        let away = refusal(vec![(DomainId("d".into()), miss(Error::timeout("silent")))]);
-        assert_eq!(away.code, Code::Unavailable);
-        assert!(away.message.contains("d is out of reach: silent"), "{away}");
+        let away = (DomainId("d".into()), miss(Error::timeout("silent")));
+        let error = refusal(vec![away.clone()]);
+        assert_eq!(
+            error,
+            Error::unavailable(
+                "no orchestration domain is ready: d is out of reach: silent; start its orchestrator, or try again in a \
+                 moment"
+            )
+        );
+        let bare = Needs::of(&workflow()).miss(&DomainCapabilities::default()).unwrap();
+        let no_node = "new has no node yet: start edgeless_node_d with its orchestrator_url";
+        let bare = (DomainId("new".into()), bare);
+        let error = refusal(vec![bare.clone()]);
+        assert_eq!(error, Error::unavailable(format!("no orchestration domain is ready: {no_node}")));
+        let error = refusal(vec![away, bare]).message;
+        assert!(error.contains(&format!("{no_node}; d is out of reach: silent; start its orchestrator")), "{error}");
     }
 
     #[test]

@@ -92,11 +92,12 @@ fn mib(bytes: u64) -> u32 {
 #[derive(Debug)]
 pub struct HealthMeter {
     system: Option<System>,
+    disks: Option<Disks>,
 }
 
 impl Default for HealthMeter {
     fn default() -> Self {
-        Self { system: System::new().ok() }
+        Self { system: System::new().ok(), disks: Disks::new_with_refreshed_list().ok() }
     }
 }
 
@@ -105,7 +106,13 @@ impl HealthMeter {
     pub fn measure(&mut self) -> Health {
         let load = System::load_average().ok();
         let load_avg = load.map(|load| [hundredths(load.one), hundredths(load.five), hundredths(load.fifteen)]);
-        let Some(system) = &mut self.system else { return Health { load_avg, ..Health::default() } };
+        let free = self.disks.as_mut().and_then(|disks| {
+            disks.refresh(false);
+            // The largest is the one whose size the node announces.
+            disks.iter().max_by_key(|disk| disk.total_space()).map(|disk| disk.available_space())
+        });
+        let disk_free_space = free.and_then(|bytes| i64::try_from(bytes >> 20).ok());
+        let Some(system) = &mut self.system else { return Health { load_avg, disk_free_space, ..Health::default() } };
         let kb = |bytes: u64| i32::try_from(bytes >> 10).ok();
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
         let own = Pid::from_u32(std::process::id());
@@ -120,7 +127,7 @@ impl HealthMeter {
             proc_memory: process.and_then(|process| kb(process.memory())),
             proc_vmemory: process.and_then(|process| kb(process.virtual_memory())),
             load_avg,
-            disk_free_space: None,
+            disk_free_space,
         }
     }
 }

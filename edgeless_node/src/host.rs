@@ -200,7 +200,7 @@ impl Host {
     async fn run(mut self, first: Arc<dyn Instance>, token: DropGuard) {
         let mut current = Some((first, token));
         // The token ends what an incarnation left behind: its delayed casts die with it.
-        while let Some((instance, _token)) = current.take() {
+        while let Some((instance, token)) = current.take() {
             match self.serve(&instance).await {
                 End::Stopped => {
                     if tokio::time::timeout(self.grace, instance.stop()).await.is_err() {
@@ -213,7 +213,7 @@ impl Host {
                 }
                 End::Broken(reason) => {
                     // Its place is free before its replacement wants one.
-                    drop((instance, _token));
+                    drop((instance, token));
                     current = self.replace(reason).await;
                     if current.is_none() {
                         self.refuse().await;

@@ -14,6 +14,7 @@ use edgeless_daemon::engine::Inbox;
 use tokio::sync::watch;
 
 use crate::engine::{Engine, Event};
+use crate::owner::Owner;
 
 /// What is announced, and to whom.
 pub(crate) struct Announcement {
@@ -21,7 +22,11 @@ pub(crate) struct Announcement {
     pub(crate) interval: Duration,
     pub(crate) domain: DomainId,
     pub(crate) orchestrator_url: Url,
-    pub(crate) nonce: u64,
+    /// Has the nonce of the domain. Announced is the same one that followers are sent: a controller may
+    /// learn of the domain in both ways, and would take two nonces for a process that starts again and
+    /// again. A reset that the controller asks for leaves it as it is: the controller knows that nothing
+    /// runs, and would take a new nonce for the next process and ask again.
+    pub(crate) owner: Owner,
 }
 
 impl Announcement {
@@ -62,7 +67,7 @@ impl Announcement {
             capabilities,
             lifetime: self.interval.saturating_mul(2),
             counter,
-            nonce: self.nonce,
+            nonce: self.owner.nonce(),
         };
         if registry.update_domain(registration).await?.reset {
             tracing::warn!(controller = %self.controller, "the controller asks to stop all components");

@@ -9,12 +9,14 @@
 //! - [`placement`]: component -> node, pure; a strategy is a file there and a line in one list.
 //! - [`engine`]: desired against actual, pure.
 //! - `registry`: the nodes and their deadlines; plain data of the engine.
-//! - `shell`: does what the engine decides; `service`: turns requests into events; `announce`: tells
-//!   a controller of the domain; `owner`: which controller that is; `metrics`: what monitoring sees.
+//! - `shell`: does what the engine decides; `service`: turns requests into events; `logs`: what
+//!   components log, wherever they run; `announce`: tells a controller of the domain; `owner`: which
+//!   controller that is; `metrics`: what monitoring sees.
 
 mod announce;
 pub mod config;
 pub mod engine;
+mod logs;
 mod metrics;
 mod orchestrator;
 mod owner;

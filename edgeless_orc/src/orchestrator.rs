@@ -85,16 +85,15 @@ impl Daemon for Orchestrator {
         });
 
         let domain = DomainId(config.general.domain_id.clone());
-        let nonce: u64 = rand::random();
+        let owner = Owner::new();
         let service = Arc::new(Service {
             inbox: inbox.clone(),
             links,
             domain: domain.clone(),
-            nonce,
             keep_alive: baseline.keep_alive(),
             capabilities: capabilities.clone(),
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
-            owner: Owner::default(),
+            owner: owner.clone(),
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
         let mut main = server().components(service.clone()).domain(service.clone());
@@ -111,7 +110,7 @@ impl Daemon for Orchestrator {
         tracing::info!("Start OrchestratorAPIServer GRPC Server at {url}");
         servers.vital("orchestrator server", main.serve(listener));
 
-        if let Some(announcement) = announcement(&config, &url, nonce) {
+        if let Some(announcement) = announcement(&config, &url, owner) {
             let cancel = tasks.cancel().clone();
             tasks.helper("domain announcement", async move {
                 cancel.run_until_cancelled(announcement.repeat(capabilities, inbox)).await;
@@ -143,14 +142,14 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn announcement(config: &Config, bound: &Url, nonce: u64) -> Option<Announcement> {
+fn announcement(config: &Config, bound: &Url, owner: Owner) -> Option<Announcement> {
     let general = &config.general;
     Some(Announcement {
         controller: general.domain_register_url.clone()?,
         interval: Duration::from_secs(general.subscription_refresh_interval_sec),
         domain: DomainId(general.domain_id.clone()),
         orchestrator_url: general.orchestrator_url_announced.clone().unwrap_or_else(|| bound.announced()),
-        nonce,
+        owner,
     })
 }
 

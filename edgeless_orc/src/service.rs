@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use edgeless_api::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
@@ -14,7 +14,7 @@ use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId};
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
-use edgeless_api::status::{ComponentStatus, Level, LogLine, Placement};
+use edgeless_api::status::{ComponentStatus, LogLine, Placement};
 use edgeless_daemon::engine::{Inbox, Ticket};
 use futures_util::future::join_all;
 use futures_util::stream;
@@ -22,19 +22,18 @@ use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
+use crate::logs::{self, Follow};
 use crate::owner::Owner;
 use crate::shell::Links;
 
 /// The time that a node has to say how its components are.
-const ASK: Duration = Duration::from_secs(2);
+pub(crate) const ASK: Duration = Duration::from_secs(2);
 
 /// The services of an orchestrator.
 pub(crate) struct Service {
     pub(crate) inbox: Inbox<Engine>,
     pub(crate) links: Links,
     pub(crate) domain: DomainId,
-    /// Random for each process.
-    pub(crate) nonce: u64,
     pub(crate) keep_alive: Duration,
     pub(crate) capabilities: watch::Receiver<DomainCapabilities>,
     /// Bounds those who follow the domain.
@@ -131,10 +130,14 @@ impl Components for Service {
     }
 
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
+        if follow {
+            let ids = ids.into_iter().map(ComponentId).collect();
+            return Ok(Follow::new(self.inbox.clone(), self.links.clone(), ids).lines());
+        }
         let views = self.view(ids).await?;
         let streams = join_all(by_peer(&views).into_iter().map(|(peer, instances)| async move {
-            let lines = self.logs_at(&peer, &instances, follow).await;
-            lines.unwrap_or_else(|error| Box::pin(stream::iter([Ok(remark(&peer, &error))])))
+            let lines = logs::of(&self.links, &peer, &instances, false).await;
+            lines.unwrap_or_else(|error| Box::pin(stream::iter([Ok(logs::missing(&peer, &error))])))
         }))
         .await;
         Ok(Box::pin(stream::select_all(streams)))
@@ -146,14 +149,9 @@ impl Service {
         let link = self.links.to(peer)?;
         tokio::time::timeout(ASK, link.components.status(instances)).await.unwrap_or_else(|_| Err(late(peer)))
     }
-
-    async fn logs_at(&self, peer: &Peer, instances: &[Uuid], follow: bool) -> Result<Values<LogLine>, Error> {
-        let link = self.links.to(peer)?;
-        tokio::time::timeout(ASK, link.components.logs(instances, follow)).await.unwrap_or_else(|_| Err(late(peer)))
-    }
 }
 
-fn late(peer: &Peer) -> Error {
+pub(crate) fn late(peer: &Peer) -> Error {
     Error::timeout(format!("{} did not answer in {} seconds", peer.agent_url, ASK.as_secs()))
 }
 
@@ -188,31 +186,20 @@ fn merged(own: ComponentStatus, answer: &Result<Vec<ComponentStatus>, Error>) ->
     }
 }
 
-/// A line that stands for those that a node does not give.
-fn remark(peer: &Peer, error: &Error) -> LogLine {
-    LogLine {
-        at: SystemTime::now(),
-        level: Level::Warn,
-        target: "edgeless_orc".into(),
-        message: format!("node {} does not give its logs: {error}", peer.node),
-        component: String::new(),
-    }
-}
-
 #[async_trait]
 impl Domain for Service {
     async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             Error::exhausted("too many follow this domain already: raise limits.max_watchers of its orchestrator")
         })?;
-        let (listening, changes_hands) = self.owner.listen(controller)?;
-        if changes_hands {
+        let listening = self.owner.listen(controller)?;
+        if listening.changes_hands {
             tracing::warn!("another controller follows this domain: what ran for the one before is stopped");
             self.inbox.tell(Event::StopAll).await?;
         }
         let mut capabilities = self.capabilities.clone();
         capabilities.mark_changed();
-        let (domain, nonce, keep_alive) = (self.domain.clone(), self.nonce, self.keep_alive);
+        let (domain, nonce, keep_alive) = (self.domain.clone(), listening.nonce, self.keep_alive);
         let state = move |capabilities: DomainCapabilities| DomainState {
             domain: domain.clone(),
             nonce,

@@ -15,6 +15,7 @@ use edgeless_api::workflow::MAX_NAME;
 use edgeless_daemon::engine::Millis;
 
 use super::Peer;
+use crate::placement::Miss;
 
 /// The longest time that an announcement can hold.
 const MAX_LIFETIME: Duration = Duration::from_secs(3600);
@@ -61,8 +62,8 @@ struct Domain {
     /// Unknown before it was asked for something of ours.
     native: Option<bool>,
     capabilities: DomainCapabilities,
-    /// Why it is out of reach.
-    reason: String,
+    /// Why it is out of reach; `None` before it was first in reach or could not be reached.
+    reason: Option<Error>,
 }
 
 impl Domain {
@@ -77,7 +78,7 @@ impl Domain {
             resetting: false,
             native: None,
             capabilities: DomainCapabilities::default(),
-            reason: String::new(),
+            reason: None,
         }
     }
 
@@ -175,19 +176,19 @@ impl Domains {
     }
 
     /// A domain that is followed cannot be followed. True if it is out of reach by that.
-    pub(super) fn lost(&mut self, id: &DomainId, reason: String) -> bool {
+    pub(super) fn lost(&mut self, id: &DomainId, reason: Error) -> bool {
         let Some(domain) = self.table.get_mut(id) else { return false };
         if domain.in_reach && domain.source == Source::Watch {
-            tracing::warn!(domain = %id, orchestrator = %domain.url, reason, "domain lost");
+            tracing::warn!(domain = %id, orchestrator = %domain.url, %reason, "domain lost");
             domain.in_reach = false;
-            domain.reason = reason;
+            domain.reason = Some(reason);
             return true;
         }
         if !domain.in_reach {
-            if domain.reason.is_empty() {
-                tracing::warn!(domain = %id, reason, "domain out of reach: trying until it answers");
+            if domain.reason.is_none() {
+                tracing::warn!(domain = %id, %reason, "domain out of reach: trying until it answers");
             }
-            domain.reason = reason;
+            domain.reason = Some(reason);
         }
         false
     }
@@ -197,8 +198,9 @@ impl Domains {
         let mut expired = Vec::new();
         for (id, domain) in self.table.iter_mut().filter(|(_, domain)| domain.in_reach && domain.until <= now) {
             domain.in_reach = false;
-            domain.reason = "it has been silent".into();
-            tracing::warn!(domain = %id, orchestrator = %domain.url, reason = domain.reason, "domain lost");
+            let reason = Error::timeout("it has been silent");
+            tracing::warn!(domain = %id, orchestrator = %domain.url, %reason, "domain lost");
+            domain.reason = Some(reason);
             expired.push(id.clone());
         }
         expired
@@ -232,9 +234,19 @@ impl Domains {
     pub(super) fn why_out_of_reach(&self, id: &DomainId) -> String {
         match self.table.get(id) {
             Some(domain) if domain.in_reach => "has just announced itself and is not in use yet".into(),
-            Some(Domain { url, reason, .. }) if reason.is_empty() => format!("({url}) has not answered yet"),
-            Some(Domain { reason, .. }) => format!("is out of reach: {reason}"),
+            Some(Domain { url, reason: None, .. }) => format!("({url}) has not answered yet"),
+            Some(Domain { reason: Some(reason), .. }) => format!("is out of reach: {reason}"),
             None => "is not known".into(),
+        }
+    }
+
+    /// The same for whoever looks for a domain: a refusal ends with what to do, all else may pass.
+    pub(super) fn miss(&self, id: &DomainId) -> Miss {
+        let reason = self.why_out_of_reach(id);
+        let lost = self.table.get(id).filter(|domain| !domain.in_reach).and_then(|domain| domain.reason.as_ref());
+        match lost {
+            Some(error) if error.code.is_refusal() => Miss::NotReady(reason),
+            _ => Miss::OutOfReach(reason),
         }
     }
 

@@ -74,7 +74,7 @@ pub enum Event {
         /// Which.
         domain: DomainId,
         /// Why.
-        reason: String,
+        reason: Error,
     },
     /// The result of [`Effect::Plan`].
     Planned {
@@ -499,10 +499,13 @@ impl Engine {
         let needs = Needs::of(&workflow);
         let (mut rest, mut misses) = (Vec::new(), Vec::new());
         for (domain, capabilities) in self.domains.all() {
-            match capabilities.map(|capabilities| needs.lacking(capabilities)) {
-                Some(lacking) if lacking.is_empty() => rest.push(domain.clone()),
-                Some(lacking) => misses.push((domain.clone(), Miss::Lacks(lacking))),
-                None => misses.push((domain.clone(), Miss::OutOfReach(self.domains.why_out_of_reach(domain)))),
+            let miss = match capabilities {
+                Some(capabilities) => needs.miss(capabilities),
+                None => Some(self.domains.miss(domain)),
+            };
+            match miss {
+                Some(miss) => misses.push((domain.clone(), miss)),
+                None => rest.push(domain.clone()),
             }
         }
         rest.shuffle(&mut self.rng);
@@ -515,8 +518,8 @@ impl Engine {
     fn ask_next(&mut self, id: WorkflowId, mut search: Search) {
         while let Some(domain) = search.rest.pop() {
             let Some(Reach { peer, .. }) = self.domains.reach(&domain) else {
-                let reason = self.domains.why_out_of_reach(&domain);
-                search.misses.push((domain, Miss::OutOfReach(reason)));
+                let miss = self.domains.miss(&domain);
+                search.misses.push((domain, miss));
                 continue;
             };
             let items = run::items(&search.workflow, id, &search.components);
@@ -552,7 +555,8 @@ impl Engine {
                 }
             }
             Goal::Start { .. } if self.domains.reach(&domain).is_none() => {
-                search.misses.push((domain.clone(), Miss::OutOfReach(self.domains.why_out_of_reach(&domain))));
+                let miss = self.domains.miss(&domain);
+                search.misses.push((domain, miss));
                 self.ask_next(id, search);
             }
             Goal::Start { request } => {

@@ -133,7 +133,11 @@ impl World {
     }
 
     fn lost(&mut self, domain: &str) {
-        self.on(Event::DomainLost { domain: DomainId(domain.into()), reason: "connection refused".into() }, &mut obey);
+        self.lost_for(domain, Error::unavailable("connection refused"));
+    }
+
+    fn lost_for(&mut self, domain: &str, reason: Error) {
+        self.on(Event::DomainLost { domain: DomainId(domain.into()), reason }, &mut obey);
     }
 
     fn register(&mut self, domain: &str, port: u16, nonce: u64) -> Result<DomainRegistered, Error> {
@@ -424,11 +428,46 @@ fn the_next_domain_is_asked_when_one_refuses() {
     assert_eq!(world.take_trace().last().unwrap(), "grant");
 }
 
+/// As when the platform comes up: the same request succeeds once there is a node.
+#[test]
+fn a_domain_without_nodes_is_not_ready_and_the_request_is_not_remembered() {
+    let mut world = World::new(&["d"]);
+    let request = Some(Uuid::from_u128(1));
+    world.up_having("d", 1, DomainCapabilities::default(), &mut obey);
+    let ticket = world.start(pair(), request, &mut obey);
+    assert_eq!(
+        world.reply_to(ticket),
+        Err(Error::unavailable(
+            "no orchestration domain is ready: d has no node yet: start edgeless_node_d with its orchestrator_url"
+        ))
+    );
+    world.up("d", 1);
+    let ticket = world.start(pair(), request, &mut obey);
+    world.status_for(ticket);
+}
+
+/// The advice for a domain that is merely away would contradict it.
+#[test]
+fn a_domain_that_says_what_to_do_is_given_no_further_advice() {
+    let mut world = World::new(&["d"]);
+    world.lost_for("d", Error::rejected("the domain works for another controller: stop that one"));
+    assert_eq!(
+        world.refusal_of(pair(), &mut obey),
+        Error::unavailable(
+            "no orchestration domain is ready: d is out of reach: the domain works for another controller: stop that one"
+        )
+    );
+    world.lost("d");
+    let error = world.refusal_of(pair(), &mut obey).message;
+    assert!(error.ends_with("connection refused; start its orchestrator, or try again in a moment"), "{error}");
+}
+
 #[test]
 fn a_workflow_that_no_domain_can_host_is_refused_with_the_nearest_miss() {
     let mut world = World::new(&["a", "b", "c"]);
     world.up("a", 1);
-    world.up_having("b", 1, DomainCapabilities::default(), &mut obey);
+    let poor = DomainCapabilities { num_nodes: 1, ..DomainCapabilities::default() };
+    world.up_having("b", 1, poor, &mut obey);
     let error = world.refusal_of(pair(), &mut |effect| fail(effect, Error::rejected("no node for 'f': 0 of 3 nodes")));
     assert_eq!(
         error,

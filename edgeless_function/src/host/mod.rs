@@ -23,8 +23,8 @@ pub fn cast(output: &str, payload: impl AsRef<[u8]>) {
 
 /// Sends an event to wherever the workflow leads `output`, and waits for the answer.
 ///
-/// It is an error when the other side fails, is gone, or does not answer in time. A 1.x node ends the
-/// function when the output is not mapped. No other event is handled meanwhile, so a function must not
+/// It is an error when the other side fails, is gone, or does not answer in time. An output that the
+/// workflow does not map is a trap: the function is started again. No other event is handled meanwhile, so a function must not
 /// call itself.
 pub fn call(output: &str, payload: impl AsRef<[u8]>) -> CallRet {
     node::call(output, payload.as_ref())

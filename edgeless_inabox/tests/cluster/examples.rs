@@ -110,7 +110,6 @@ async fn file_log_and_ping_pong_and_noop_run() {
     assert_eq!(cli(&world.path, &["workflow", "list"]), "");
 }
 
-/// A function with the state that it saved outlives its traps; what users see of it is true.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_is_known_by_what_inspect_says() {
     let world = World::start();
@@ -121,7 +120,8 @@ async fn a_function_is_known_by_what_inspect_says() {
         assert!(text.contains(line), "{line}\n{text}");
     }
     let json = cli(&world.path, &["--output", "json", "workflow", "inspect", &id]);
-    assert!(json.trim_start().starts_with('{') || json.trim_start().starts_with('['), "{json}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert!(json.to_string().contains("\"state\":\"running\""), "{json}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
