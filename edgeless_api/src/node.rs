@@ -103,6 +103,9 @@ pub struct Registration {
     pub nonce: u64,
     /// How long this holds; `None`: as long as the orchestrator's own interval.
     pub lifetime: Option<Duration>,
+    /// How often the node announces itself to an orchestrator that has no interval of its own: an
+    /// EDGELESS 1.2 one, which is told a deadline of twice that. Not known of other nodes.
+    pub interval: Option<Duration>,
     /// Its load.
     pub health: Health,
     /// It speaks our fields and services, not only EDGELESS 1.2.

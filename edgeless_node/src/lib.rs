@@ -195,6 +195,7 @@ impl Node {
 
         let general = &config.general;
         let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
+        let interval = Duration::from_secs(general.subscription_refresh_interval_sec.max(1));
         let registration = Registration {
             node: id,
             agent_url: general.agent_url_announced.clone().unwrap_or_else(|| agent_url.announced()),
@@ -203,11 +204,11 @@ impl Node {
             capabilities,
             nonce: rand::random(),
             lifetime: None,
+            interval: Some(interval),
             health: edgeless_api::node::Health::default(),
             native: true,
             leaving: false,
         };
-        let interval = Duration::from_secs(general.subscription_refresh_interval_sec.max(1));
         let announcer = Announcer::new(register_url, registration, interval, registered)?;
         let farewell = announcer.farewell();
         front.helper("registration", announcer.run(front.cancel().clone()));

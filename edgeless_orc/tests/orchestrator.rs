@@ -27,8 +27,9 @@ use edgeless_api::status::{ComponentStatus, Level, LogLine, State};
 use edgeless_api::{Limits, Url};
 use edgeless_daemon::{Daemon, Handle, Stopped, listen};
 use edgeless_orc::{Config, Orchestrator};
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
@@ -72,6 +73,12 @@ struct Asked {
 struct Played {
     node: NodeId,
     asked: Mutex<Asked>,
+    /// To those who follow its log.
+    log: broadcast::Sender<Result<LogLine, Error>>,
+}
+
+fn line(message: &str, at: SystemTime) -> LogLine {
+    LogLine { at, level: Level::Info, target: "test".into(), message: message.into(), component: "f".into() }
 }
 
 #[async_trait]
@@ -131,15 +138,13 @@ impl Components for Played {
         Ok(known.map(status).collect())
     }
 
-    async fn logs(&self, ids: Vec<Uuid>, _: bool) -> Result<Values<LogLine>, Error> {
-        let line = LogLine {
-            at: SystemTime::UNIX_EPOCH,
-            level: Level::Info,
-            target: "test".into(),
-            message: format!("{} instance(s)", ids.len()),
-            component: "f".into(),
-        };
-        Ok(Box::pin(futures_util::stream::iter([Ok(line)])))
+    async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
+        let kept = stream::iter([Ok(line(&format!("{} instance(s)", ids.len()), SystemTime::UNIX_EPOCH))]);
+        if !follow {
+            return Ok(Box::pin(kept));
+        }
+        let live = stream::unfold(self.log.subscribe(), async |mut log| Some((log.recv().await.ok()?, log)));
+        Ok(Box::pin(kept.chain(live)))
     }
 }
 
@@ -153,7 +158,7 @@ struct Node {
 impl Node {
     async fn join(orchestrator: &Url) -> Self {
         let node = NodeId::random();
-        let played = Arc::new(Played { node, asked: Mutex::default() });
+        let played = Arc::new(Played { node, asked: Mutex::default(), log: broadcast::Sender::new(16) });
         let (listener, url) = listen(&free()).await.unwrap();
         let cancel = CancellationToken::new();
         let server = Server::new(Limits::default(), cancel.clone());
@@ -175,6 +180,11 @@ impl Node {
 
     fn id(&self) -> NodeId {
         self.played.node
+    }
+
+    /// Logs a line, for whoever follows.
+    fn log(&self, message: &str) {
+        self.played.log.send(Ok(line(message, SystemTime::now()))).unwrap();
     }
 
     fn see<T>(&self, look: impl FnOnce(&Asked) -> T) -> T {
@@ -207,6 +217,7 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         },
         nonce: rand::random(),
         lifetime: None,
+        interval: None,
         health: Health::default(),
         native: true,
         leaving: false,
@@ -384,6 +395,54 @@ async fn a_node_that_cannot_be_asked_costs_its_own_lines_only() {
 }
 
 #[tokio::test]
+async fn a_log_is_followed_from_node_to_node_until_its_component_is_stopped() {
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let goes = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    let one = ComponentId::random();
+    controller.run(one).await;
+    let mut lines = controller.components.logs(&[one.0, Uuid::nil()], true).await.unwrap();
+    let mut next = async || tokio::time::timeout(PATIENCE, lines.next()).await.unwrap().map(Result::unwrap);
+    assert_eq!(next().await.unwrap().message, "1 instance(s)", "what was logged before");
+    goes.log("one");
+    assert_eq!(next().await.unwrap().message, "one");
+
+    let other = controller.components.logs(&[one.0], true).await.unwrap();
+    let followers = || goes.played.log.receiver_count();
+    wait_until("two follow", || followers() == 2).await;
+    drop(other);
+    wait_until("whoever hangs up is gone", || followers() == 1).await;
+
+    goes.played.log.send(Err(Error::unavailable("a cable was pulled"))).unwrap();
+    let remark = next().await.unwrap();
+    assert_eq!((remark.level, remark.target.as_str(), remark.component.as_str()), (Level::Warn, "edgeless", "f"));
+    let is_named = remark.message.contains(&goes.id().to_string());
+    assert!(is_named && remark.message.contains("cannot be reached"), "{remark:?}");
+    wait_until("the node is asked again", || followers() == 1).await;
+    goes.log("two");
+    assert_eq!(next().await.unwrap().message, "two", "no line comes twice");
+
+    let Node { beat, server, .. } = goes;
+    beat.cancel();
+    drop(server);
+    let mut is_followed = async |message: &str| loop {
+        let line = next().await.expect("a component that waits does not end the log");
+        match line.level {
+            Level::Warn => assert!(line.message.contains("cannot be reached"), "{line:?}"),
+            _ => break assert_eq!(line.message, message),
+        }
+    };
+    let stays = Node::join(orchestrator.url()).await;
+    is_followed("1 instance(s)").await;
+    stays.log("three");
+    is_followed("three").await;
+
+    controller.components.stop(ComponentKind::Function, ComponentRef::Component(one)).await.unwrap();
+    assert_eq!(next().await, None, "nobody logs any more");
+    wait_until("the node is not followed any more", || stays.played.log.receiver_count() == 0).await;
+}
+
+#[tokio::test]
 async fn the_domain_is_followed_as_it_changes() {
     let mut config = config();
     config.limits.max_watchers = 1;
@@ -414,6 +473,29 @@ async fn the_domain_is_followed_as_it_changes() {
     while let Some(state) = states.next().await {
         drop(state);
     }
+}
+
+#[tokio::test]
+async fn a_controller_that_comes_back_learns_that_nothing_of_it_runs() {
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let node = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    controller.run(ComponentId::random()).await;
+    let domain = &controller.domain;
+    let nonce = async |controller| loop {
+        // Until the orchestrator sees that the one before has hung up.
+        if let Ok(mut states) = domain.watch(controller).await {
+            break states.next().await.unwrap().unwrap().nonce;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let first = nonce(1).await;
+    assert_eq!(nonce(1).await, first, "it only lost its connection");
+    assert_eq!(node.see(|asked| asked.stopped.len()), 0);
+    let second = nonce(2).await;
+    wait_until("what ran for the first is stopped", || node.see(|asked| asked.stopped.len()) == 1).await;
+    let back = nonce(1).await;
+    assert!(first != second && second != back && back != first);
 }
 
 #[derive(Default)]

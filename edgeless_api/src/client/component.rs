@@ -26,6 +26,7 @@ pub struct Components {
 impl Components {
     /// Calls them over `connection`.
     pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("orchestrator or node");
         let channel = || connection.channel.clone();
         let limit = connection.limits.message;
         Self {

@@ -33,6 +33,7 @@ pub struct Workflows {
 impl Workflows {
     /// Calls them over `connection`.
     pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("controller");
         let limit = connection.limits.message;
         let workflows = WorkflowInstanceClient::new(connection.channel.clone()).max_decoding_message_size(limit);
         let control = WorkflowControlClient::new(connection.channel.clone()).max_decoding_message_size(limit);
@@ -168,6 +169,7 @@ pub struct DomainRegistry {
 impl DomainRegistry {
     /// Announces it over `connection`.
     pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("controller");
         Self { registry: DomainRegistrationClient::new(connection.channel.clone()), connection }
     }
 

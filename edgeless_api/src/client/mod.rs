@@ -40,10 +40,15 @@ impl Default for Options {
     }
 }
 
+/// How tonic speaks of an answer that is not one of gRPC.
+const NO_GRPC: [&str; 2] = ["grpc-status header missing", "missing grpc-status trailer"];
+
 /// A way to reach one peer; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Connection {
     url: Url,
+    /// What is expected there.
+    peer: &'static str,
     channel: Channel,
     limits: Limits,
 }
@@ -61,7 +66,7 @@ impl Connection {
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(10))
             .keep_alive_timeout(Duration::from_secs(5));
-        Ok(Self { url: url.clone(), channel: endpoint.connect_lazy(), limits: options.limits })
+        Ok(Self { url: url.clone(), peer: "daemon", channel: endpoint.connect_lazy(), limits: options.limits })
     }
 
     /// Where the peer is.
@@ -69,12 +74,27 @@ impl Connection {
         &self.url
     }
 
+    /// The same connection, with what is expected there.
+    fn to(self, peer: &'static str) -> Self {
+        Self { peer, ..self }
+    }
+
     /// An error of a call, with the address of the peer where that helps.
     fn error(&self, status: tonic::Status) -> Error {
         // Without a source it is the peer itself that says so.
         let is_ours = std::error::Error::source(&status).is_some();
+        let is_bare = status.message().is_empty();
+        let is_no_grpc = !is_ours && NO_GRPC.iter().any(|text| status.message().contains(text));
+        let grpc = status.code();
         let error = Error::from(status);
+        let other = || format!("{} answers, but is not what was expected there: an EDGELESS {}", self.url, self.peer);
         match error.code {
+            // A proxy says so, or the answer was cut off.
+            Code::Unavailable if is_no_grpc => Error::unavailable(other()),
+            _ if is_no_grpc && grpc == tonic::Code::Unknown => Error::unavailable(other()),
+            _ if is_no_grpc => Error::rejected(other()),
+            // A service that the peer has not.
+            Code::Unimplemented if is_bare => Error::unimplemented(format!("{} that offers this", other())),
             Code::Unavailable if is_ours => error.context(format!("cannot reach {}", self.url)),
             Code::Timeout => Error::timeout(format!("{} did not answer in time", self.url)),
             _ => error,

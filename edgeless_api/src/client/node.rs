@@ -20,6 +20,7 @@ pub struct NodeManagement {
 impl NodeManagement {
     /// Manages it over `connection`.
     pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("node");
         Self { management: NodeManagementClient::new(connection.channel.clone()), connection }
     }
 
@@ -51,6 +52,7 @@ pub struct Invocation {
 impl Invocation {
     /// Sends them over `connection`.
     pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("node");
         Self { invocation: FunctionInvocationClient::new(connection.channel.clone()), connection }
     }
 

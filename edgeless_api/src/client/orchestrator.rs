@@ -25,6 +25,7 @@ pub struct NodeRegistry {
 impl NodeRegistry {
     /// Announces it over `connection`.
     pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("orchestrator");
         Self { registry: NodeRegistrationClient::new(connection.channel.clone()), connection }
     }
 
@@ -48,6 +49,7 @@ pub struct Domain {
 impl Domain {
     /// Follows it over `connection`.
     pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("orchestrator");
         let limit = connection.limits.message;
         let domain = DomainControlClient::new(connection.channel.clone()).max_decoding_message_size(limit);
         Self { connection, domain }

@@ -27,7 +27,9 @@ impl From<Error> for Status {
 
 impl From<Status> for Error {
     fn from(status: Status) -> Self {
+        let is_too_large = status.message().contains(TOO_LARGE);
         let code = match status.code() {
+            Grpc::OutOfRange if is_too_large => Code::Exhausted,
             Grpc::FailedPrecondition | Grpc::OutOfRange | Grpc::AlreadyExists => Code::Rejected,
             // What tonic reports when the deadline of the caller passes.
             Grpc::Cancelled => Code::Timeout,
@@ -37,6 +39,7 @@ impl From<Status> for Error {
         };
         let message = match root_cause(&status) {
             Some(cause) if code == Code::Unavailable => cause,
+            _ if code == Code::Exhausted && is_too_large => too_large(status.message()),
             _ if status.message().is_empty() => format!("the peer answered {:?}", status.code()),
             _ => status.message().to_string(),
         };
@@ -50,7 +53,25 @@ fn root_cause(status: &Status) -> Option<String> {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    Some(cause.to_string())
+    Some(in_our_wording(&cause.to_string()))
+}
+
+/// "Connection refused (os error 111)" without the capital and the number.
+fn in_our_wording(cause: &str) -> String {
+    let cause = cause.rsplit_once(" (os error ").map_or(cause, |(cause, _)| cause);
+    let start = cause.rfind(": ").map_or(0, |colon| colon + 2);
+    let (attempt, reason) = cause.split_at(start);
+    let mut letters = reason.chars();
+    let first: String = letters.next().into_iter().flat_map(char::to_lowercase).collect();
+    format!("{attempt}{first}{}", letters.as_str())
+}
+
+/// How tonic speaks of a message over the limit of its receiver.
+const TOO_LARGE: &str = "message length too large";
+
+fn too_large(message: &str) -> String {
+    let sizes = message.split_once("too large: ").map_or(message, |(_, sizes)| sizes);
+    format!("a message is too large: {sizes}; send less, or raise 'max_message_size' of the daemon that receives it")
 }
 
 /// The kinds of refusal, as answers carry them.
@@ -79,6 +100,27 @@ impl From<pb::ResponseError> for Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_words_of_the_operating_system_are_made_ours() {
+        for (said, ours) in [
+            ("Connection refused (os error 111)", "connection refused"),
+            ("failed to lookup address: Name or service not known", "failed to lookup address: name or service not known"),
+            ("", ""),
+        ] {
+            assert_eq!(in_our_wording(said), ours);
+        }
+    }
+
+    #[test]
+    fn a_message_over_the_limit_is_told_with_what_to_raise() {
+        let said = "Error, decoded message length too large: found 70 bytes, the limit is: 64 bytes";
+        let ours = "a message is too large: found 70 bytes, the limit is: 64 bytes; send less, or raise \
+                    'max_message_size' of the daemon that receives it";
+        assert_eq!(Error::from(Status::out_of_range(said)), Error::exhausted(ours));
+        assert_eq!(Error::from(Status::resource_exhausted(said)), Error::exhausted(ours));
+        assert_eq!(Error::from(Status::out_of_range("no such page")), Error::rejected("no such page"));
+    }
 
     #[test]
     fn every_code_survives_the_wire() {

@@ -130,8 +130,8 @@ pub(crate) fn millis(time: Duration) -> u64 {
 
 impl From<Registration> for pb::UpdateNodeRequest {
     fn from(node: Registration) -> Self {
-        // EDGELESS 1.2 orchestrators have no interval of their own: give them time for two beats.
-        let lifetime = node.lifetime.unwrap_or(Duration::from_secs(4));
+        let two_beats = node.interval.unwrap_or(Duration::from_secs(2)).saturating_mul(2);
+        let lifetime = node.lifetime.unwrap_or(two_beats);
         Self {
             node_id: node.node.to_string(),
             agent_url: node.agent_url.to_string(),
@@ -175,6 +175,7 @@ impl TryFrom<pb::UpdateNodeRequest> for Registration {
             capabilities: required(request.capabilities, "capabilities")?.into(),
             nonce: request.nonce,
             lifetime,
+            interval: None,
             health: request.health_status.map(Into::into).unwrap_or_default(),
             native: request.native,
             leaving: request.leaving,

@@ -2,19 +2,41 @@
 
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use edgeless_api::client::{Connection, Invocation, Options};
 use edgeless_api::event::{Kind, Trace};
-use edgeless_api::status::{ComponentStatus, State};
+use edgeless_api::status::{ComponentStatus, Level, State};
 use edgeless_api::workflow::WorkflowStatus;
 use edgeless_api::{Code, Event, InstanceId};
 use edgeless_daemon::Stopped;
 use edgeless_inabox::Cluster;
+use futures_util::StreamExt;
 
-use super::support::{function, lines, relay_module, resource, wait_until, workflow};
+use super::support::{PATIENCE, function, lines, relay_module, resource, wait_until, workflow};
 
 async fn status_of(cluster: &Cluster, started: &WorkflowStatus, name: &str) -> ComponentStatus {
     let all = cluster.workflows().unwrap().status(started.workflow).await.unwrap();
     all.into_iter().find(|status| status.name == name).unwrap()
+}
+
+/// A function that logs each cast.
+fn logging_module() -> Bytes {
+    wat::parse_str(
+        r#"(module
+            (import "env" "telemetry_log_asm" (func $log (param i32 i32 i32 i32 i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "cast")
+            (func (export "edgeless_mem_alloc") (param i32) (result i32) (i32.const 1024))
+            (func (export "edgeless_mem_free") (param i32 i32))
+            (func (export "edgeless_mem_clear"))
+            (func (export "handle_init_asm") (param i32 i32 i32 i32))
+            (func (export "handle_cast_asm") (param i32 i32) (param $payload i32) (param $len i32)
+                (call $log (i32.const 3) (i32.const 0) (i32.const 4) (local.get $payload) (local.get $len)))
+            (func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 0))
+            (func (export "handle_stop_asm")))"#,
+    )
+    .unwrap()
+    .into()
 }
 
 /// Sends an event to an instance, as a user would.
@@ -103,6 +125,40 @@ async fn what_ran_on_a_lost_node_runs_elsewhere_and_is_found_there() {
         !lines(&log).is_empty()
     })
     .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_is_followed_to_where_its_function_runs_next() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::builder(directory.path()).nodes(2).start().await.unwrap();
+    let workflows = cluster.workflows().unwrap();
+    let flow = workflow(vec![function("f", &logging_module(), &[], &[])], vec![]);
+    let started = workflows.start(flow, None).await.unwrap();
+    let first = status_of(&cluster, &started, "f").await.instance.unwrap();
+    let mut lines = workflows.logs(started.workflow, None, true).await.unwrap();
+    let mut next = async || tokio::time::timeout(PATIENCE, lines.next()).await.unwrap().map(Result::unwrap);
+    cast(&cluster, first, "here").await;
+    let line = next().await.unwrap();
+    assert_eq!((line.component.as_str(), line.target.as_str(), line.message.as_str()), ("f", "cast", "here"));
+
+    cluster.kill_node(first.node).await;
+    wait_until("it runs on the other node", || async {
+        let status = status_of(&cluster, &started, "f").await;
+        status.state == State::Running && status.instance.is_some_and(|instance| instance.node != first.node)
+    })
+    .await;
+    let second = status_of(&cluster, &started, "f").await.instance.unwrap();
+    cast(&cluster, second, "there").await;
+    let mut line = next().await.unwrap();
+    // Said if the end of the node is seen before it is replaced.
+    if line.level == Level::Warn {
+        assert_eq!((line.component.as_str(), line.target.as_str()), ("f", "edgeless"));
+        line = next().await.unwrap();
+    }
+    assert_eq!((line.component.as_str(), line.message.as_str()), ("f", "there"));
+    workflows.stop(started.workflow).await.unwrap();
+    assert_eq!(next().await, None, "nobody logs any more");
     cluster.stop().await;
 }
 

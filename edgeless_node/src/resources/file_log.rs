@@ -184,7 +184,8 @@ impl Instance for FileLog {
     }
 }
 
-/// Appends a whole line, or none of it. Asks the file for its size, for others may write to it too.
+/// Appends a line. Asks the file for its size, for others may write to it too; for the same reason the
+/// part of a line that a full disk took is left where it is.
 fn append(mut file: &File, line: &[u8], max_size: u64) -> io::Result<()> {
     let size = file.metadata()?.len().saturating_add(u64::try_from(line.len()).unwrap_or(u64::MAX));
     if size > max_size {

@@ -210,6 +210,7 @@ pub(super) fn node(id: NodeId) -> Registration {
         },
         nonce: 1,
         lifetime: None,
+        interval: None,
         health: Health::default(),
         native: true,
         leaving: false,

@@ -196,7 +196,7 @@ mod tests {
     use std::collections::BTreeMap;
     use uuid::Uuid;
 
-    #[derive(Clone, Default)]
+    #[derive(Clone, Debug, Default)]
     struct Node {
         capabilities: Capabilities,
         providers: Vec<ProviderSpec>,
@@ -319,42 +319,120 @@ mod tests {
         assert_eq!(seen.keys().collect::<Vec<_>>(), ["a", "c"], "both, and never the file log");
     }
 
-    /// Whatever the nodes and the requirements: a choice meets every requirement, and a seed
-    /// repeats it.
+    fn some<T: Clone>(rng: &mut SmallRng, all: &[T]) -> Vec<T> {
+        all.iter().filter(|_| rng.random_bool(0.6)).cloned().collect()
+    }
+
+    fn any_node(rng: &mut SmallRng) -> Node {
+        let strings = |all: Vec<&str>| all.into_iter().map(str::to_string).collect();
+        let providers = some(rng, &[("redis-1", "redis"), ("redis-2", "redis"), ("log-1", "file-log")]);
+        let bare = Node {
+            capabilities: Capabilities {
+                num_cpus: rng.random_range(0..2),
+                num_cores: rng.random_range(0..3),
+                clock_freq_cpu: [0.0, f32::NAN, -1.0, f32::MAX, 800.0][rng.random_range(0..5_usize)],
+                runtimes: strings(some(rng, &["RUST_WASM", "CONTAINER"])),
+                labels: strings(some(rng, &["gpu", "fast", ""])),
+                is_tee_running: rng.random_bool(0.6),
+                has_tpm: rng.random_bool(0.6),
+                ..Capabilities::default()
+            },
+            providers: vec![],
+        };
+        providers.into_iter().fold(bare, |node, (id, class)| offering(node, id, class))
+    }
+
+    /// Up to three of the annotations that restrict, each of which may be met in part or not at all.
+    fn any_annotations(rng: &mut SmallRng) -> Annotations {
+        let ids: Vec<String> = (1..=9).map(|n| id(n).to_string()).collect();
+        let all = [
+            ("node_id_match_any", some(rng, &ids).join(",")),
+            ("label_match_all", some(rng, &["gpu", "fast", ""]).join(",")),
+            ("resource_match_all", some(rng, &["redis-1", "redis-2", "log-1"]).join(",")),
+            ("tee", some(rng, &["required"]).concat()),
+            ("tpm", some(rng, &["Required"]).concat()),
+        ];
+        assert_eq!(all.each_ref().map(|(key, _)| *key), edgeless_api::requirements::KEYS.map(|(key, _)| key));
+        (0..rng.random_range(0..4))
+            .map(|_| all[rng.random_range(0..all.len())].clone())
+            .map(|(key, value)| (key.into(), value))
+            .collect()
+    }
+
+    /// Whether a node may run a component, word by word from the documentation and without the code
+    /// that is tested.
+    fn may_run(spec: &ComponentSpec, n: u128, node: &Node) -> bool {
+        let own = &node.capabilities;
+        let listed = |key: &str, has: &dyn Fn(&str) -> bool| {
+            spec.annotations().get(key).is_none_or(|list| list.split(',').all(has))
+        };
+        let required = |key: &str| spec.annotations().get(key).is_some_and(|value| value.to_lowercase() == "required");
+        let is_named = match spec.annotations().get("node_id_match_any").map(String::as_str) {
+            None | Some("") => true,
+            Some(list) => list.split(',').any(|one| one == id(n).to_string()),
+        };
+        let has_place = match spec {
+            ComponentSpec::Function(function) => {
+                own.runtimes.contains(&function.class.function_type) && own.num_cpus > 0 && own.num_cores > 0
+            }
+            ComponentSpec::Resource(resource) => node.providers.iter().any(|one| one.class_type == resource.class_type),
+        };
+        has_place
+            && is_named
+            && listed("label_match_all", &|label| own.labels.iter().any(|one| one == label))
+            && listed("resource_match_all", &|provider| node.providers.iter().any(|one| one.id == provider))
+            && (!required("tee") || own.is_tee_running)
+            && (!required("tpm") || own.has_tpm)
+    }
+
+    /// Whatever the nodes and the requirements: a component is refused exactly if no node may run it,
+    /// every choice of every strategy is a node that may, and a seed repeats it.
     #[test]
     fn no_strategy_ever_chooses_an_infeasible_node() {
         let mut rng = SmallRng::seed_from_u64(42);
-        for round in 0..500 {
-            let nodes: Vec<Node> = (0..rng.random_range(1..8))
-                .map(|_| {
-                    let mut node = if rng.random_bool(0.7) { wasm() } else { Node::default() };
-                    node.capabilities.has_tpm = rng.random_bool(0.5);
-                    node.capabilities.clock_freq_cpu =
-                        *[0.0, f32::NAN, -1.0, f32::MAX, 800.0].get(rng.random_range(0..5_usize)).unwrap();
-                    if rng.random_bool(0.5) { with_label(node, "gpu") } else { node }
-                })
-                .collect();
-            let wants_gpu = rng.random_bool(0.5);
-            let wants_tpm = rng.random_bool(0.5);
-            let mut annotations = Vec::new();
-            annotations.extend(wants_gpu.then_some(("label_match_all", "gpu")));
-            annotations.extend(wants_tpm.then_some(("tpm", "required")));
-            let spec = function(&annotations);
+        let mut placed: BTreeMap<String, u32> = BTreeMap::new();
+        let mut refused = 0;
+        for round in 0..5000 {
+            let nodes: Vec<Node> = (0..rng.random_range(0..9)).map(|_| any_node(&mut rng)).collect();
+            let annotations = any_annotations(&mut rng);
+            let mut spec = if rng.random_bool(0.6) { function(&[]) } else { resource("redis") };
+            match &mut spec {
+                ComponentSpec::Function(function) => function.annotations = annotations.clone(),
+                ComponentSpec::Resource(resource) => resource.configuration = annotations.clone(),
+            }
+            let may: Vec<u128> =
+                (1..).zip(&nodes).filter(|(n, node)| may_run(&spec, *n, node)).map(|(n, _)| n).collect();
+            let case = || format!("round {round}: {annotations:?} on {nodes:?}");
+            let found = who(&spec, &nodes);
+            assert_eq!(found.unwrap_or_default(), may, "{}", case());
+            if may.is_empty() {
+                refused += 1;
+                continue;
+            }
+            for key in annotations.keys() {
+                *placed.entry(key.clone()).or_default() += 1;
+            }
             let requirements = Requirements::parse(spec.annotations()).unwrap();
-            let Ok(fit) = feasible("f", &spec, &requirements, candidates(&nodes).into_iter()) else { continue };
+            let fit = feasible("f", &spec, &requirements, candidates(&nodes).into_iter()).unwrap();
             for strategy in STRATEGIES {
-                let choose =
-                    |mut placer: Placer| [placer.choose(&spec, &fit).unwrap(), placer.choose(&spec, &fit).unwrap()];
+                let choose = |mut placer: Placer| [(); 3].map(|()| placer.choose(&spec, &fit).unwrap());
                 let chosen = choose(Placer::new(strategy, round));
-                assert_eq!(chosen, choose(Placer::new(strategy, round)), "seed {round}");
+                assert_eq!(chosen, choose(Placer::new(strategy, round)), "{strategy:?}, {}", case());
                 for place in chosen {
-                    let own = &nodes[place.node.0.as_u128() as usize - 1].capabilities;
-                    let meets = own.runtimes == ["RUST_WASM"]
-                        && (!wants_gpu || own.labels == ["gpu"])
-                        && (!wants_tpm || own.has_tpm);
-                    assert!(meets, "seed {round}, {strategy:?}: {place:?}");
+                    let n = place.node.0.as_u128();
+                    assert!(may.contains(&n), "{strategy:?} chose {n}, {}", case());
+                    let providers = &nodes[n as usize - 1].providers;
+                    let is_right = match &spec {
+                        ComponentSpec::Function(_) => place.provider.is_empty(),
+                        ComponentSpec::Resource(_) => {
+                            providers.iter().any(|own| own.id == place.provider && own.class_type == "redis")
+                        }
+                    };
+                    assert!(is_right, "{strategy:?} chose {place:?}, {}", case());
                 }
             }
         }
+        let often = placed.values().filter(|count| **count > 100).count();
+        assert!(often == 5 && refused > 500, "every requirement was met and refused often: {placed:?}, {refused}");
     }
 }
