@@ -71,7 +71,7 @@ pub struct DomainRegistration {
     pub lifetime: Duration,
     /// Raised whenever the capabilities change.
     pub counter: u64,
-    /// Random for each process.
+    /// Random for each process, and drawn again when the domain changes hands.
     pub nonce: u64,
 }
 
@@ -87,7 +87,8 @@ pub struct DomainRegistered {
 pub struct DomainState {
     /// The domain.
     pub domain: DomainId,
-    /// Random for each process of its orchestrator.
+    /// Random for each process of its orchestrator, and drawn again when the domain changes hands: what
+    /// ran under another nonce runs no more.
     pub nonce: u64,
     /// What its nodes have.
     pub capabilities: DomainCapabilities,

@@ -144,7 +144,7 @@ impl Follow {
         let mut sources = BTreeMap::new();
         for view in views {
             let (Some(peer), Some(id)) = (view.peer, view.status.instance) else { continue };
-            let mut instance = known.remove(&id.function).unwrap_or_else(|| Instance {
+            let mut instance = known.remove(&id.function).unwrap_or(Instance {
                 name: view.status.name,
                 ask_at: Some(now),
                 until: None,

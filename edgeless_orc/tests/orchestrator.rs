@@ -68,6 +68,8 @@ struct Asked {
     patches: Vec<Patch>,
     activated: Vec<Uuid>,
     stopped: Vec<ComponentRef>,
+    /// How often its log was followed.
+    followed: usize,
 }
 
 struct Played {
@@ -143,7 +145,9 @@ impl Components for Played {
         if !follow {
             return Ok(Box::pin(kept));
         }
-        let live = stream::unfold(self.log.subscribe(), async |mut log| Some((log.recv().await.ok()?, log)));
+        let log = self.log.subscribe();
+        self.asked.lock().unwrap().followed += 1;
+        let live = stream::unfold(log, async |mut log| Some((log.recv().await.ok()?, log)));
         Ok(Box::pin(kept.chain(live)))
     }
 }
@@ -418,7 +422,7 @@ async fn a_log_is_followed_from_node_to_node_until_its_component_is_stopped() {
     assert_eq!((remark.level, remark.target.as_str(), remark.component.as_str()), (Level::Warn, "edgeless", "f"));
     let is_named = remark.message.contains(&goes.id().to_string());
     assert!(is_named && remark.message.contains("cannot be reached"), "{remark:?}");
-    wait_until("the node is asked again", || followers() == 1).await;
+    wait_until("the node is asked again", || goes.see(|asked| asked.followed) == 3).await;
     goes.log("two");
     assert_eq!(next().await.unwrap().message, "two", "no line comes twice");
 

@@ -22,6 +22,7 @@ use crate::Limits;
 use crate::error::{Code, Error};
 use crate::server::Values;
 use crate::url::Url;
+use crate::wire::error::Fault;
 
 /// How to call a peer.
 #[derive(Clone, Copy, Debug)]
@@ -39,9 +40,6 @@ impl Default for Options {
         Self { deadline: Duration::from_secs(30), connect: Duration::from_secs(2), limits: Limits::default() }
     }
 }
-
-/// How tonic speaks of an answer that is not one of gRPC.
-const NO_GRPC: [&str; 2] = ["grpc-status header missing", "missing grpc-status trailer"];
 
 /// A way to reach one peer; cheap to clone.
 #[derive(Clone, Debug)]
@@ -81,23 +79,20 @@ impl Connection {
 
     /// An error of a call, with the address of the peer where that helps.
     fn error(&self, status: tonic::Status) -> Error {
-        // Without a source it is the peer itself that says so.
-        let is_ours = std::error::Error::source(&status).is_some();
-        let is_bare = status.message().is_empty();
-        let is_no_grpc = !is_ours && NO_GRPC.iter().any(|text| status.message().contains(text));
-        let grpc = status.code();
+        let fault = Fault::of(&status);
         let error = Error::from(status);
-        let other = || format!("{} answers, but is not what was expected there: an EDGELESS {}", self.url, self.peer);
-        match error.code {
-            // A proxy says so, or the answer was cut off.
-            Code::Unavailable if is_no_grpc => Error::unavailable(other()),
-            _ if is_no_grpc && grpc == tonic::Code::Unknown => Error::unavailable(other()),
-            _ if is_no_grpc => Error::rejected(other()),
-            // A service that the peer has not.
-            Code::Unimplemented if is_bare => Error::unimplemented(format!("{} that offers this", other())),
-            Code::Unavailable if is_ours => error.context(format!("cannot reach {}", self.url)),
-            Code::Timeout => Error::timeout(format!("{} did not answer in time", self.url)),
-            _ => error,
+        let (url, peer) = (&self.url, self.peer);
+        let other = || format!("{url} answers, but is not what was expected there: an EDGELESS {peer}");
+        match fault {
+            Fault::Closed => Error::unavailable(format!(
+                "cannot reach {url}: it closed the connection: it has just stopped, or is not an EDGELESS {peer}"
+            )),
+            Fault::NoGrpc if error.code == Code::Unavailable => Error::unavailable(other()),
+            Fault::NoGrpc => Error::rejected(other()),
+            Fault::NoService => Error::unimplemented(format!("{} that offers this", other())),
+            Fault::Other if error.code == Code::Timeout => Error::timeout(format!("{url} did not answer in time")),
+            Fault::Other if error.code == Code::Unavailable => error.context(format!("cannot reach {url}")),
+            Fault::Other | Fault::Said => error,
         }
     }
 
@@ -112,5 +107,63 @@ impl Connection {
             Ok(message) => convert(message),
             Err(status) => Err(connection.error(status)),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The error of a call to a server that answers every connection with these bytes.
+    async fn error_of_call(answer: &'static [u8]) -> (Url, Error) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::of(listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut peer, _)) = listener.accept().await {
+                drop(peer.read(&mut [0; 1024]).await);
+                drop(peer.write_all(answer).await);
+            }
+        });
+        let workflows = Workflows::new(Connection::lazy(&url, Options::default()).unwrap());
+        (url, workflows.list().await.unwrap_err())
+    }
+
+    /// Which of the two is known depends on what is read first.
+    #[tokio::test]
+    async fn what_is_no_daemon_is_told_from_one_that_is_away() {
+        let (url, error) = error_of_call(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
+        let other =
+            Error::rejected(format!("{url} answers, but is not what was expected there: an EDGELESS controller"));
+        assert!(error == other || error == closed(&url), "{error:?}");
+        let (url, error) = error_of_call(b"").await;
+        assert_eq!(error, closed(&url));
+    }
+
+    fn closed(url: &Url) -> Error {
+        Error::unavailable(format!(
+            "cannot reach {url}: it closed the connection: it has just stopped, or is not an EDGELESS controller"
+        ))
+    }
+
+    #[tokio::test]
+    async fn errors_without_a_word_of_the_peer_say_what_was_expected() {
+        let url: Url = "http://a:1".parse().unwrap();
+        let connection = Connection::lazy(&url, Options::default()).unwrap().to("node");
+        let other = "http://a:1 answers, but is not what was expected there: an EDGELESS node";
+        let missing = |code| tonic::Status::new(code, "grpc-status header missing, mapped from HTTP status code 404");
+        for (status, error) in [
+            (missing(tonic::Code::Unimplemented), Error::rejected(other)),
+            (missing(tonic::Code::Unavailable), Error::unavailable(other)),
+            (tonic::Status::unimplemented(""), Error::unimplemented(format!("{other} that offers this"))),
+            (tonic::Status::unimplemented("not yet"), Error::unimplemented("not yet")),
+            (tonic::Status::cancelled("late"), Error::timeout("http://a:1 did not answer in time")),
+            (tonic::Status::deadline_exceeded("domain d: silent"), Error::timeout("domain d: silent")),
+            (tonic::Status::unavailable("later"), Error::unavailable("later")),
+        ] {
+            assert_eq!(connection.error(status), error);
+        }
     }
 }

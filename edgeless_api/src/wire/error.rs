@@ -31,6 +31,9 @@ impl From<Status> for Error {
         let code = match status.code() {
             Grpc::OutOfRange if is_too_large => Code::Exhausted,
             Grpc::FailedPrecondition | Grpc::OutOfRange | Grpc::AlreadyExists => Code::Rejected,
+            Grpc::Cancelled if Fault::of(&status) == Fault::Closed => Code::Unavailable,
+            // An answer that was cut off.
+            Grpc::Unknown if Fault::of(&status) == Fault::NoGrpc => Code::Unavailable,
             // What tonic reports when the deadline of the caller passes.
             Grpc::Cancelled => Code::Timeout,
             // A connection that broke; the source says how.
@@ -44,6 +47,38 @@ impl From<Status> for Error {
             _ => status.message().to_string(),
         };
         Self { code, message }
+    }
+}
+
+/// Whose fault it is that a call failed. tonic tells these apart by text alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The peer said so.
+    Said,
+    /// The peer speaks gRPC and does not have the service.
+    NoService,
+    /// What answers does not speak gRPC.
+    NoGrpc,
+    /// The peer closed the connection before it answered: so do servers of HTTP/1.
+    Closed,
+    /// The peer was not heard.
+    Other,
+}
+
+impl Fault {
+    pub(crate) fn of(status: &Status) -> Self {
+        let text = root_cause(status).unwrap_or_else(|| status.message().to_string());
+        let says = |texts: &[&str]| texts.iter().any(|part| text.contains(part));
+        match status.source() {
+            Some(_) if says(&["frame with invalid size"]) => Self::NoGrpc,
+            Some(_) if says(&["broken pipe", "connection closed", "connection reset"]) => Self::Closed,
+            Some(_) => Self::Other,
+            None if says(&["grpc-status header missing", "missing grpc-status trailer"]) => Self::NoGrpc,
+            None if status.code() == Grpc::Unimplemented && text.is_empty() => Self::NoService,
+            // Its server has let the deadline of the call pass.
+            None if status.code() == Grpc::Cancelled => Self::Other,
+            None => Self::Said,
+        }
     }
 }
 
@@ -105,7 +140,10 @@ mod tests {
     fn the_words_of_the_operating_system_are_made_ours() {
         for (said, ours) in [
             ("Connection refused (os error 111)", "connection refused"),
-            ("failed to lookup address: Name or service not known", "failed to lookup address: name or service not known"),
+            (
+                "failed to lookup address: Name or service not known",
+                "failed to lookup address: name or service not known",
+            ),
             ("", ""),
         ] {
             assert_eq!(in_our_wording(said), ours);
