@@ -4,6 +4,9 @@ use std::io;
 
 use edgeless_api::{Code, Error};
 
+/// The exit code of a process that Ctrl-C ended.
+pub(crate) const INTERRUPTED: u8 = 130;
+
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -55,8 +58,7 @@ impl Failure {
         match self {
             // A daemon that can be reached may be unable to serve; its own words are enough.
             Self::Daemon(error) if error.code == Code::Unavailable && error.message.starts_with("cannot reach ") => {
-                let message = plain(&error.message);
-                Self::Daemon(Error { message: format!("{message}; {hint}"), ..error })
+                Self::Daemon(Error { message: format!("{error}; {hint}"), ..error })
             }
             other => other,
         }
@@ -81,16 +83,10 @@ fn is_closed(error: &io::Error) -> bool {
 
 /// The reason of an error of the operating system, in the wording of our own messages.
 pub(crate) fn reason(error: &io::Error) -> String {
-    plain(&error.to_string())
-}
-
-/// "cannot reach X: Connection refused (os error 111)" without the capital and the number.
-fn plain(message: &str) -> String {
-    let message = message.rsplit_once(" (os error ").map_or(message, |(message, _)| message);
-    let (attempt, reason) = message.rsplit_once(": ").map_or(("", message), |(attempt, reason)| (attempt, reason));
+    let text = error.to_string();
+    let reason = text.rsplit_once(" (os error ").map_or(text.as_str(), |(reason, _)| reason);
     let mut letters = reason.chars();
-    let lower: String = letters.next().into_iter().flat_map(char::to_lowercase).chain(letters).collect();
-    if attempt.is_empty() { lower } else { format!("{attempt}: {lower}") }
+    letters.next().into_iter().flat_map(char::to_lowercase).chain(letters).collect()
 }
 
 #[cfg(test)]
@@ -100,7 +96,7 @@ mod tests {
     #[test]
     fn the_words_of_the_operating_system_are_made_ours() {
         assert_eq!(reason(&io::Error::from_raw_os_error(2)), "no such file or directory");
-        let unreachable = Error::unavailable("cannot reach http://a:1: Connection refused (os error 111)");
+        let unreachable = Error::unavailable("cannot reach http://a:1: connection refused");
         let failure = Failure::from(unreachable).with_hint("is it running?");
         assert_eq!(failure.lines(), ["cannot reach http://a:1: connection refused; is it running?"]);
         assert_eq!(failure.exit_code(), 3);

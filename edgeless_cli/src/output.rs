@@ -4,10 +4,12 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
 
 use clap::ValueEnum;
 use clap::builder::styling;
 use comfy_table::{Attribute, Cell, ColumnConstraint, ContentArrangement, Table, Width, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -33,6 +35,8 @@ pub(crate) struct Style {
     pub(crate) terminal: bool,
     /// It shows colours.
     pub(crate) colour: bool,
+    /// The columns of the terminal, where they are known.
+    pub(crate) width: Option<u16>,
 }
 
 impl Style {
@@ -40,7 +44,7 @@ impl Style {
         let terminal = stream.is_terminal();
         let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
             || std::env::var_os("TERM").is_some_and(|value| value == "dumb");
-        Self { terminal, colour: terminal && !refused }
+        Self { terminal, colour: terminal && !refused, width: None }
     }
 
     /// The text in a colour, where there are colours.
@@ -76,7 +80,8 @@ pub(crate) struct Console {
 impl Console {
     /// The streams that the process was given.
     pub(crate) fn of_process(format: Format) -> Self {
-        Self { format, out: Style::of(&io::stdout()), err: Style::of(&io::stderr()) }
+        let out = Style { width: Table::new().width(), ..Style::of(&io::stdout()) };
+        Self { format, out, err: Style::of(&io::stderr()) }
     }
 
     /// Writes what a command found out.
@@ -144,12 +149,67 @@ impl Console {
     }
 }
 
+/// Says that something takes its time: once when piped, all the time on a terminal until it is
+/// dropped.
+pub(crate) struct Progress(Option<ProgressBar>);
+
+impl Progress {
+    /// Begins to say so.
+    pub(crate) fn begin(message: String, console: &Console) -> Self {
+        if !console.err.terminal {
+            console.note(message);
+            return Self(None);
+        }
+        let bar = ProgressBar::new_spinner().with_message(message);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.enable_steady_tick(Duration::from_millis(100));
+        Self(Some(bar))
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The blanks after each column of a table.
+const PADDING: u16 = 2;
+
+/// The narrowest that a column can be without a break within a word, with what follows it.
+fn least_width(header: &[&str], rows: &[Vec<String>], index: usize) -> u16 {
+    let cells = rows.iter().filter_map(|row| row.get(index)).map(String::as_str).chain(header.get(index).copied());
+    let longest = cells.flat_map(|cell| cell.split(' ')).map(|word| word.chars().count()).max().unwrap_or(0);
+    u16::try_from(longest).unwrap_or(u16::MAX).saturating_add(PADDING)
+}
+
+/// As [`table`]; where the terminal is too narrow for all columns, those in `spare` are left out, one
+/// by one.
+pub(crate) fn fitting_table(style: Style, header: &[&str], mut rows: Vec<Vec<String>>, spare: &[&str]) -> String {
+    let mut header = header.to_vec();
+    for title in spare {
+        let least = (0..header.len()).map(|index| least_width(&header, &rows, index)).fold(0, u16::saturating_add);
+        if !style.terminal || style.width.is_none_or(|width| least <= width) {
+            break;
+        }
+        if let Some(index) = header.iter().position(|own| own == title) {
+            header.remove(index);
+            rows.iter_mut().filter(|row| index < row.len()).for_each(|row| drop(row.remove(index)));
+        }
+    }
+    table(style, &header, rows)
+}
+
 /// Rows below a header, in columns. On a terminal, cells of several words are wrapped to its width.
 pub(crate) fn table(style: Style, header: &[&str], rows: Vec<Vec<String>>) -> String {
     let is_solid = |index: usize| rows.iter().all(|row| row.get(index).is_none_or(|cell| !cell.contains(' ')));
     let constraint = |index: usize| match is_solid(index) {
         true => ColumnConstraint::ContentWidth,
-        false => ColumnConstraint::LowerBoundary(Width::Fixed(16)),
+        false => ColumnConstraint::LowerBoundary(Width::Fixed(least_width(header, &rows, index))),
     };
     let constraints: Vec<_> = (0..header.len()).map(constraint).collect();
     let title = |title: &&str| match style.colour {
@@ -160,9 +220,12 @@ pub(crate) fn table(style: Style, header: &[&str], rows: Vec<Vec<String>>) -> St
     table.load_style(presets::NOTHING).set_header(header.iter().map(title).collect::<Vec<_>>()).add_rows(rows);
     if style.terminal {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_constraints(constraints);
+        if let Some(width) = style.width {
+            table.set_width(width);
+        }
     }
     for column in table.column_iter_mut() {
-        column.set_padding((0, 2));
+        column.set_padding((0, PADDING));
     }
     format!("{}\n", table.trim_fmt())
 }
@@ -196,9 +259,22 @@ mod tests {
     }
 
     #[test]
+    fn a_narrow_terminal_is_shown_fewer_columns_and_whole_words() {
+        let shown = |width: u16| {
+            let row = ["key", "http-ingress-1, file-log-1", "7"].map(String::from).to_vec();
+            let style = Style { terminal: true, width: Some(width), ..Style::default() };
+            fitting_table(style, &["ID", "PROVIDERS", "COUNT"], vec![row], &["COUNT"])
+        };
+        let wide = "ID   PROVIDERS                   COUNT\nkey  http-ingress-1, file-log-1  7\n";
+        assert_eq!(shown(60), wide);
+        assert_eq!(shown(29), "ID   PROVIDERS        COUNT\nkey  http-ingress-1,  7\n     file-log-1\n");
+        assert_eq!(shown(25), "ID   PROVIDERS\nkey  http-ingress-1,\n     file-log-1\n");
+    }
+
+    #[test]
     fn colours_are_for_terminals() {
         assert_eq!(Style::default().paint(RED, "x"), "x");
-        let painted = Style { terminal: true, colour: true }.paint(RED, "x");
+        let painted = Style { terminal: true, colour: true, ..Style::default() }.paint(RED, "x");
         assert!(painted.starts_with('\u{1b}') && painted.ends_with("\u{1b}[0m"), "{painted:?}");
     }
 

@@ -33,6 +33,22 @@ pub(crate) enum Question {
     Node(opts::Node),
 }
 
+/// How long a controller may take to look something up: a little more than it gives its domains.
+const LOOK: Duration = Duration::from_secs(6);
+/// How long it may take to do something.
+const DO: Duration = Duration::from_secs(15);
+
+impl Question {
+    fn deadline(&self) -> Duration {
+        use opts::Workflow::{Inspect, List, Logs, Migrate, MigrateComponent, Start, Stop};
+        match self {
+            Self::Workflow(Start(start)) => Duration::from_secs(start.timeout),
+            Self::Workflow(Stop { .. } | Migrate { .. } | MigrateComponent { .. }) => DO,
+            Self::Workflow(List | Inspect { .. } | Logs { .. }) | Self::Domain(_) | Self::Node(_) => LOOK,
+        }
+    }
+}
+
 /// Where the controller is, and how long it may think.
 #[derive(Debug)]
 pub(crate) struct Controller {
@@ -58,10 +74,7 @@ pub(crate) fn decide(opts: Opts, url_variable: Option<String>) -> Result<Plan, F
         (None, Some(Command::Domain(domain))) => Question::Domain(domain),
         (None, Some(Command::Node(node))) => Question::Node(node),
     };
-    let mut options = Options::default();
-    if let Question::Workflow(opts::Workflow::Start(start)) = &question {
-        options.deadline = Duration::from_secs(start.timeout);
-    }
+    let options = Options { deadline: question.deadline(), ..Options::default() };
     let url = config::controller_url(opts.config_file.as_deref(), opts.controller_url, url_variable)?;
     Ok(Plan::Ask(question, Controller { url, options }))
 }
@@ -90,6 +103,10 @@ mod tests {
         let args = ["--controller-url", "http://a:1", "workflow", "start", "w.json", "--timeout", "7"];
         let Ok(Plan::Ask(_, controller)) = decided(&args) else { panic!("not a question") };
         assert_eq!(controller.options.deadline, Duration::from_secs(7));
+        let Ok(Plan::Ask(_, controller)) = decided(&["--controller-url", "http://a:1", "node", "list"]) else {
+            panic!("not a question")
+        };
+        assert_eq!(controller.options.deadline, LOOK);
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::json::{self, Parsed, Texts};
 /// What every WebAssembly module begins with.
 pub(crate) const WASM_MAGIC: &[u8] = b"\0asm";
 
+/// The part of a message that is left for what is not code, bytes.
+const HEADROOM: u64 = 64 << 10;
+
 /// A workflow that can be sent.
 #[derive(Debug)]
 pub(crate) struct Loaded {
@@ -101,7 +104,7 @@ struct CodeReader<'a> {
     /// What paths are relative to.
     folder: &'a Path,
     /// Bytes so far: all code of a workflow travels in one message.
-    total: usize,
+    total: u64,
     problems: Vec<Problem>,
 }
 
@@ -139,28 +142,35 @@ impl CodeReader<'_> {
         }
         let (key, module) = match (code.is_empty(), binary.is_empty()) {
             (_, false) => (".binary", Ok(binary)),
-            (false, true) => (".code", read_module(&self.folder.join(code), code)),
+            (false, true) => (".code", self.read_module(code)),
             (true, true) => ("", Err("there is neither 'code', the path of a wasm file, nor 'binary'".into())),
         };
         let module = module.and_then(checked).map_err(|reason| problem(key, reason))?;
-        self.total += module.len();
-        match self.total > Limits::default().message {
-            true => Err(problem(key, format!("the code of this workflow is larger than {}", limit()))),
-            false => Ok(module.into()),
-        }
+        self.check_room("it", module.len() as u64).map_err(|reason| problem(key, reason))?;
+        self.total += module.len() as u64;
+        Ok(module.into())
     }
-}
 
-fn read_module(path: &Path, code: &str) -> Result<Vec<u8>, String> {
-    let cannot_read = |error: std::io::Error| match error.kind() {
-        ErrorKind::NotFound => format!("there is no file '{code}'{}", how_to_make(path)),
-        _ => format!("cannot read '{code}': {}", reason(&error)),
-    };
-    let size = fs::metadata(path).map_err(cannot_read)?.len();
-    if size > Limits::default().message as u64 {
-        return Err(format!("'{code}' is larger than {}, the limit for code", limit()));
+    fn read_module(&self, code: &str) -> Result<Vec<u8>, String> {
+        let path = self.folder.join(code);
+        let cannot_read = |error: std::io::Error| match error.kind() {
+            ErrorKind::NotFound => format!("there is no file '{code}'{}", how_to_make(&path)),
+            _ => format!("cannot read '{code}': {}", reason(&error)),
+        };
+        let size = fs::metadata(&path).map_err(cannot_read)?.len();
+        self.check_room(&format!("'{code}'"), size)?;
+        fs::read(&path).map_err(cannot_read)
     }
-    fs::read(path).map_err(cannot_read)
+
+    /// Whether so much more code can be sent.
+    fn check_room(&self, module: &str, size: u64) -> Result<(), String> {
+        let limit = (Limits::default().message as u64).saturating_sub(HEADROOM);
+        if self.total.saturating_add(size) <= limit {
+            return Ok(());
+        }
+        let before = if self.total > 0 { format!(", and {} are before it", self.total) } else { String::new() };
+        Err(format!("{module} has {size} bytes{before}: {limit} are the limit for all code of a workflow"))
+    }
 }
 
 fn checked(module: Vec<u8>) -> Result<Vec<u8>, String> {
@@ -168,10 +178,6 @@ fn checked(module: Vec<u8>) -> Result<Vec<u8>, String> {
         true => Ok(module),
         false => Err("this is not a WebAssembly module: it does not begin with \\0asm".into()),
     }
-}
-
-fn limit() -> String {
-    format!("{} MiB", Limits::default().message >> 20)
 }
 
 /// The command that makes a missing wasm file, if its function is beside it.
@@ -214,6 +220,36 @@ mod tests {
         let class = &loaded.workflow.functions()[0].class;
         assert_eq!((class.binary.as_ref(), class.code.as_str()), (b"\0asm1".as_slice(), "a.wasm"));
         assert!(loaded.warnings.is_empty());
+    }
+
+    #[test]
+    fn all_code_of_a_workflow_must_fit_into_one_message() {
+        let dir = tempfile::tempdir().unwrap();
+        let module = |name: &str, size: u64| {
+            fs::write(dir.path().join(name), WASM_MAGIC).unwrap();
+            fs::OpenOptions::new().write(true).open(dir.path().join(name)).unwrap().set_len(size).unwrap();
+        };
+        let load = |second: u64| {
+            module("a.wasm", 1 << 20);
+            module("b.wasm", second);
+            let named = |name: &str| {
+                let code = format!(r#""code": "{name}.wasm","#);
+                FUNCTION
+                    .replace("TYPE", "RUST_WASM")
+                    .replace("CODE", &code)
+                    .replace("\"name\": \"a\"", &format!("\"name\": \"{name}\""))
+            };
+            let path = dir.path().join("workflow.json");
+            let (a, b) = (named("a"), named("b"));
+            fs::write(&path, format!(r#"{{"functions": [{a}, {b}], "resources": [], "annotations": {{}}}}"#)).unwrap();
+            super::load(&path).map_err(|failure| failure.lines().join("\n"))
+        };
+        let rest = (63 << 20) - HEADROOM;
+        assert!(load(rest).is_ok());
+        let error = load(rest + 1).unwrap_err();
+        let expected = "functions[1].class_specification.code: 'b.wasm' has 65994753 bytes, and 1048576 are before it: \
+                        67043328 are the limit for all code of a workflow";
+        assert!(error.ends_with(expected), "{error}");
     }
 
     #[test]

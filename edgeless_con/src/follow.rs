@@ -54,8 +54,8 @@ impl Follower {
             let Err(error) = self.session().await;
             let reason = match error.code {
                 Code::Unimplemented => Error::unimplemented(
-                    "its orchestrator speaks only EDGELESS 1.2 and cannot be followed: let it announce itself to \
-                     'domain_register_url' of the controller",
+                    "what answers is no orchestrator, or one of EDGELESS 1.2, which cannot be followed: let it announce \
+                     itself to 'domain_register_url' of the controller",
                 ),
                 _ => error,
             };

@@ -10,6 +10,7 @@ use edgeless_node::resources::CLASSES;
 /// The node of the EDGELESS platform: runs functions and resources and carries their events.
 #[derive(Parser)]
 #[command(
+    name = "edgeless_node_d",
     version,
     after_help = "Examples:
   edgeless_node_d -t node.toml              write a configuration

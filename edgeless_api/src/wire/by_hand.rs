@@ -306,3 +306,26 @@ fn what_containers_are_told_and_tell() {
     let log = [number(2, 4), field(3, "target"), field(4, "message")].concat();
     assert_eq!(pb::TelemetryLogEvent::decode(log.as_slice()).unwrap().log_level(), pb::TelemetryLogLevel::LogTrace);
 }
+
+/// A controller trusts no client: what a command line would have refused is refused again.
+#[test]
+fn a_workflow_that_cannot_be_one_is_refused() {
+    let function = |name: &str, class: Vec<u8>, target: &str| {
+        field(1, [field(1, name), field(2, class), entry(3, "out", target)].concat())
+    };
+    let refusal = |bytes: Vec<u8>| {
+        Workflow::try_from(pb::SpawnWorkflowRequest::decode(bytes.as_slice()).unwrap()).unwrap_err().message
+    };
+    let nowhere = refusal(function("f", class(), "g"));
+    assert!(nowhere.contains("functions[0].output_mapping") && nowhere.contains("'g' is not a component"), "{nowhere}");
+    let twice = refusal([function("f", class(), "f"), function("f", class(), "f")].concat());
+    assert!(twice.contains("functions[1].name: the name 'f' is taken"), "{twice}");
+    let unnamed = refusal(function("", class(), "f"));
+    assert!(unnamed.contains("functions[0].name: must not be empty"), "{unnamed}");
+    let without_class = refusal(field(1, field(1, "f")));
+    assert!(without_class.contains("function 'f': the message lacks 'class_spec'"), "{without_class}");
+    assert!(refusal(vec![]).contains("no component"));
+    let bad_annotation = [field(1, "f"), field(2, class()), entry(4, "node_id_match_any", "here")].concat();
+    let bad_annotation = refusal(field(1, bad_annotation));
+    assert!(bad_annotation.contains("'node_id_match_any' has the value 'here'"), "{bad_annotation}");
+}

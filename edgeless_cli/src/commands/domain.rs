@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use edgeless_api::DomainId;
 use edgeless_api::client::Workflows;
 use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::{Code, DomainId};
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -26,9 +26,17 @@ pub(crate) async fn run(command: Domain, workflows: &Workflows, console: &Consol
             let found = domains(workflows, Some(DomainId(id.clone()))).await?;
             match found.into_iter().find(|summary| summary.domain == id) {
                 Some(summary) => console.report(&summary),
-                None => Err(Failure::Refused(format!("domain {id} not found: `edgeless_cli domain list` shows all"))),
+                None => Err(absent(id, workflows).await),
             }
         }
+    }
+}
+
+/// Why there is nothing to show of a domain: controllers say so only when asked for its nodes.
+async fn absent(id: String, workflows: &Workflows) -> Failure {
+    match workflows.nodes(Some(DomainId(id.clone()))).await {
+        Err(error) if error.code != Code::Unimplemented => error.into(),
+        _ => Failure::Refused(format!("domain {id} not found: `edgeless_cli domain list` shows all")),
     }
 }
 
@@ -153,6 +161,6 @@ mod tests {
         let capabilities = DomainCapabilities { num_nodes: 1, ..DomainCapabilities::default() };
         let list = List(vec![(DomainId("d".into()), capabilities).into()]);
         assert_eq!(list.text(Style::default()), "domain d (1 nodes)\n");
-        assert!(list.text(Style { terminal: true, colour: false }).starts_with("DOMAIN  NODES"));
+        assert!(list.text(Style { terminal: true, ..Style::default() }).starts_with("DOMAIN  NODES"));
     }
 }

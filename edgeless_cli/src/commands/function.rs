@@ -10,14 +10,13 @@ use edgeless_api::client::{Connection, Invocation, Options};
 use edgeless_api::component::RUST_WASM;
 use edgeless_api::event::{Event, Kind, Trace};
 use edgeless_api::{Error, InstanceId};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Deserialize;
 
 use crate::cargo;
 use crate::failure::{Failure, reason};
 use crate::json;
 use crate::opts::Cast;
-use crate::output::Console;
+use crate::output::{Console, Progress};
 use crate::workflow_file::WASM_MAGIC;
 
 /// How long a node may take to accept an event.
@@ -114,9 +113,9 @@ fn is_older(path: &Path, made: SystemTime) -> bool {
 
 fn compile(function: &Function, console: &Console) -> Result<(), Failure> {
     let begun = Instant::now();
-    let progress = Progress::begin(&function.id, console);
+    let progress = Progress::begin(format!("building {}", function.id), console);
     let compiled = cargo::compile(&function.manifest, console.err.colour);
-    progress.end();
+    drop(progress);
     let compiled = compiled?;
     console.quote(&compiled.said);
     let Some(built) = compiled.module else {
@@ -147,30 +146,6 @@ fn put_in_place(built: &Path, module: &Path, console: &Console) -> std::io::Resu
         drop(fs::remove_file(&unfinished));
     }
     placed.and_then(|()| Ok(fs::metadata(module)?.len()))
-}
-
-/// Says that something takes its time: once when piped, all the time on a terminal.
-struct Progress(Option<ProgressBar>);
-
-impl Progress {
-    fn begin(id: &str, console: &Console) -> Self {
-        if !console.err.terminal {
-            console.note(format!("building {id}"));
-            return Self(None);
-        }
-        let bar = ProgressBar::new_spinner().with_message(format!("building {id}"));
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-            bar.set_style(style);
-        }
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Self(Some(bar))
-    }
-
-    fn end(self) {
-        if let Some(bar) = self.0 {
-            bar.finish_and_clear();
-        }
-    }
 }
 
 /// Sends an event to an instance.

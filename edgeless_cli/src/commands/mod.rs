@@ -42,10 +42,10 @@ async fn ask(question: Question, controller: Controller, console: &Console) -> R
     answer.map_err(|failure| failure.with_hint(hint))
 }
 
-/// Says what a controller lacks that speaks EDGELESS 1.2 only.
+/// Says what is not to be had of a controller that speaks EDGELESS 1.2 only.
 fn unless_offered(what: &str) -> impl Fn(Error) -> Error {
     move |error| match error.code {
-        Code::Unimplemented => Error::unimplemented(format!("this controller does not offer {what}")),
+        Code::Unimplemented => error.context(format!("no {what}")),
         _ => error,
     }
 }

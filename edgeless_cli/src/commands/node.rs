@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::unless_offered;
 use crate::failure::Failure;
 use crate::opts::Node;
-use crate::output::{Console, Report, Style, one_line, table};
+use crate::output::{Console, Report, Style, fitting_table, one_line};
 
 /// Looks at nodes.
 pub(crate) async fn run(command: Node, workflows: &Workflows, console: &Console) -> Result<(), Failure> {
     let Node::List { domain } = command;
-    let nodes = workflows.nodes(domain.map(DomainId)).await.map_err(unless_offered("a list of nodes"))?;
+    let nodes = workflows.nodes(domain.map(DomainId)).await.map_err(unless_offered("list of nodes"))?;
     let mut nodes: Vec<Row> = nodes.into_iter().map(Row::from).collect();
     nodes.sort_by(|a, b| (&a.domain, &a.hostname, a.node).cmp(&(&b.domain, &b.hostname, b.node)));
     if nodes.is_empty() {
@@ -91,6 +91,9 @@ impl From<NodeInfo> for Row {
 #[serde(transparent)]
 struct Nodes(Vec<Row>);
 
+/// The columns that a narrow terminal does without, the first to go first.
+const SPARE: [&str; 5] = ["AGENT", "MEMORY/MiB", "CPUS", "COMPONENTS", "HOSTNAME"];
+
 impl Report for Nodes {
     fn text(&self, style: Style) -> String {
         if self.0.is_empty() {
@@ -98,7 +101,7 @@ impl Report for Nodes {
         }
         let header =
             ["NODE", "HOSTNAME", "DOMAIN", "RUNTIMES", "PROVIDERS", "COMPONENTS", "CPUS", "MEMORY/MiB", "AGENT"];
-        table(style, &header, self.0.iter().map(Row::cells).collect())
+        fitting_table(style, &header, self.0.iter().map(Row::cells).collect(), &SPARE)
     }
 }
 

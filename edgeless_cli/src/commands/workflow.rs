@@ -13,17 +13,20 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::unless_offered;
-use crate::failure::Failure;
+use crate::failure::{Failure, INTERRUPTED, reason};
 use crate::opts::{self, Start, Which};
-use crate::output::{Console, Report, Style, one_line, table};
+use crate::output::{Console, Progress, Report, Style, one_line, table};
 use crate::workflow_file;
 
-/// How often a start is attempted whose outcome stays unknown.
+/// How often a start is attempted that is not answered in time.
 const ATTEMPTS: u32 = 3;
-/// How long a controller may be out of reach while its answer to a start is unknown.
+/// How long a start waits for the controller, its domains and their nodes.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The time between two looks for the controller.
+/// The time until a start is attempted again; longer from attempt to attempt, for code travels in each.
 const PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// How long an interrupted start tries to find out what became of it.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Does it.
 pub(crate) async fn run(command: opts::Workflow, workflows: &Workflows, console: &Console) -> Result<(), Failure> {
@@ -53,48 +56,103 @@ async fn start(options: Start, workflows: &Workflows, console: &Console) -> Resu
         _ => error.context(format!("{} is refused", options.file.display())),
     };
     if options.dry_run {
-        let plan = workflows.plan(loaded.workflow).await.map_err(unless_offered("a dry run"));
+        let plan = workflows.plan(loaded.workflow).await.map_err(unless_offered("dry run"));
         return console.report(&DryRun::from(plan.map_err(refused)?));
     }
-    let status = start_once(loaded.workflow, workflows).await.map_err(refused)?;
-    console.line(status.workflow)
+    let request = Uuid::new_v4();
+    let started = tokio::select! {
+        started = start_once(&loaded.workflow, request, workflows, console) => started,
+        _ = tokio::signal::ctrl_c() => {
+            let outcome = tokio::time::timeout(FAREWELL, undo(loaded.workflow, request, workflows)).await;
+            let unknown = "the workflow may still start: see `edgeless_cli workflow list`";
+            console.note(format!("interrupted: {}", outcome.ok().flatten().unwrap_or(unknown)));
+            return Err(Failure::Said(INTERRUPTED));
+        }
+    };
+    let id = started.map_err(refused)?.workflow;
+    console.line(id).map_err(|failure| match failure {
+        // Without its id, nobody would know what to stop.
+        Failure::Output(error) => {
+            Failure::Refused(format!("the workflow {id} runs, but its id cannot be written: {}", reason(&error)))
+        }
+        other => other,
+    })
 }
 
-/// Starts a workflow once, however often that takes: a controller of ours answers a repeated request
-/// id with the first result. One that speaks EDGELESS 1.2 only would start it again and is not asked
-/// twice.
-async fn start_once(workflow: Workflow, workflows: &Workflows) -> Result<WorkflowStatus, Error> {
-    let request = Some(Uuid::new_v4());
-    for _ in 1..ATTEMPTS {
-        match workflows.start(workflow.clone(), request).await {
-            Err(error) if is_unknown(&error) => remembers_requests(workflows, error).await?,
+/// Stops what an interrupted start has started; says what became of it, if that is known.
+async fn undo(workflow: Workflow, request: Uuid, workflows: &Workflows) -> Option<&'static str> {
+    if !remembers_requests(workflows).await? {
+        return None;
+    }
+    match workflows.start(workflow, Some(request)).await {
+        Ok(status) => workflows.stop(status.workflow).await.ok().map(|()| "the workflow was stopped"),
+        Err(error) => error.code.is_refusal().then_some("the workflow was refused"),
+    }
+}
+
+/// Starts a workflow once, however many attempts that takes: a controller of ours answers a repeated
+/// request id with the first result. One that speaks EDGELESS 1.2 only would start it again and is not
+/// asked twice.
+async fn start_once(
+    workflow: &Workflow,
+    request: Uuid,
+    workflows: &Workflows,
+    console: &Console,
+) -> Result<WorkflowStatus, Error> {
+    let (mut attempts, mut timeouts, mut since) = (0, 0, None);
+    let mut waiting = None;
+    loop {
+        let lost = match workflows.start(workflow.clone(), Some(request)).await {
+            Err(error) if is_unknown(&error) => error,
             answer => return answer,
+        };
+        attempts += 1;
+        if lost.code == Code::Timeout {
+            timeouts += 1;
+            since = None;
+        }
+        if timeouts == ATTEMPTS {
+            return Err(unclear(lost));
+        }
+        let since = *since.get_or_insert_with(Instant::now);
+        loop {
+            let remembers = remembers_requests(workflows).await;
+            let pause = (PAUSE * attempts).min(LONGEST_PAUSE);
+            if remembers == Some(false) || since.elapsed() + pause > PATIENCE {
+                return Err(unclear(lost));
+            }
+            waiting.get_or_insert_with(|| Progress::begin(format!("waiting: {lost}"), console));
+            tokio::time::sleep(pause).await;
+            if remembers == Some(true) {
+                break;
+            }
         }
     }
-    workflows.start(workflow, request).await.map_err(|error| match error.code {
+}
+
+/// Says so where nobody can tell whether a start has succeeded.
+fn unclear(error: Error) -> Error {
+    match error.code {
         Code::Timeout => Error::timeout(format!(
             "{error}; whether the workflow started is not known: see `edgeless_cli workflow list`"
         )),
         _ => error,
-    })
+    }
 }
 
 fn is_unknown(error: &Error) -> bool {
     matches!(error.code, Code::Unavailable | Code::Timeout)
 }
 
-/// Returns when the controller is back and knows request ids; otherwise fails with `lost`, the error
-/// that left the outcome open.
-async fn remembers_requests(workflows: &Workflows, lost: Error) -> Result<(), Error> {
-    let since = Instant::now();
-    while since.elapsed() < PATIENCE {
-        match workflows.nodes(None).await {
-            Err(error) if error.code == Code::Unimplemented => break,
-            Err(error) if is_unknown(&error) => tokio::time::sleep(PAUSE).await,
-            _ => return Ok(()),
-        }
+/// Whether a controller knows request ids, as all do that do not only speak EDGELESS 1.2; `None` if it
+/// cannot be reached.
+async fn remembers_requests(workflows: &Workflows) -> Option<bool> {
+    // Any question will do that only these answer; there is no such workflow.
+    match workflows.status(WorkflowId(Uuid::nil())).await {
+        Err(error) if error.code == Code::Unimplemented => Some(false),
+        Err(error) if is_unknown(&error) => None,
+        _ => Some(true),
     }
-    Err(lost)
 }
 
 /// Where the components of a workflow would go.

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use edgeless_api::domain::DomainCapabilities;
@@ -138,6 +138,16 @@ impl Drop for Served {
     }
 }
 
+/// Waits until something has happened.
+#[track_caller]
+pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 /// An address where nobody listens.
 pub(crate) fn nobody() -> Url {
     Url::of(StdListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap())
@@ -183,6 +193,18 @@ pub(crate) fn id(n: u128) -> WorkflowId {
 
 pub(crate) const NODE: NodeId = NodeId(Uuid::from_u128(0xA));
 
+/// What becomes of a log that is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Follow {
+    /// It goes on.
+    #[default]
+    Open,
+    /// It ends.
+    Closed,
+    /// It ends because its workflow is stopped.
+    Stopped,
+}
+
 /// A controller that runs nothing and remembers what it was asked.
 #[derive(Default)]
 pub(crate) struct Controller {
@@ -193,6 +215,12 @@ pub(crate) struct Controller {
     pub(crate) refusal: Mutex<Option<Error>>,
     /// So many answers to starts are lost.
     pub(crate) losses: AtomicU32,
+    /// So many starts find no domain that is ready.
+    pub(crate) unready: AtomicU32,
+    /// Starts are not answered.
+    pub(crate) is_held: AtomicBool,
+    /// How logs that are followed go on.
+    pub(crate) follow: Mutex<Follow>,
     /// It speaks EDGELESS 1.2 only.
     pub(crate) is_old: AtomicBool,
     /// Nothing is registered with it.
@@ -275,9 +303,20 @@ impl Workflows for Controller {
     async fn start(&self, workflow: Workflow, request: Option<Uuid>) -> Result<WorkflowStatus, Error> {
         lock(&self.requests).push(request);
         self.refused()?;
+        if self.unready.load(Ordering::Relaxed) > 0 {
+            self.unready.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::unavailable("no orchestration domain is ready"));
+        }
+        if self.is_held.load(Ordering::Relaxed) {
+            // As if the first answer were on its way for ever.
+            self.is_held.store(false, Ordering::Relaxed);
+            lock(&self.running).insert(id(1), workflow);
+            std::future::pending::<()>().await;
+            return Err(Error::bug("never"));
+        }
         let mut running = lock(&self.running);
         let is_repeat = lock(&self.requests).iter().filter(|known| **known == request).count() > 1;
-        if !is_repeat {
+        if !is_repeat || running.is_empty() {
             let next = id(running.len() as u128 + 1);
             running.insert(next, workflow);
         }
@@ -383,6 +422,11 @@ impl Workflows for Controller {
             Some(other) => return Err(Error::not_found(format!("there is no component '{other}'"))),
         };
         let lines = futures_util::stream::iter(lines.into_iter().map(Ok));
+        let end = *lock(&self.follow);
+        if end == Follow::Stopped {
+            lock(&self.running).remove(&workflow);
+        }
+        let follow = follow && end == Follow::Open;
         if follow { Ok(Box::pin(lines.chain(futures_util::stream::pending()))) } else { Ok(Box::pin(lines)) }
     }
 
@@ -398,6 +442,9 @@ impl Workflows for Controller {
             components: 2,
             native: true,
         };
+        if domain.as_ref().is_some_and(|domain| domain.0 == "away") {
+            return Err(Error::unavailable("the domain away is out of reach: connection refused"));
+        }
         let mut nodes = vec![
             node(0xB, "domain-2", Capabilities::default(), vec![]),
             node(0xA, "domain-1", capabilities(), providers()),

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::fixture::{Controller, Folder, NODE, Served, id};
+use super::fixture::{Controller, Folder, Follow, NODE, Served, id};
 
 /// A controller that runs one workflow.
 fn cluster() -> (Arc<Controller>, Served, Folder) {
@@ -129,12 +129,16 @@ fn a_workflow_is_shown_as_json() {
     assert_eq!(serde_json::from_str::<serde_json::Value>(&all).unwrap(), serde_json::json!([expected]));
 }
 
+fn unoffered(served: &Served) -> String {
+    format!("{} answers, but is not what was expected there: an EDGELESS controller that offers this", served.url)
+}
+
 const FIRST: &str = "1970-01-01T00:00:01.000000Z INFO counter count: hello\n";
 const SECOND: &str = "1970-01-01T00:00:02.000000Z ERROR counter count: trap\n    0: f\\u{1b}[2J\n";
 
 #[test]
 fn logs_are_lines_that_cannot_command_a_terminal() {
-    let (controller, _served, folder) = cluster();
+    let (controller, served, folder) = cluster();
     let id = id(1);
     folder.run(&format!("workflow logs {id}")).prints(&format!("{FIRST}{SECOND}"));
     folder.run(&format!("workflow logs {id} counter")).prints(&format!("{FIRST}{SECOND}"));
@@ -146,8 +150,8 @@ fn logs_are_lines_that_cannot_command_a_terminal() {
          \"message\":\"trap\\n0: f\\u001b[2J\"}\n",
     );
     controller.is_old.store(true, Ordering::Relaxed);
-    let unoffered = "error: this controller does not offer the logs of functions\n";
-    folder.run(&format!("workflow logs {id}")).fails(1, unoffered);
+    let ended = folder.run(&format!("workflow logs {id}"));
+    ended.fails(1, &format!("error: no log: {}\n", unoffered(&served)));
 }
 
 #[test]
@@ -167,6 +171,17 @@ fn logs_are_followed_until_ctrl_c() {
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(130), &b""[..]));
 }
 
+#[test]
+fn a_log_that_is_followed_ends_with_its_workflow_or_with_an_error() {
+    let (controller, _served, folder) = cluster();
+    let follow = format!("workflow logs -f {}", id(1));
+    let lines = format!("{FIRST}{SECOND}");
+    *controller.follow.lock().unwrap() = Follow::Closed;
+    folder.run(&follow).is(3, &lines, "error: the log ends here although the workflow runs: follow it again\n");
+    *controller.follow.lock().unwrap() = Follow::Stopped;
+    folder.run(&follow).prints(&lines);
+}
+
 const DOMAIN_1: &str = "domain domain-1,1 nodes, 2 CPUs (8 cores) with 2048 MiB, labels [gpu, hostname=edge-1], num TEE 0, \
      num TPM 0, runtimes [RUST_WASM], resources classes [file-log, redis] providers [file-log-1, redis-1], \
      disk space 0 MiB, 0 GPUs with 0 MiB\n";
@@ -182,6 +197,7 @@ fn domains_are_listed_and_shown() {
     folder
         .run("domain inspect domain-9")
         .fails(1, "error: domain domain-9 not found: `edgeless_cli domain list` shows all\n");
+    folder.run("domain inspect away").fails(3, "error: the domain away is out of reach: connection refused\n");
     controller.is_empty.store(true, Ordering::Relaxed);
     folder.run("domain list").prints("");
 }
@@ -203,7 +219,7 @@ fn domains_are_shown_as_json() {
 
 #[test]
 fn nodes_are_a_table() {
-    let (controller, _served, folder) = cluster();
+    let (controller, served, folder) = cluster();
     let header = "NODE                                  HOSTNAME  DOMAIN    RUNTIMES   PROVIDERS            COMPONENTS  \
                   CPUS  MEMORY/MiB  AGENT\n";
     let first = format!(
@@ -222,5 +238,5 @@ fn nodes_are_a_table() {
     assert_eq!(json[0]["providers"][1]["class_type"], "redis");
     assert_eq!(json[1]["agent_url"], "http://10.0.0.1:7021");
     controller.is_old.store(true, Ordering::Relaxed);
-    folder.run("node list").fails(1, "error: this controller does not offer a list of nodes\n");
+    folder.run("node list").fails(1, &format!("error: no list of nodes: {}\n", unoffered(&served)));
 }

@@ -1,14 +1,15 @@
 //! `workflow start`, `stop` and `migrate`; `function invoke`.
 
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use edgeless_api::InstanceId;
 use edgeless_api::event::Kind;
 use uuid::Uuid;
 
-use super::fixture::{Controller, Ended, Folder, NODE, Node, Served, id, nobody, workflow_but};
+use super::fixture::{Controller, Ended, Folder, NODE, Node, Served, id, nobody, wait_until, workflow_but};
 
 fn cluster() -> (Arc<Controller>, Served, Folder) {
     let controller = Controller::new();
@@ -50,11 +51,82 @@ fn a_refused_start_leaves_stdout_empty() {
 fn a_start_whose_answer_is_lost_happens_once() {
     let (controller, _served, folder) = cluster();
     controller.losses.store(2, Ordering::Relaxed);
-    folder.run("workflow start workflow.json").prints(&format!("{}\n", id(1)));
+    folder.run("workflow start workflow.json").is(0, &format!("{}\n", id(1)), "waiting: the answer is lost\n");
     let requests = controller.requests.lock().unwrap();
     assert_eq!(requests.len(), 3);
     assert!(requests.iter().all(|request| *request == requests[0]), "{requests:?}");
     assert_eq!(controller.started().len(), 1);
+}
+
+/// As when the platform is just coming up.
+#[test]
+fn a_start_waits_for_a_domain_that_is_not_ready_yet() {
+    let (controller, _served, folder) = cluster();
+    controller.unready.store(3, Ordering::Relaxed);
+    let begun = Instant::now();
+    let ended = folder.run("workflow start workflow.json");
+    ended.is(0, &format!("{}\n", id(1)), "waiting: no orchestration domain is ready\n");
+    assert!(begun.elapsed() > Duration::from_secs(1), "the attempts were over in {:?}", begun.elapsed());
+    let requests = controller.requests.lock().unwrap();
+    assert!(requests.iter().all(|request| *request == requests[0]), "{requests:?}");
+}
+
+#[test]
+fn a_start_does_not_wait_for_ever() {
+    let (controller, _served, folder) = cluster();
+    controller.unready.store(u32::MAX, Ordering::Relaxed);
+    let ended = folder.run("workflow start workflow.json");
+    let reason = "no orchestration domain is ready\n";
+    ended.fails(3, &format!("waiting: {reason}error: {reason}"));
+}
+
+fn interrupt(child: &Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn an_interrupted_start_leaves_nothing_behind() {
+    let (controller, _served, folder) = cluster();
+    controller.is_held.store(true, Ordering::Relaxed);
+    let mut command = folder.program(["workflow", "start", "workflow.json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the workflow runs", || !controller.started().is_empty());
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.as_str()), (Some(130), "interrupted: the workflow was stopped\n"));
+    assert!(output.stdout.is_empty() && controller.started().is_empty());
+    let requests = controller.requests.lock().unwrap();
+    assert!(requests.len() == 2 && requests[0] == requests[1], "{requests:?}");
+}
+
+/// It would start the workflow a second time.
+#[test]
+fn an_interrupted_start_does_not_ask_a_controller_of_edgeless_1_2_again() {
+    let (controller, _served, folder) = cluster();
+    controller.is_held.store(true, Ordering::Relaxed);
+    controller.is_old.store(true, Ordering::Relaxed);
+    let mut command = folder.program(["workflow", "start", "workflow.json"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_until("the workflow runs", || !controller.started().is_empty());
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "interrupted: the workflow may still start: see `edgeless_cli workflow list`\n"
+    );
+    assert_eq!(controller.requests.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn an_id_that_cannot_be_written_is_in_the_error() {
+    let (_controller, _served, folder) = cluster();
+    let mut command = folder.program(["workflow", "start", "workflow.json"]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command.stdout(full).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    let said = format!("error: the workflow {} runs, but its id cannot be written: no space left on device\n", id(1));
+    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap()), (Some(1), said));
 }
 
 /// It forgets request ids: a repeat would start the workflow a second time.
@@ -107,7 +179,8 @@ fn bad_workflow_files_are_refused_before_anything_is_sent() {
         ),
         (
             workflow_but("count.wasm", "large.wasm"),
-            "bad.json: functions[0].class_specification.code: 'large.wasm' is larger than 64 MiB, the limit for code",
+            "bad.json: functions[0].class_specification.code: 'large.wasm' has 67108865 bytes: 67043328 are the limit for \
+             all code of a workflow",
         ),
         (
             workflow_but("\"out\": \"log\"", "\"out\": \"logg\""),
@@ -177,6 +250,16 @@ fn what_is_doubtful_is_a_warning_and_strict_refuses_it() {
     let warnings = format!("warning: {key}warning: {channel}");
     folder.run("workflow start odd.json").is(0, &format!("{}\n", id(1)), &warnings);
     assert_eq!(controller.started()[0].functions()[0].outputs["out"], "log", "it is wired all the same");
+}
+
+#[test]
+fn an_annotation_that_nobody_knows_is_a_warning_and_strict_refuses_it() {
+    let (_controller, _served, folder) = cluster();
+    let folder = folder.with("odd.json", workflow_but("\"init-payload\"", "\"node_id_mach_any\""));
+    let told = "odd.json: functions[0].annotations: the annotation 'node_id_mach_any' has no effect; there are: \
+                init-payload, max_instances, state, node_id_match_any, label_match_all, resource_match_all, tee, tpm\n";
+    folder.run("workflow start --strict odd.json").fails(2, &format!("error: {told}"));
+    folder.run("workflow start odd.json").is(0, &format!("{}\n", id(1)), &format!("warning: {told}"));
 }
 
 #[test]
@@ -262,6 +345,16 @@ fn an_event_is_cast_to_an_instance() {
             "error: cannot reach {url}: connection refused; is edgeless_node_d running? its invocation_url is needed \
              here\n"
         ),
+    );
+}
+
+#[test]
+fn an_event_for_what_is_no_node_says_so() {
+    let (_controller, served, folder) = cluster();
+    let (url, function) = (&served.url, Uuid::from_u128(7));
+    folder.run(&format!("function invoke cast {url} {NODE} {function} hello")).fails(
+        1,
+        &format!("error: {url} answers, but is not what was expected there: an EDGELESS node that offers this\n"),
     );
 }
 

@@ -98,7 +98,8 @@ fn a_controller_out_of_reach_is_told_within_seconds() {
     }
     folder.write("workflow.json", super::fixture::WORKFLOW);
     folder.write("count.wasm", b"\0asm");
-    folder.run("workflow start workflow.json").fails(3, &message);
+    let waiting = format!("waiting: cannot reach {url}: connection refused\n{message}");
+    folder.run("workflow start workflow.json").fails(3, &waiting);
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,17 @@ pub fn program(name: &str) -> PathBuf {
     path
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago: one that no outgoing connection is given by itself, and no other
+/// test of this process.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + u16::try_from(std::process::id() % 1000).unwrap() * 20;
+    loop {
+        let port = first + NEXT.fetch_add(1, Ordering::Relaxed) % 2000;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A program that runs, with what it says.
@@ -29,7 +38,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts one of our programs in a directory.
+    /// Starts one of our programs in a directory and waits until it is ready.
     pub fn start(name: &str, directory: &Path, arguments: &[&str]) -> Self {
         let mut child = Command::new(program(name))
             .args(arguments)
@@ -47,7 +56,9 @@ impl Program {
                 lines.lock().unwrap().push(line);
             }
         });
-        Self { child, said, name: name.to_string() }
+        let program = Self { child, said, name: name.to_string() };
+        program.says("(Ctrl-C stops");
+        program
     }
 
     /// Waits until it says something; returns the line.

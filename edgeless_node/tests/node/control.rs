@@ -129,7 +129,7 @@ async fn events_that_cannot_be_delivered_are_refused_or_counted() {
     let id = node.start_module(&relay(), &[]).await.unwrap();
     node.cast(id, vec![0; (65 << 10) + 1]).await;
     let too_large = event(id, Kind::Cast(vec![0; 1 << 20].into()));
-    assert_eq!(node.invocation.handle(too_large).await.unwrap_err().code, Code::Rejected);
+    assert_eq!(node.invocation.handle(too_large).await.unwrap_err().code, Code::Exhausted);
     let metrics = node.metrics().await;
     assert!(metrics.contains("events_dropped_total{cause=\"TooLarge\"} 1"), "{metrics}");
     assert!(metrics.contains("events_dropped_total{cause=\"UnknownTarget\"} 1"), "{metrics}");

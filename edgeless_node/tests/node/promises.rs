@@ -47,7 +47,7 @@ fn sink() -> Vec<u8> {
     module("", &format!("{INIT} {CAST} {CALL} {STOP}"))
 }
 
-/// The start of a loop over `$i`, and its end after `times` rounds.
+/// A loop over the local `$i`, so many rounds of `body`.
 fn repeat(times: u32, body: &str) -> String {
     format!(
         r#"(loop $again
@@ -457,6 +457,18 @@ async fn a_refused_start_leaves_nothing_behind() {
     }
     wait_until("the delayed casts are cancelled", || async { node.dropped("SenderGone").await == 500 }).await;
     assert_eq!(node.metric("function_count{").await, 0);
+    let metrics = node.metrics().await;
+    assert!(!metrics.contains("function_id="), "{metrics}");
+}
+
+#[tokio::test]
+async fn a_stop_leaves_no_series_and_counts_what_was_held() {
+    let node = TestNode::start().await;
+    let id = node.create(function(&emits_numbers(3), &[]), context("f")).await.unwrap();
+    assert_eq!(node.metric("function_count{").await, 1);
+    node.stop(Function, id).await;
+    wait_until("it is counted no more", || async { node.metric("function_count{").await == 0 }).await;
+    wait_until("what was held is counted", || async { node.dropped("SenderGone").await == 3 }).await;
     let metrics = node.metrics().await;
     assert!(!metrics.contains("function_id="), "{metrics}");
 }

@@ -7,11 +7,8 @@ use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::unless_offered;
-use crate::failure::Failure;
+use crate::failure::{Failure, INTERRUPTED};
 use crate::output::{Console, DIM, GREEN, RED, Report, Style, YELLOW, indented, one_line};
-
-/// The exit code of a process that Ctrl-C ended.
-const INTERRUPTED: u8 = 130;
 
 pub(super) async fn run(
     workflow: WorkflowId,
@@ -23,15 +20,23 @@ pub(super) async fn run(
     let interrupted = tokio::signal::ctrl_c();
     let printed = async {
         let opened = workflows.logs(workflow, component, follow).await;
-        let mut lines = opened.map_err(unless_offered("the logs of functions"))?;
+        let mut lines = opened.map_err(unless_offered("log"))?;
         while let Some(line) = lines.next().await {
             console.report_line(&Line::from(line.map_err(lost)?))?;
         }
-        Ok(())
+        if follow { ended(workflow, workflows).await } else { Ok(()) }
     };
     tokio::select! {
         printed = printed => printed,
         _ = interrupted => Err(Failure::Said(INTERRUPTED)),
+    }
+}
+
+/// A log that is followed ends with its workflow; any other end is an error.
+async fn ended(workflow: WorkflowId, workflows: &Workflows) -> Result<(), Failure> {
+    match workflows.list().await?.contains(&workflow) {
+        false => Ok(()),
+        true => Err(Error::unavailable("the log ends here although the workflow runs: follow it again").into()),
     }
 }
 
