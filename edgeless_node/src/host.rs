@@ -183,6 +183,13 @@ struct Host {
     failures: u32,
 }
 
+/// Whether a handler took an event.
+enum Handled {
+    Yes,
+    /// Its time was up before.
+    Expired,
+}
+
 /// What an instance died of.
 struct Broken(String);
 
@@ -223,9 +230,11 @@ impl Host {
         }
         self.router.remove_mailbox(self.id.function);
         self.set_status(State::Stopped, "");
-        for delivery in self.receiver.close() {
+        self.receiver.close();
+        while let Some(delivery) = self.receiver.take().await {
             lose(&self.metrics, &self.router, delivery, Dropped::Stopping);
         }
+        self.metrics.retire();
     }
 
     /// Handles events until the component is stopped or the instance breaks.
@@ -237,7 +246,8 @@ impl Host {
                 biased;
                 () = cancel.cancelled() => break,
                 Some(handled) = in_flight.next(), if !in_flight.is_empty() => match handled {
-                    Ok(()) => self.failures = 0,
+                    Ok(Handled::Yes) => self.failures = 0,
+                    Ok(Handled::Expired) => {}
                     Err(Broken(reason)) => return End::Broken(reason),
                 },
                 delivery = self.receiver.take(), if in_flight.len() < self.max_in_flight => {
@@ -321,13 +331,13 @@ async fn handle(
     router: Arc<Router>,
     metrics: Arc<InstanceMetrics>,
     log: Log,
-) -> Result<(), Broken> {
+) -> Result<Handled, Broken> {
     let Delivery { incoming, created, reply } = delivery;
     let started = Instant::now();
     if incoming.cause.deadline.is_some_and(|deadline| deadline <= started) {
         metrics.count_dropped();
         router.count(Dropped::Expired);
-        return Ok(());
+        return Ok(Handled::Expired);
     }
     let in_hand = metrics.begin(SystemTime::now().duration_since(created).unwrap_or_default());
     let kind = incoming.kind;
@@ -339,11 +349,11 @@ async fn handle(
     let result = AssertUnwindSafe(within(deadline, instance.handle(incoming))).catch_unwind().await;
     in_hand.end(kind, started.elapsed());
     let (answer, broken) = match result {
-        Ok(Ok(Some(payload))) => (Reply::Message(payload), Ok(())),
-        Ok(Ok(None)) => (Reply::Empty, Ok(())),
+        Ok(Ok(Some(payload))) => (Reply::Message(payload), Ok(Handled::Yes)),
+        Ok(Ok(None)) => (Reply::Empty, Ok(Handled::Yes)),
         Ok(Err(InstanceError::Failed(reason))) => {
             log.push(Level::Warn, "edgeless", format!("an event was not handled: {reason}"));
-            (Reply::Error, Ok(()))
+            (Reply::Error, Ok(Handled::Yes))
         }
         Ok(Err(InstanceError::Broken(reason))) => (Reply::Error, Err(Broken(reason))),
         Err(_) => (Reply::Error, Err(Broken("its handler panicked: this is a fault of the node".to_string()))),

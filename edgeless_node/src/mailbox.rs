@@ -147,7 +147,7 @@ impl Mailbox {
 }
 
 impl Receiver {
-    /// The next event. Never ends while a mailbox exists.
+    /// The next event; `None` only once the mailbox is closed and empty.
     pub async fn take(&mut self) -> Option<Delivery> {
         let (delivery, _share) = tokio::select! {
             Some(waiting) = self.own.recv() => waiting,
@@ -157,21 +157,10 @@ impl Receiver {
         Some(delivery)
     }
 
-    /// Takes no more events in, and gives out those that are left.
-    pub fn close(mut self) -> impl Iterator<Item = Delivery> {
+    /// Takes no more events in. Those that are left are taken as before, and after the last there is
+    /// none for ever.
+    pub fn close(&mut self) {
         self.own.close();
         self.queue.close();
-        std::iter::from_fn(move || next(&mut self.own).or_else(|| next(&mut self.queue)))
-    }
-}
-
-/// The next event of a closed channel. One that is being put in just now is waited for.
-fn next(channel: &mut mpsc::Receiver<Waiting>) -> Option<Delivery> {
-    loop {
-        match channel.try_recv() {
-            Ok((delivery, _share)) => return Some(delivery),
-            Err(mpsc::error::TryRecvError::Empty) => std::thread::yield_now(),
-            Err(mpsc::error::TryRecvError::Disconnected) => return None,
-        }
     }
 }

@@ -3,7 +3,7 @@
 //! Series of single instances are kept up to a limit; beyond it an instance is counted under its
 //! class (`function_id="other"`), so that workflows cannot grow the memory of a monitor.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -222,6 +222,7 @@ impl Metrics {
             count,
             labels,
             node: self.clone(),
+            is_retired: AtomicBool::new(false),
             handled: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             restarts: AtomicU64::new(0),
@@ -229,6 +230,9 @@ impl Metrics {
     }
 
     fn forget(&self, instance: &InstanceMetrics) {
+        if instance.is_retired.swap(true, Ordering::Relaxed) {
+            return;
+        }
         instance.count.dec();
         self.series.fetch_sub(1, Ordering::Relaxed);
         if instance.labels.single {
@@ -251,6 +255,7 @@ struct Labels {
 #[derive(Debug)]
 pub struct InstanceMetrics {
     node: Arc<Metrics>,
+    is_retired: AtomicBool,
     cast: Histogram,
     call: Histogram,
     transfer: Histogram,
@@ -266,7 +271,7 @@ pub struct InstanceMetrics {
 
 impl Drop for InstanceMetrics {
     fn drop(&mut self) {
-        self.node.forget(self);
+        self.retire();
     }
 }
 
@@ -304,6 +309,12 @@ impl Drop for InHand<'_> {
 }
 
 impl InstanceMetrics {
+    /// The instance is gone, and its series with it. Not left to the drop: others may hold on to what
+    /// they count in.
+    pub fn retire(&self) {
+        self.node.forget(self);
+    }
+
     /// A handler takes an event that needed `transfer` to get here.
     pub fn begin(&self, transfer: Duration) -> InHand<'_> {
         self.transfer.observe(transfer.as_secs_f64());
@@ -357,7 +368,7 @@ mod tests {
         assert!(text.contains("events_handled_total 1"), "{text}");
         assert!(text.contains("events_dropped_total{cause=\"Stopping\"} 1"), "{text}");
         assert!(text.contains("events_in_flight 0"), "{text}");
-        drop(one);
+        one.retire();
         assert!(!metrics.text().contains(&first.function.to_string()));
     }
 }

@@ -106,7 +106,7 @@ const TOO_LARGE: &str = "message length too large";
 
 fn too_large(message: &str) -> String {
     let sizes = message.split_once("too large: ").map_or(message, |(_, sizes)| sizes);
-    format!("a message is too large: {sizes}; send less, or raise 'max_message_size' of the daemon that receives it")
+    format!("a message is too large: {sizes}; send less, or raise 'max_message_size' (of a node: the keys of [limits]) of the daemon that receives it")
 }
 
 /// The kinds of refusal, as answers carry them.
@@ -154,7 +154,7 @@ mod tests {
     fn a_message_over_the_limit_is_told_with_what_to_raise() {
         let said = "Error, decoded message length too large: found 70 bytes, the limit is: 64 bytes";
         let ours = "a message is too large: found 70 bytes, the limit is: 64 bytes; send less, or raise \
-                    'max_message_size' of the daemon that receives it";
+                    'max_message_size' (of a node: the keys of [limits]) of the daemon that receives it";
         assert_eq!(Error::from(Status::out_of_range(said)), Error::exhausted(ours));
         assert_eq!(Error::from(Status::resource_exhausted(said)), Error::exhausted(ours));
         assert_eq!(Error::from(Status::out_of_range("no such page")), Error::rejected("no such page"));
