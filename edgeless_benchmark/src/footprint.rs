@@ -6,9 +6,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use edgeless_api::FunctionClass;
 use edgeless_api::client::{Connection, Options, Workflows};
 use edgeless_api::workflow::{Function, Workflow};
+use edgeless_api::{FunctionClass, Url};
 use serde::Serialize;
 
 use crate::programs::{self, Daemon, configure, free_port};
@@ -105,14 +105,14 @@ fn daemons(module: Vec<u8>) -> Result<(f64, Vec<Duration>)> {
     let node = Daemon::start("edgeless_node_d", path)?.0;
     std::thread::sleep(IDLE);
     let idle = mib(node.resident_kib()?);
-    let url = format!("http://127.0.0.1:{controller}").parse()?;
+    let url: Url = format!("http://127.0.0.1:{controller}").parse()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let starts =
-        runtime.block_on(start_workflows(Workflows::new(Connection::lazy(&url, Options::default())?), module))?;
+    let starts = runtime.block_on(start_workflows(&url, module))?;
     Ok((idle, starts))
 }
 
-async fn start_workflows(workflows: Workflows, module: Vec<u8>) -> Result<Vec<Duration>> {
+async fn start_workflows(controller: &Url, module: Vec<u8>) -> Result<Vec<Duration>> {
+    let workflows = Workflows::new(Connection::lazy(controller, Options::default())?);
     let function = Function {
         name: "function".to_string(),
         class: FunctionClass {

@@ -159,7 +159,7 @@ pub(crate) struct Start {
 pub(crate) enum Function {
     /// Compile a function to WebAssembly and print the path of the module.
     ///
-    /// Writes <id>.wasm beside function.json, unless it is newer than everything that it is made from. Uses cargo, and
+    /// Writes ID.wasm beside function.json, unless it is newer than everything that it is made from. Uses cargo, and
     /// wasm-opt where it is installed. Needs no configuration file and no daemon.
     #[command(after_help = "\
 Example:

@@ -52,7 +52,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// A connection that is opened by its first use.
+    /// A connection that is opened by its first use. Panics outside a tokio runtime.
     ///
     /// # Errors
     /// The address cannot be part of a request.

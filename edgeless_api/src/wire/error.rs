@@ -106,7 +106,9 @@ const TOO_LARGE: &str = "message length too large";
 
 fn too_large(message: &str) -> String {
     let sizes = message.split_once("too large: ").map_or(message, |(_, sizes)| sizes);
-    format!("a message is too large: {sizes}; send less, or raise 'max_message_size' (of a node: the keys of [limits]) of the daemon that receives it")
+    format!(
+        "a message is too large: {sizes}; send less, or raise 'max_message_size' (of a node: the keys of [limits]) of the daemon that receives it"
+    )
 }
 
 /// The kinds of refusal, as answers carry them.

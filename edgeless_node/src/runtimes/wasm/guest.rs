@@ -21,7 +21,7 @@ use super::{Limits, slices};
 use crate::instance::{Cause, Context, EventKind, Incoming, InstanceError, Payload};
 use crate::outputs::{CallError, Dropped};
 
-/// What handlers and the functions of [`Linker`] return for a call.
+/// What handlers and the functions of the linker return for a call.
 const NO_REPLY: i32 = 0;
 const REPLY: i32 = 1;
 const ERROR: i32 = 2;

@@ -5,9 +5,9 @@
 //! to others, one that uses up its budget is stopped. Waiting in a host call suspends the guest and
 //! costs it nothing.
 //!
-//! - [`guest`]: the interface between host and guest, both ways.
-//! - [`modules`]: compilation and its cache.
-//! - [`ticker`]: the clock of time slices, which runs only while a guest does.
+//! - `guest`: the interface between host and guest, both ways.
+//! - `modules`: compilation and its cache.
+//! - `ticker`: the clock of time slices, which runs only while a guest does.
 
 mod guest;
 mod modules;
