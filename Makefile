@@ -4,14 +4,14 @@ CARGO ?= cargo
 WASM_TARGET := wasm32-unknown-unknown
 export CARGO_TERM_PROGRESS_WHEN ?= auto
 
-.PHONY: help demo test check bench build setup clean
+.PHONY: help demo test check bench build functions setup clean
 
 help: ## Say what there is.
 	@echo "make demo    bring the platform up, send requests through a function, take it down again"
 	@echo "make test    run all tests"
 	@echo "make check   check format and lints"
 	@echo "make bench   measure start-up, memory, sizes and the start of workflows; updates the README"
-	@echo "make build   build the programs into target/debug"
+	@echo "make build   build the programs into target/debug; make functions also the example functions"
 	@echo "make clean   remove what was built"
 
 setup:
@@ -20,7 +20,11 @@ setup:
 build: setup
 	$(CARGO) build --workspace --bins
 
-demo: build
+# The example functions, each beside its function.json; what is up to date is left alone.
+functions: build
+	@for file in functions/*/function.json; do target/debug/edgeless_cli function build "$$file" >/dev/null || exit 1; done
+
+demo: functions
 	@./scripts/programs.sh curl
 	@./scripts/demo.sh
 
