@@ -6,6 +6,7 @@ use bytes::Bytes;
 use edgeless_api::component::ComponentKind::{Function, Resource};
 use edgeless_api::component::{ComponentRef, Patch, Row, Start, Target};
 use edgeless_api::event::{Kind, Reply, Trace};
+use edgeless_api::node::PeerUpdate;
 use edgeless_api::{Code, ComponentId, Event, InstanceId, NodeId};
 use edgeless_daemon::config::parse;
 use edgeless_daemon::{Daemon, Stopped};
@@ -73,6 +74,27 @@ async fn a_row_moves_all_outputs_that_lead_to_its_component() {
     node.cast(relay_id, "three").await;
     set(4, vec![node.peer.id]).await;
     assert_eq!(node.peer.next_cast().await, "three");
+}
+
+/// A node that takes connections and never says a word must not hold up what goes to others.
+#[tokio::test]
+async fn a_silent_node_slows_only_what_goes_to_it() {
+    let node = TestNode::start().await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap()).parse().unwrap();
+    let nobody = InstanceId::random(NodeId::random());
+    node.management.update_peers(PeerUpdate::Add(nobody.node, url)).await.unwrap();
+    let to_nobody = node.start_module(&relay(), &[]).await.unwrap();
+    node.patch(Function, to_nobody, &[("out", nobody)]).await;
+    let to_peer = node.start_module(&relay(), &[]).await.unwrap();
+    node.patch(Function, to_peer, &[("out", node.peer.id)]).await;
+    for number in 0..50 {
+        node.cast(to_nobody, "lost").await;
+        node.cast(to_peer, number.to_string()).await;
+        assert_eq!(node.peer.next_cast().await, number.to_string());
+    }
+    let metrics = node.metrics().await;
+    assert!(!metrics.contains("PeerLost"), "the silent node was waited for all the while: {metrics}");
 }
 
 #[tokio::test]

@@ -13,3 +13,4 @@ mod guest_abi;
 mod promises;
 mod resources;
 mod support;
+mod wire;

@@ -120,6 +120,10 @@ impl TestNode {
         self.node.id()
     }
 
+    pub(crate) fn invocation_url(&self) -> &Url {
+        self.node.invocation_url()
+    }
+
     pub(crate) fn metrics_url(&self) -> &Url {
         self.node.metrics_url().unwrap()
     }
