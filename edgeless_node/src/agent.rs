@@ -3,7 +3,7 @@
 //! A start is repeatable: the same component and epoch give the same instance, an older epoch is
 //! refused, a newer one replaces the older instance.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -77,7 +77,12 @@ type Slot = Arc<OnceCell<Arc<Hosted>>>;
 struct Table {
     placed: HashMap<ComponentId, (u64, Slot)>,
     running: HashMap<Uuid, Arc<Hosted>>,
+    /// What was stopped last, oldest first: a start that was on its way meanwhile comes too late.
+    stopped: VecDeque<(ComponentId, u64)>,
 }
+
+/// Stops that are remembered.
+const STOPPED: usize = 1024;
 
 impl Agent {
     /// An agent that runs nothing yet; `cancel` ends what it will run.
@@ -123,6 +128,8 @@ impl Agent {
     pub async fn stop_all(&self) {
         let all = self.table(|table| {
             table.placed.clear();
+            // Who resets the node begins to count epochs anew.
+            table.stopped.clear();
             std::mem::take(&mut table.running)
         });
         join_all(all.values().map(|hosted| hosted.stop())).await;
@@ -149,6 +156,13 @@ impl Agent {
                     )));
                 }
                 _ => {}
+            }
+            let stopped = table.stopped.iter().rev().find(|(component, _)| *component == context.component);
+            if let Some((_, epoch)) = stopped.filter(|(_, epoch)| *epoch >= context.epoch) {
+                return Err(Error::rejected(format!(
+                    "'{}' was stopped here meanwhile, in epoch {epoch}: place it in a newer one",
+                    context.name
+                )));
             }
             let replaced = known.and_then(|(_, slot)| slot.get().cloned());
             if let Some(replaced) = &replaced {
@@ -269,9 +283,14 @@ impl Agent {
             if component.kind != kind {
                 return Err(Error::rejected(format!("{instance} is a {}, not a {kind}", component.kind)));
             }
-            if table.placed.get(&component.component).is_some_and(|(epoch, _)| *epoch == component.epoch) {
-                table.placed.remove(&component.component);
+            let (id, epoch) = (component.component, component.epoch);
+            if table.placed.get(&id).is_some_and(|(placed, _)| *placed == epoch) {
+                table.placed.remove(&id);
             }
+            if table.stopped.len() >= STOPPED {
+                table.stopped.pop_front();
+            }
+            table.stopped.push_back((id, epoch));
             Ok(table.running.remove(&instance))
         })
     }

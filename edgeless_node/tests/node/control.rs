@@ -48,8 +48,17 @@ async fn a_start_is_repeatable_and_fenced_by_its_epoch() {
     let newer = node.create(spec.clone(), second).await.unwrap();
     assert_ne!(newer, id);
     assert!(node.components.status(&[id.function]).await.unwrap().is_empty(), "the older instance is gone");
-    let error = node.create(spec, first).await.unwrap_err();
+    let error = node.create(spec.clone(), first.clone()).await.unwrap_err();
     assert!(error.message.contains("epoch 1 is older than 2"), "{error}");
+
+    // A start that was on its way while its component was stopped must not bring it back.
+    node.stop(Function, newer).await;
+    let mut late = first;
+    late.epoch = 2;
+    let error = node.create(spec.clone(), late.clone()).await.unwrap_err();
+    assert!(error.message.contains("was stopped here meanwhile, in epoch 2"), "{error}");
+    late.epoch = 3;
+    node.create(spec, late).await.unwrap();
 }
 
 #[tokio::test]
