@@ -20,7 +20,9 @@ finish() {
     exit "$code"
 }
 trap finish EXIT
-trap 'exit 130' INT TERM
+trap 'exit 130' INT TERM HUP
+# Whoever reads this has left, as in `make demo | head`: take everything down all the same.
+trap 'exit 141' PIPE
 
 bold=; plain=
 if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then bold=$(printf '\033[1m'); plain=$(printf '\033[0m'); fi
