@@ -24,7 +24,8 @@ Examples:
   edgeless_cli workflow logs -f $ID
   edgeless_cli workflow stop $ID
 
-Exit codes: 0 done, 1 refused, 2 wrong usage or a wrong file, 3 a daemon cannot be reached."
+Exit codes: 0 done, 1 refused, 2 wrong usage or a wrong file, 3 a daemon cannot be reached,
+70 a fault of ours, 130 interrupted."
 )]
 pub(crate) struct Opts {
     /// Configuration file to read [default: cli.toml].

@@ -1,7 +1,6 @@
 //! Bounds the bytes that wait in queues, beside the number of events in them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -35,14 +34,13 @@ impl Budget {
         self.kib.clone().try_acquire_many_owned(self.kib_of(bytes)).ok().map(|permit| Share(Some(permit)))
     }
 
-    /// The share of a payload, as soon as there is one, if that is within `wait`.
-    pub async fn take(&self, bytes: usize, wait: Duration) -> Option<Share> {
-        if let Some(share) = self.try_take(bytes) {
-            return Some(share);
+    /// The share of a payload, as soon as there is one.
+    pub async fn take(&self, bytes: usize) -> Share {
+        match self.try_take(bytes) {
+            Some(share) => share,
+            // Fails only if the semaphore is closed, which nobody does.
+            None => Share(self.kib.clone().acquire_many_owned(self.kib_of(bytes)).await.ok()),
         }
-        let permit = self.kib.clone().acquire_many_owned(self.kib_of(bytes));
-        let permit = tokio::time::timeout(wait, permit).await.ok()?.ok()?;
-        Some(Share(Some(permit)))
     }
 
     fn kib_of(&self, bytes: usize) -> u32 {

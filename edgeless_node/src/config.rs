@@ -145,7 +145,8 @@ pub struct Limits {
     pub message: ByteSize,
     /// Events that wait for one component.
     pub mailbox: usize,
-    /// The payloads that wait for one component, or for one other node.
+    /// The payloads that wait for one component; as much again of what it holds back or delays; and as
+    /// much for one other node.
     pub queued: ByteSize,
     /// How long a sender waits for room in a mailbox.
     #[serde(with = "humantime_serde")]
@@ -273,8 +274,14 @@ impl edgeless_daemon::config::Config for Config {
         if self.register_url().is_none() {
             return Err("general.orchestrator_url: must name the orchestrator of the domain".into());
         }
-        if !(self.general.invocation_url_coap.is_empty() && self.general.invocation_url_announced_coap.is_empty()) {
-            return Err("general.invocation_url_coap: CoAP is not available: leave it empty".into());
+        let general = &self.general;
+        for (key, url) in [
+            ("invocation_url_coap", &general.invocation_url_coap),
+            ("invocation_url_announced_coap", &general.invocation_url_announced_coap),
+        ] {
+            if !url.is_empty() {
+                return Err(format!("general.{key}: CoAP is not available: leave it empty"));
+            }
         }
         if self.telemetry.performance_samples {
             return Err("telemetry.performance_samples: not available yet: set it to false".into());
@@ -382,8 +389,8 @@ has_tpm = false
 # The largest payload of an event, and the largest message of the control plane (code is in one).
 # payload = "4MiB"
 # message = "64MiB"
-# Events that wait for one component, and the size of their payloads; the size also bounds what waits
-# for one other node.
+# Events that wait for one component, and the size of their payloads; the size also bounds what a
+# component holds back or delays, and what waits for one other node.
 # mailbox = 512
 # queued = "64MiB"
 # How long a sender waits for room there.

@@ -117,17 +117,23 @@ impl Mailbox {
 
     async fn try_put(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
         let size = delivery.incoming.payload.len();
-        let share = self.budget.take(size, wait).await.ok_or(Dropped::MailboxFull)?;
-        match self.queue.try_send((delivery, share)) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(_)) => Err(Dropped::Stopping),
-            Err(mpsc::error::TrySendError::Full(waiting)) => {
-                self.queue.send_timeout(waiting, wait).await.map_err(|error| match error {
-                    mpsc::error::SendTimeoutError::Timeout(_) => Dropped::MailboxFull,
-                    mpsc::error::SendTimeoutError::Closed(_) => Dropped::Stopping,
-                })
-            }
-        }
+        // Mostly there is room, and then no timer is needed.
+        let (delivery, share) = match self.budget.try_take(size) {
+            None => (delivery, None),
+            Some(share) => match self.queue.try_send((delivery, share)) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Closed(_)) => return Err(Dropped::Stopping),
+                Err(mpsc::error::TrySendError::Full((delivery, share))) => (delivery, Some(share)),
+            },
+        };
+        let put = async {
+            let share = match share {
+                Some(share) => share,
+                None => self.budget.take(size).await,
+            };
+            self.queue.send((delivery, share)).await.map_err(|_| Dropped::Stopping)
+        };
+        tokio::time::timeout(wait, put).await.unwrap_or(Err(Dropped::MailboxFull))
     }
 
     /// Puts an event in that the component sends to itself.

@@ -161,12 +161,12 @@ impl Peer {
             Kind::Cast(payload) | Kind::Call { payload, .. } => payload.len(),
             Kind::Reply { .. } => 0,
         };
-        let share = self.budget.take(size, self.emit_wait).await.ok_or(Dropped::MailboxFull)?;
         let lane = self.lane(Lane::Events(lane_of(event.target)), LANE);
-        lane.send_timeout((event, share), self.emit_wait).await.map_err(|error| match error {
-            mpsc::error::SendTimeoutError::Timeout(_) => Dropped::MailboxFull,
-            mpsc::error::SendTimeoutError::Closed(_) => Dropped::PeerLost,
-        })
+        let put = async {
+            let share = self.budget.take(size).await;
+            lane.send((event, share)).await.map_err(|_| Dropped::PeerLost)
+        };
+        tokio::time::timeout(self.emit_wait, put).await.unwrap_or(Err(Dropped::MailboxFull))
     }
 
     fn send_reply(&self, event: Event) -> Result<(), Dropped> {
