@@ -13,5 +13,6 @@
 mod build;
 mod fixture;
 mod reading;
+mod schemas;
 mod starting;
 mod usage;

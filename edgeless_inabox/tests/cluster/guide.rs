@@ -129,6 +129,39 @@ async fn a_killed_node_is_replaced_by_another() {
     cli(directory, &["workflow", "stop", &uuid]);
 }
 
+/// The controller's file need not list a domain whose orchestrator announces itself; and such a domain
+/// starts afresh for a controller that does not know it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_that_announces_itself_is_used() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let ports = configure(directory);
+    std::fs::write(
+        directory.join("controller.toml"),
+        format!("controller_url = \"http://127.0.0.1:{}\"\n", ports.controller),
+    )
+    .unwrap();
+    let text = std::fs::read_to_string(directory.join("orchestrator.toml")).unwrap();
+    let announced = format!("[general]\ndomain_register_url = \"http://127.0.0.1:{}\"", ports.controller);
+    std::fs::write(directory.join("orchestrator.toml"), text.replacen("[general]", &announced, 1)).unwrap();
+    let _orchestrator = Program::start("edgeless_orc_d", directory, &[]);
+    let node = Program::start("edgeless_node_d", directory, &[]);
+    let mut controller = Program::start("edgeless_con_d", directory, &[]);
+    let noop = repository().join("functions/noop/function.json");
+    cli(directory, &["function", "build", noop.to_str().unwrap()]);
+    let example = repository().join("examples/noop/workflow.json");
+    wait_until("the domain has its node", || async { cli(directory, &["domain", "list"]).contains("(1 nodes)") }).await;
+    let uuid = cli(directory, &["workflow", "start", example.to_str().unwrap()]);
+    assert!(cli(directory, &["workflow", "inspect", uuid.trim()]).contains("STATE noop -> running on"));
+
+    controller.kill();
+    let _controller = Program::start("edgeless_con_d", directory, &[]);
+    node.says("Noop stopped");
+    wait_until("the domain is back", || async { cli(directory, &["domain", "list"]).contains("(1 nodes)") }).await;
+    let uuid = cli(directory, &["workflow", "start", example.to_str().unwrap()]);
+    assert_eq!(cli(directory, &["workflow", "list"]), uuid);
+}
+
 /// A controller that was killed remembers nothing yet: what ran for it is stopped, so that nothing runs
 /// that nobody can stop. An orchestrator that was killed is given its components again.
 #[tokio::test(flavor = "multi_thread")]
