@@ -1,5 +1,6 @@
 //! What became of a component: the answer to "why does it not run?".
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
@@ -120,6 +121,51 @@ pub struct ComponentStatus {
     pub handled: u64,
     /// Events to it that were dropped.
     pub dropped: u64,
+    /// What it sent, by output, and what became of that.
+    pub outputs: Vec<OutputBooks>,
+}
+
+/// The books of an output: what was sent on it, and what became of that. At any moment
+/// `produced = handled + queued + in_flight + delayed + expired + dropped + unknown + handed_over`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OutputBooks {
+    /// The output. Names in parentheses stand for events that were sent on no output.
+    pub output: String,
+    /// Events that were sent.
+    pub produced: u64,
+    /// Events that a handler took.
+    pub handled: u64,
+    /// Events that wait to be handled, or are on their way.
+    pub queued: u64,
+    /// Events that a handler has in hand.
+    pub in_flight: u64,
+    /// Events that are not due yet.
+    pub delayed: u64,
+    /// Events whose time was up before a handler took them.
+    pub expired: u64,
+    /// Events that no handler took, by cause.
+    pub dropped: BTreeMap<String, u64>,
+    /// Events that were lost with their node; they may have been handled.
+    pub unknown: u64,
+    /// Events that an EDGELESS 1.x node took, which says no more.
+    pub handed_over: u64,
+}
+
+impl OutputBooks {
+    /// Each fate that an event had, with its count.
+    pub fn fates(&self) -> impl Iterator<Item = (&str, u64)> {
+        let own = [
+            ("handled", self.handled),
+            ("queued", self.queued),
+            ("in flight", self.in_flight),
+            ("delayed", self.delayed),
+            ("expired", self.expired),
+            ("unknown: peer lost", self.unknown),
+            ("handed over", self.handed_over),
+        ];
+        let dropped = self.dropped.iter().map(|(cause, count)| (cause.as_str(), *count));
+        own.into_iter().chain(dropped).filter(|(_, count)| *count > 0)
+    }
 }
 
 /// Where a component would go.

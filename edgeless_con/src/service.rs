@@ -72,6 +72,7 @@ fn silent(component: &ComponentView, state: State, reason: &str) -> ComponentSta
         log: Vec::new(),
         handled: 0,
         dropped: 0,
+        outputs: Vec::new(),
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -20,10 +21,10 @@ use futures_util::{FutureExt, StreamExt};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::budget::Budget;
-use crate::instance::{Instance, InstanceError};
+use crate::fate::Fate;
+use crate::instance::{EventKind, Instance, InstanceError};
 use crate::log::Log;
-use crate::mailbox::{Delivery, Receiver, mailbox};
+use crate::mailbox::{Delivery, Receiver, Told, mailbox};
 use crate::metrics::{Dropped, InstanceMetrics};
 use crate::outputs::Outputs;
 use crate::router::Router;
@@ -33,6 +34,8 @@ use crate::state::State as SavedState;
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
 /// Instances that may break one after the other, without having handled an event in between.
 const ATTEMPTS: u32 = 6;
+/// Time in handlers after which others have their turn, also when more events wait.
+const TURN: Duration = Duration::from_micros(200);
 /// Lines of log that a status shows.
 const STATUS_LINES: usize = 10;
 
@@ -94,22 +97,20 @@ pub async fn host(
     let token = component.cancel.child_token();
     // Whatever it started in vain ends with it.
     let guard = token.clone().drop_guard();
-    let instance: Arc<dyn Instance> = factory(token).await?.into();
-    let metrics = Arc::new(router.metrics().instance(component.id, &component.metrics_type));
-    let (sender, receiver) = mailbox(component.mailbox, Budget::new(component.queued), metrics.clone());
+    let instance = factory(token).await?;
+    let ledger = component.outputs.ledger().clone();
+    let metrics = router.metrics().instances().add(component.id, &component.metrics_type, ledger);
+    let (sender, receiver) = mailbox(component.mailbox, component.queued, metrics.clone());
     router.add_mailbox(component.id.function, sender);
     let status = Arc::new(Mutex::new((State::Running, String::new())));
     let (end, ended) = watch::channel(false);
     let host = Host {
         receiver,
         factory,
-        router,
         grace,
-        limit: component.handler_limit,
         max_in_flight: component.max_in_flight.max(1),
         id: component.id,
-        log: component.log.clone(),
-        metrics: metrics.clone(),
+        hand: Hand { router, metrics: metrics.clone(), log: component.log.clone(), limit: component.handler_limit },
         cancel: component.cancel.clone(),
         status: status.clone(),
         failures: 0,
@@ -147,6 +148,7 @@ impl Hosted {
             log: component.log.last(STATUS_LINES),
             handled: self.metrics.handled(),
             dropped: self.metrics.dropped(),
+            outputs: component.outputs.ledger().read(),
         }
     }
 
@@ -171,12 +173,9 @@ struct Host {
     id: InstanceId,
     receiver: Receiver,
     factory: Factory,
-    router: Arc<Router>,
+    hand: Hand,
     grace: Duration,
-    limit: Option<Duration>,
     max_in_flight: usize,
-    log: Log,
-    metrics: Arc<InstanceMetrics>,
     cancel: CancellationToken,
     status: Arc<Mutex<(State, String)>>,
     /// Instances that broke since the last event was handled.
@@ -185,7 +184,8 @@ struct Host {
 
 /// Whether a handler took an event.
 enum Handled {
-    Yes,
+    /// After so much time.
+    Yes(Duration),
     /// Its time was up before.
     Expired,
 }
@@ -204,19 +204,19 @@ enum End {
 }
 
 impl Host {
-    async fn run(mut self, first: Arc<dyn Instance>, token: DropGuard) {
+    async fn run(mut self, first: Box<dyn Instance>, token: DropGuard) {
         let mut current = Some((first, token));
         // The token ends what an incarnation left behind: its delayed casts die with it.
         while let Some((instance, token)) = current.take() {
-            match self.serve(&instance).await {
+            match self.serve(instance.as_ref()).await {
                 End::Stopped => {
                     if tokio::time::timeout(self.grace, instance.stop()).await.is_err() {
-                        self.log.push(Level::Warn, "edgeless", "the stop handler did not end in time");
+                        self.hand.log.push(Level::Warn, "edgeless", "the stop handler did not end in time");
                     }
                 }
                 // What was cut off in the middle is in no state to be asked anything.
                 End::CutOff => {
-                    self.log.push(Level::Warn, "edgeless", "a handler did not end in time and was cut off");
+                    self.hand.log.push(Level::Warn, "edgeless", "a handler did not end in time and was cut off");
                 }
                 End::Broken(reason) => {
                     // Its place is free before its replacement wants one.
@@ -228,34 +228,76 @@ impl Host {
                 }
             }
         }
-        self.router.remove_mailbox(self.id.function);
+        self.hand.router.remove_mailbox(self.id.function);
         self.set_status(State::Stopped, "");
         self.receiver.close();
         while let Some(delivery) = self.receiver.take().await {
-            lose(&self.metrics, &self.router, delivery, Dropped::Stopping);
+            self.hand.lose(delivery, Dropped::Stopping);
         }
-        self.metrics.retire();
+        self.hand.router.metrics().instances().retire(&self.hand.metrics);
     }
 
     /// Handles events until the component is stopped or the instance breaks.
-    async fn serve(&mut self, instance: &Arc<dyn Instance>) -> End {
+    async fn serve(&mut self, instance: &dyn Instance) -> End {
+        match self.max_in_flight {
+            1 => self.serve_one_by_one(instance).await,
+            _ => self.serve_several(instance).await,
+        }
+    }
+
+    async fn serve_one_by_one(&mut self, instance: &dyn Instance) -> End {
+        let cancel = self.cancel.clone();
+        let mut cancelled = pin!(cancel.cancelled());
+        let mut busy = Duration::ZERO;
+        loop {
+            if busy > TURN {
+                busy = Duration::ZERO;
+                tokio::task::yield_now().await;
+            }
+            let delivery = tokio::select! {
+                biased;
+                () = &mut cancelled => return End::Stopped,
+                delivery = self.receiver.take() => delivery,
+            };
+            let Some(delivery) = delivery else { return End::Stopped };
+            let mut handling = pin!(self.hand.handle(instance, delivery));
+            let handled = tokio::select! {
+                biased;
+                handled = &mut handling => handled,
+                () = &mut cancelled => {
+                    return match tokio::time::timeout(self.grace, handling).await {
+                        Ok(_) => End::Stopped,
+                        Err(_) => End::CutOff,
+                    };
+                }
+            };
+            match handled {
+                Ok(Handled::Yes(time)) => {
+                    self.failures = 0;
+                    busy += time;
+                }
+                Ok(Handled::Expired) => {}
+                Err(Broken(reason)) => return End::Broken(reason),
+            }
+        }
+    }
+
+    async fn serve_several(&mut self, instance: &dyn Instance) -> End {
         let mut in_flight = FuturesUnordered::new();
         let cancel = self.cancel.clone();
+        let mut cancelled = pin!(cancel.cancelled());
         loop {
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => break,
+                () = &mut cancelled => break,
                 Some(handled) = in_flight.next(), if !in_flight.is_empty() => match handled {
-                    Ok(Handled::Yes) => self.failures = 0,
+                    Ok(Handled::Yes(_)) => self.failures = 0,
                     Ok(Handled::Expired) => {}
                     Err(Broken(reason)) => return End::Broken(reason),
                 },
                 delivery = self.receiver.take(), if in_flight.len() < self.max_in_flight => {
                     let Some(delivery) = delivery else { break };
-                    let (limit, router) = (self.limit, self.router.clone());
-                    in_flight.push(handle(
-                        instance.clone(), delivery, limit, router, self.metrics.clone(), self.log.clone(),
-                    ));
+                    in_flight.push(self.hand.handle(instance, delivery));
                 }
             }
         }
@@ -267,14 +309,18 @@ impl Host {
     }
 
     /// Makes a replacement, after a while; `None`: the component is failed or stopped.
-    async fn replace(&mut self, reason: String) -> Option<(Arc<dyn Instance>, DropGuard)> {
+    async fn replace(&mut self, reason: String) -> Option<(Box<dyn Instance>, DropGuard)> {
         let mut reason = reason;
         loop {
-            self.log.push(Level::Error, "edgeless", format!("the instance broke: {reason}"));
+            self.hand.log.push(Level::Error, "edgeless", format!("the instance broke: {reason}"));
             self.failures += 1;
             if self.failures >= ATTEMPTS {
                 self.set_status(State::Failed, &reason);
-                self.log.push(Level::Error, "edgeless", format!("failed: it broke {} times in a row", self.failures));
+                self.hand.log.push(
+                    Level::Error,
+                    "edgeless",
+                    format!("failed: it broke {} times in a row", self.failures),
+                );
                 return None;
             }
             self.set_status(State::Restarting, &reason);
@@ -288,9 +334,9 @@ impl Host {
             let cancel = self.cancel.clone();
             match cancel.run_until_cancelled((self.factory)(token)).await? {
                 Ok(instance) => {
-                    self.metrics.count_restart();
+                    self.hand.metrics.count_restart();
                     self.set_status(State::Running, &reason);
-                    return Some((instance.into(), guard));
+                    return Some((instance, guard));
                 }
                 Err(error) => reason = error.to_string(),
             }
@@ -303,7 +349,7 @@ impl Host {
             tokio::select! {
                 () = self.cancel.cancelled() => return,
                 delivery = self.receiver.take() => match delivery {
-                    Some(delivery) => lose(&self.metrics, &self.router, delivery, Dropped::TargetFailed),
+                    Some(delivery) => self.hand.lose(delivery, Dropped::TargetFailed),
                     None => return,
                 },
             }
@@ -316,52 +362,89 @@ impl Host {
     }
 }
 
-/// Counts an event that is not handled. Its reply, if it wants one, is an error.
-fn lose(metrics: &InstanceMetrics, router: &Router, delivery: Delivery, cause: Dropped) {
-    metrics.count_dropped();
-    router.count(cause);
-    drop(delivery);
-}
-
-/// Handles one event and answers it.
-async fn handle(
-    instance: Arc<dyn Instance>,
-    delivery: Delivery,
-    limit: Option<Duration>,
+/// What handling an event takes beside the instance.
+struct Hand {
     router: Arc<Router>,
     metrics: Arc<InstanceMetrics>,
     log: Log,
-) -> Result<Handled, Broken> {
-    let Delivery { incoming, created, reply } = delivery;
-    let started = Instant::now();
-    if incoming.cause.deadline.is_some_and(|deadline| deadline <= started) {
-        metrics.count_dropped();
-        router.count(Dropped::Expired);
-        return Ok(Handled::Expired);
+    /// How long a handler may take; `None`: the runtime sees to it.
+    limit: Option<Duration>,
+}
+
+impl Hand {
+    /// Counts an event that is not handled. Its reply, if it wants one, is an error.
+    fn lose(&self, delivery: Delivery, cause: Dropped) {
+        self.metrics.count_dropped();
+        self.router.count(cause);
+        let fate = if cause == Dropped::Expired { Fate::Expired } else { Fate::Dropped(cause) };
+        delivery.fate.settle(fate);
     }
-    let in_hand = metrics.begin(SystemTime::now().duration_since(created).unwrap_or_default());
-    let kind = incoming.kind;
-    let deadline = match (limit.map(|limit| started + limit), incoming.cause.deadline) {
-        (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
-        // A runtime keeps its own time: a guest is not to be dropped in the middle.
-        (limit, _) => limit,
-    };
-    let result = AssertUnwindSafe(within(deadline, instance.handle(incoming))).catch_unwind().await;
-    in_hand.end(kind, started.elapsed());
-    let (answer, broken) = match result {
-        Ok(Ok(Some(payload))) => (Reply::Message(payload), Ok(Handled::Yes)),
-        Ok(Ok(None)) => (Reply::Empty, Ok(Handled::Yes)),
-        Ok(Err(InstanceError::Failed(reason))) => {
-            log.push(Level::Warn, "edgeless", format!("an event was not handled: {reason}"));
-            (Reply::Error, Ok(Handled::Yes))
+
+    /// Handles one event and answers it.
+    async fn handle(&self, instance: &dyn Instance, delivery: Delivery) -> Result<Handled, Broken> {
+        let started = Instant::now();
+        if delivery.incoming.cause.deadline.is_some_and(|deadline| deadline <= started) {
+            self.lose(delivery, Dropped::Expired);
+            return Ok(Handled::Expired);
         }
-        Ok(Err(InstanceError::Broken(reason))) => (Reply::Error, Err(Broken(reason))),
-        Err(_) => (Reply::Error, Err(Broken("its handler panicked: this is a fault of the node".to_string()))),
-    };
-    if let Some(reply) = reply {
-        reply.send(answer);
+        let Delivery { incoming, created, reply, fate } = delivery;
+        let transfer = SystemTime::now().duration_since(created).unwrap_or_default();
+        let in_hand = InHand::new(&self.metrics, fate, transfer);
+        let kind = incoming.kind;
+        let deadline = match (self.limit.map(|limit| started + limit), incoming.cause.deadline) {
+            (Some(limit), Some(deadline)) => Some(limit.min(deadline)),
+            // A runtime keeps its own time: a guest is not to be dropped in the middle.
+            (limit, _) => limit,
+        };
+        let result = AssertUnwindSafe(within(deadline, instance.handle(incoming))).catch_unwind().await;
+        let time = started.elapsed();
+        in_hand.end(kind, time);
+        let (answer, broken) = match result {
+            Ok(Ok(Some(payload))) => (Reply::Message(payload), Ok(Handled::Yes(time))),
+            Ok(Ok(None)) => (Reply::Empty, Ok(Handled::Yes(time))),
+            Ok(Err(InstanceError::Failed(reason))) => {
+                self.log.push(Level::Warn, "edgeless", format!("an event was not handled: {reason}"));
+                (Reply::Error, Ok(Handled::Yes(time)))
+            }
+            Ok(Err(InstanceError::Broken(reason))) => (Reply::Error, Err(Broken(reason))),
+            Err(_) => (Reply::Error, Err(Broken("its handler panicked: this is a fault of the node".to_string()))),
+        };
+        if let Some(reply) = reply {
+            reply.send(answer);
+        }
+        broken
     }
-    broken
+}
+
+/// An event that a handler has. Dropped before its end, it counts as lost: the handler was cut off.
+struct InHand<'m> {
+    metrics: &'m InstanceMetrics,
+    /// `None` once the handler is through with it.
+    fate: Option<Told>,
+}
+
+impl<'m> InHand<'m> {
+    fn new(metrics: &'m InstanceMetrics, mut fate: Told, transfer: Duration) -> Self {
+        metrics.begin(transfer);
+        fate.begin();
+        Self { metrics, fate: Some(fate) }
+    }
+
+    fn end(mut self, kind: EventKind, execution: Duration) {
+        self.metrics.end(kind, execution);
+        if let Some(fate) = self.fate.take() {
+            fate.settle(Fate::Handled);
+        }
+    }
+}
+
+impl Drop for InHand<'_> {
+    fn drop(&mut self) {
+        if let Some(fate) = self.fate.take() {
+            self.metrics.cut_off();
+            fate.settle(Fate::Dropped(Dropped::Stopping));
+        }
+    }
 }
 
 async fn within<T>(

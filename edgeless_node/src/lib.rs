@@ -16,15 +16,18 @@
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
+pub mod books;
 pub mod budget;
 pub mod calls;
 pub mod capabilities;
 pub mod config;
 pub mod event;
+pub mod fate;
 pub mod host;
 pub mod instance;
 pub mod log;
 pub mod mailbox;
+pub mod measures;
 pub mod metrics;
 pub mod outputs;
 pub mod peer;
@@ -105,6 +108,7 @@ fn runtimes(config: &Config) -> Result<Vec<Arc<dyn Runtime>>, Error> {
     }
     let wasm = Wasm::new(WasmLimits {
         instances: config.wasm_runtime.max_instances,
+        stacks: config.wasm_runtime.max_stacks.min(config.wasm_runtime.max_instances),
         memory: usize::try_from(config.wasm_runtime.memory_limit.as_u64()).unwrap_or(usize::MAX),
         time: config.wasm_runtime.cpu_limit,
         payload: config.limits.api().payload,

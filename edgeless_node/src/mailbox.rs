@@ -4,15 +4,18 @@
 //! is bounded, and has slots of its own for what the instance sends to itself, since nobody would
 //! empty a full mailbox whose owner waits for room in it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::{Duration, SystemTime};
 
 use edgeless_api::event::{Kind, Reply, Trace};
 use edgeless_api::{Event, InstanceId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, oneshot};
 
-use crate::budget::{Budget, Share};
+use crate::books::Entry;
 use crate::event::Incoming;
+use crate::fate::{Fate, Ticket};
 use crate::metrics::{Dropped, InstanceMetrics};
 use crate::peer::Peers;
 
@@ -25,10 +28,36 @@ pub struct Delivery {
     pub created: SystemTime,
     /// How the reply reaches the caller; `None` for casts.
     pub reply: Option<Replier>,
+    /// How its sender learns what became of it.
+    pub fate: Told,
 }
 
-/// An event in a mailbox, with its part of what may wait there.
-type Waiting = (Delivery, Share);
+/// Who is told what became of an event.
+#[derive(Debug)]
+pub enum Told {
+    /// The books of an output of this node.
+    Here(Entry),
+    /// Nobody: the sender is an EDGELESS 1.x node.
+    Nobody,
+}
+
+impl Told {
+    /// A handler has the event.
+    pub fn begin(&mut self) {
+        match self {
+            Self::Here(entry) => entry.begin(),
+            Self::Nobody => {}
+        }
+    }
+
+    /// This is what became of it.
+    pub fn settle(self, fate: Fate) {
+        match self {
+            Self::Here(entry) => entry.settle(fate),
+            Self::Nobody => {}
+        }
+    }
+}
 
 /// The duty to answer a call. Dropped without an answer, it answers with an error.
 #[derive(Debug)]
@@ -82,91 +111,258 @@ impl Drop for Replier {
 
 /// Slots for what an instance sends to itself.
 const OWN: usize = 64;
+/// A queue that was longer than this gives its memory back once it is empty.
+const KEPT: usize = 64;
+/// Payloads below this are bounded well enough by their number.
+const SMALL: usize = 1024;
 
 /// Where events for a component are put.
 #[derive(Clone, Debug)]
-pub struct Mailbox {
-    queue: mpsc::Sender<Waiting>,
-    own: mpsc::Sender<Waiting>,
-    budget: Budget,
-    metrics: Arc<InstanceMetrics>,
-}
+pub struct Mailbox(Arc<Shared>);
 
 /// Where its host takes them out.
 #[derive(Debug)]
-pub struct Receiver {
-    queue: mpsc::Receiver<Waiting>,
-    own: mpsc::Receiver<Waiting>,
+pub struct Receiver(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    queues: Mutex<Queues>,
+    /// There is room again.
+    room: Notify,
+    capacity: usize,
+    /// The payloads that may wait, bytes.
+    bytes: usize,
+    metrics: Arc<InstanceMetrics>,
 }
 
-/// A mailbox for `capacity` events, whose payloads share a budget.
-pub fn mailbox(capacity: usize, budget: Budget, metrics: Arc<InstanceMetrics>) -> (Mailbox, Receiver) {
-    let (queue, queue_receiver) = mpsc::channel(capacity.max(1));
-    let (own, own_receiver) = mpsc::channel(OWN);
-    (Mailbox { queue, own, budget, metrics }, Receiver { queue: queue_receiver, own: own_receiver })
+/// A mutex of the standard library: it is held for a few instructions and never across an await.
+#[derive(Debug, Default)]
+struct Queues {
+    others: VecDeque<Delivery>,
+    own: VecDeque<Delivery>,
+    /// Of all payloads that are not small.
+    bytes: usize,
+    /// Senders that wait for room.
+    senders: usize,
+    /// Takes from the queue that did not have its turn before.
+    own_is_next: bool,
+    is_closed: bool,
+    receiver: Option<Waker>,
+}
+
+/// A mailbox for `capacity` events, whose payloads have so many `bytes` at most. A larger payload may
+/// wait alone.
+pub fn mailbox(capacity: usize, bytes: usize, metrics: Arc<InstanceMetrics>) -> (Mailbox, Receiver) {
+    let (queues, room) = (Mutex::default(), Notify::new());
+    let shared = Arc::new(Shared { queues, room, capacity: capacity.max(1), bytes, metrics });
+    (Mailbox(shared.clone()), Receiver(shared))
+}
+
+fn size_of(delivery: &Delivery) -> usize {
+    let size = delivery.incoming.payload.len();
+    if size < SMALL { 0 } else { size }
+}
+
+impl Queues {
+    fn fits(&self, size: usize, bytes: usize) -> bool {
+        size == 0 || self.bytes == 0 || self.bytes.saturating_add(size) <= bytes
+    }
+
+    fn pop(&mut self) -> Option<Delivery> {
+        let (first, second) =
+            if self.own_is_next { (&mut self.own, &mut self.others) } else { (&mut self.others, &mut self.own) };
+        let queue = if first.is_empty() { second } else { first };
+        let delivery = queue.pop_front()?;
+        if queue.is_empty() && queue.capacity() > KEPT {
+            *queue = VecDeque::new();
+        }
+        self.own_is_next = !self.own_is_next;
+        self.bytes -= size_of(&delivery);
+        Some(delivery)
+    }
+}
+
+/// What one attempt to put an event in leads to.
+enum Put {
+    Done(Option<Waker>),
+    NoRoom(Delivery),
+    Closed(Delivery),
+}
+
+impl Shared {
+    fn queues(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refuse(&self, delivery: Delivery, cause: Dropped) -> Dropped {
+        self.metrics.count_dropped();
+        delivery.fate.settle(Fate::Dropped(cause));
+        cause
+    }
+}
+
+impl Put {
+    fn wake(waker: Option<Waker>) {
+        // After the lock is let go, so that whoever is woken need not wait for it.
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
 }
 
 impl Mailbox {
+    fn attempt(
+        &self,
+        delivery: Delivery,
+        queue: impl FnOnce(&mut Queues) -> &mut VecDeque<Delivery>,
+        most: usize,
+    ) -> Put {
+        let mut queues = self.0.queues();
+        if queues.is_closed {
+            return Put::Closed(delivery);
+        }
+        let size = size_of(&delivery);
+        if !queues.fits(size, self.0.bytes) {
+            return Put::NoRoom(delivery);
+        }
+        let line = queue(&mut queues);
+        if line.len() >= most {
+            return Put::NoRoom(delivery);
+        }
+        line.push_back(delivery);
+        queues.bytes += size;
+        Put::Done(queues.receiver.take())
+    }
+
     /// Puts an event in, and waits for room at most for `wait`.
     ///
     /// # Errors
-    /// There was no room in time, or the component is gone.
+    /// There was no room in time, or the component is gone. Its sender is told.
     pub async fn put(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
-        self.try_put(delivery, wait).await.inspect_err(|_| self.metrics.count_dropped())
+        match self.attempt(delivery, |queues| &mut queues.others, self.0.capacity) {
+            Put::Done(waker) => {
+                Put::wake(waker);
+                Ok(())
+            }
+            Put::Closed(delivery) => Err(self.0.refuse(delivery, Dropped::Stopping)),
+            // Mostly there is room, and then no timer is needed.
+            Put::NoRoom(delivery) => self.put_later(delivery, wait).await,
+        }
     }
 
-    async fn try_put(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
-        let size = delivery.incoming.payload.len();
-        // Mostly there is room, and then no timer is needed.
-        let (delivery, share) = match self.budget.try_take(size) {
-            None => (delivery, None),
-            Some(share) => match self.queue.try_send((delivery, share)) {
-                Ok(()) => return Ok(()),
-                Err(mpsc::error::TrySendError::Closed(_)) => return Err(Dropped::Stopping),
-                Err(mpsc::error::TrySendError::Full((delivery, share))) => (delivery, Some(share)),
-            },
-        };
-        let put = async {
-            let share = match share {
-                Some(share) => share,
-                None => self.budget.take(size).await,
-            };
-            self.queue.send((delivery, share)).await.map_err(|_| Dropped::Stopping)
-        };
-        tokio::time::timeout(wait, put).await.unwrap_or(Err(Dropped::MailboxFull))
+    async fn put_later(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
+        let _sender = Waiting::new(&self.0);
+        let deadline = tokio::time::Instant::now() + wait;
+        let mut delivery = delivery;
+        loop {
+            let room = self.0.room.notified();
+            match self.attempt(delivery, |queues| &mut queues.others, self.0.capacity) {
+                Put::Done(waker) => {
+                    Put::wake(waker);
+                    return Ok(());
+                }
+                Put::Closed(delivery) => return Err(self.0.refuse(delivery, Dropped::Stopping)),
+                Put::NoRoom(refused) => delivery = refused,
+            }
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                return Err(self.0.refuse(delivery, Dropped::MailboxFull));
+            }
+        }
     }
 
-    /// Puts an event in that the component sends to itself.
+    /// Puts an event in that the component sends to itself: there is room now or never, since nobody
+    /// would empty a full mailbox whose owner waits for room in it.
     ///
     /// # Errors
-    /// There is no room, or the component is gone.
+    /// There is no room, or the component is gone. Its sender is told.
     pub fn put_own(&self, delivery: Delivery) -> Result<(), Dropped> {
-        let put = match self.budget.try_take(delivery.incoming.payload.len()) {
-            None => Err(Dropped::SelfFull),
-            Some(share) => self.own.try_send((delivery, share)).map_err(|error| match error {
-                mpsc::error::TrySendError::Closed(_) => Dropped::Stopping,
-                mpsc::error::TrySendError::Full(_) => Dropped::SelfFull,
-            }),
+        match self.attempt(delivery, |queues| &mut queues.own, OWN) {
+            Put::Done(waker) => {
+                Put::wake(waker);
+                Ok(())
+            }
+            Put::Closed(delivery) => Err(self.0.refuse(delivery, Dropped::Stopping)),
+            Put::NoRoom(delivery) => Err(self.0.refuse(delivery, Dropped::SelfFull)),
+        }
+    }
+
+    /// Puts an event in whose sender was granted the room.
+    ///
+    /// # Errors
+    /// The component is gone. Its sender is told.
+    pub fn put_granted(&self, delivery: Delivery) -> Result<(), Dropped> {
+        let waker = {
+            let mut queues = self.0.queues();
+            if queues.is_closed {
+                drop(queues);
+                return Err(self.0.refuse(delivery, Dropped::Stopping));
+            }
+            queues.bytes += size_of(&delivery);
+            queues.others.push_back(delivery);
+            queues.receiver.take()
         };
-        put.inspect_err(|_| self.metrics.count_dropped())
+        Put::wake(waker);
+        Ok(())
+    }
+}
+
+/// A sender that waits for room.
+struct Waiting<'m>(&'m Shared);
+
+impl<'m> Waiting<'m> {
+    fn new(mailbox: &'m Shared) -> Self {
+        mailbox.queues().senders += 1;
+        Self(mailbox)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut queues = self.0.queues();
+        queues.senders -= 1;
+        // It may have been told of room that it did not use.
+        if queues.senders > 0 {
+            self.0.room.notify_one();
+        }
     }
 }
 
 impl Receiver {
-    /// The next event; `None` only once the mailbox is closed and empty.
+    /// The next event; `None` only once the mailbox is closed and empty. Gives way to other tasks after a
+    /// number of events, also if there are always more.
     pub async fn take(&mut self) -> Option<Delivery> {
-        let (delivery, _share) = tokio::select! {
-            Some(waiting) = self.own.recv() => waiting,
-            Some(waiting) = self.queue.recv() => waiting,
-            else => return None,
-        };
-        Some(delivery)
+        std::future::poll_fn(|context| {
+            let fair = std::task::ready!(tokio::task::coop::poll_proceed(context));
+            let mut queues = self.0.queues();
+            if let Some(delivery) = queues.pop() {
+                fair.made_progress();
+                if queues.senders > 0 {
+                    self.0.room.notify_one();
+                }
+                return Poll::Ready(Some(delivery));
+            }
+            if queues.is_closed {
+                return Poll::Ready(None);
+            }
+            match &mut queues.receiver {
+                Some(known) => known.clone_from(context.waker()),
+                none => *none = Some(context.waker().clone()),
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Takes no more events in. Those that are left are taken as before, and after the last there is
     /// none for ever.
     pub fn close(&mut self) {
-        self.own.close();
-        self.queue.close();
+        self.0.queues().is_closed = true;
+        self.0.room.notify_waiters();
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.close();
     }
 }

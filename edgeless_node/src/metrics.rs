@@ -3,19 +3,16 @@
 //! Series of single instances are kept up to a limit; beyond it an instance is counted under its
 //! class (`function_id="other"`), so that workflows cannot grow the memory of a monitor.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
 
-use edgeless_api::{InstanceId, NodeId};
+use edgeless_api::NodeId;
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use crate::event::EventKind;
+pub use crate::measures::InstanceMetrics;
+use crate::measures::Instances;
 
 /// Why an event did not reach a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue, thiserror::Error)]
@@ -64,30 +61,44 @@ pub enum Dropped {
     Expired,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct TypeLabels {
-    node_id: String,
-    function_type: String,
-}
+impl Dropped {
+    /// All causes.
+    pub const ALL: [Self; 14] = [
+        Self::UnknownTarget,
+        Self::UnknownPeer,
+        Self::PeerLost,
+        Self::NoInstance,
+        Self::MailboxFull,
+        Self::SelfFull,
+        Self::HeldFull,
+        Self::DelayedFull,
+        Self::SenderGone,
+        Self::Unmapped,
+        Self::TooLarge,
+        Self::TargetFailed,
+        Self::Stopping,
+        Self::Expired,
+    ];
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct InstanceLabels {
-    node_id: String,
-    function_id: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ExecutionLabels {
-    node_id: String,
-    function_id: String,
-    function_type: String,
-    invocation_type: InvocationType,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-enum InvocationType {
-    Cast,
-    Call,
+    /// Its name in books and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::UnknownTarget => "UnknownTarget",
+            Self::UnknownPeer => "UnknownPeer",
+            Self::PeerLost => "PeerLost",
+            Self::NoInstance => "NoInstance",
+            Self::MailboxFull => "MailboxFull",
+            Self::SelfFull => "SelfFull",
+            Self::HeldFull => "HeldFull",
+            Self::DelayedFull => "DelayedFull",
+            Self::SenderGone => "SenderGone",
+            Self::Unmapped => "Unmapped",
+            Self::TooLarge => "TooLarge",
+            Self::TargetFailed => "TargetFailed",
+            Self::Stopping => "Stopping",
+            Self::Expired => "Expired",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -100,69 +111,36 @@ struct CauseLabels {
     cause: Dropped,
 }
 
-/// Seconds. From 0.1 on those that dashboards for EDGELESS 1.2 know; below, where functions are.
-const BUCKETS: [f64; 16] =
-    [0.000_01, 0.000_03, 0.000_1, 0.000_3, 0.001, 0.01, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
-
-fn histogram() -> Histogram {
-    Histogram::new(BUCKETS)
-}
-
 /// The metrics of one node.
 #[derive(Debug)]
 pub struct Metrics {
-    node: NodeId,
     registry: Mutex<Registry>,
-    function_count: Family<TypeLabels, Gauge>,
-    execution_times: Family<ExecutionLabels, Histogram, fn() -> Histogram>,
-    transfer_times: Family<InstanceLabels, Histogram, fn() -> Histogram>,
-    handled: Counter,
-    restarts: Counter,
+    instances: Instances,
     dropped: Family<CauseLabels, Counter>,
-    in_flight: Gauge<i64, AtomicI64>,
     refused: Counter,
     requests_refused: Family<StatusLabels, Counter>,
-    series: AtomicUsize,
-    max_series: usize,
 }
 
 impl Metrics {
     /// Metrics with series for at most `max_series` single instances.
     pub fn new(node: NodeId, max_series: usize) -> Self {
         let metrics = Self {
-            node,
             registry: Mutex::default(),
-            function_count: Family::default(),
-            execution_times: Family::new_with_constructor(histogram),
-            transfer_times: Family::new_with_constructor(histogram),
-            handled: Counter::default(),
-            restarts: Counter::default(),
+            instances: Instances::new(node, max_series),
             dropped: Family::default(),
-            in_flight: Gauge::default(),
             refused: Counter::default(),
             requests_refused: Family::default(),
-            series: AtomicUsize::new(0),
-            max_series,
         };
         {
             let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
-            registry.register("function_count", "Instances that run", metrics.function_count.clone());
-            registry.register("execution_times", "Duration of handlers, seconds", metrics.execution_times.clone());
-            registry.register(
-                "transfer_times",
-                "Time from the making of an event to its handler, seconds",
-                metrics.transfer_times.clone(),
-            );
-            registry.register("events_handled", "Events that a handler took", metrics.handled.clone());
+            registry.register_collector(Box::new(metrics.instances.clone()));
             registry.register("events_dropped", "Events that no handler took, by cause", metrics.dropped.clone());
-            registry.register("events_in_flight", "Events that handlers have in hand", metrics.in_flight.clone());
             registry.register("events_refused", "Events from other nodes that were malformed", metrics.refused.clone());
             registry.register(
                 "requests_refused",
                 "HTTP requests that the ingress answered with an error, by its status",
                 metrics.requests_refused.clone(),
             );
-            registry.register("instance_restarts", "Instances that were started again", metrics.restarts.clone());
         }
         metrics
     }
@@ -192,183 +170,49 @@ impl Metrics {
         self.requests_refused.get_or_create_owned(&StatusLabels { status: u32::from(status) }).inc();
     }
 
-    /// The measures of one more instance.
-    pub fn instance(self: &Arc<Self>, id: InstanceId, function_type: &str) -> InstanceMetrics {
-        let node_id = self.node.to_string();
-        let function_type = function_type.to_string();
-        let single = self.series.fetch_add(1, Ordering::Relaxed) < self.max_series;
-        let function_id = if single { id.function.to_string() } else { "other".to_string() };
-        let execution = |invocation_type| ExecutionLabels {
-            node_id: node_id.clone(),
-            function_id: function_id.clone(),
-            function_type: function_type.clone(),
-            invocation_type,
-        };
-        let labels = Labels {
-            cast: execution(InvocationType::Cast),
-            call: execution(InvocationType::Call),
-            transfer: InstanceLabels { node_id: node_id.clone(), function_id: function_id.clone() },
-            single,
-        };
-        let count = self.function_count.get_or_create_owned(&TypeLabels { node_id, function_type });
-        count.inc();
-        InstanceMetrics {
-            cast: self.execution_times.get_or_create_owned(&labels.cast),
-            call: self.execution_times.get_or_create_owned(&labels.call),
-            transfer: self.transfer_times.get_or_create_owned(&labels.transfer),
-            all_handled: self.handled.clone(),
-            all_restarts: self.restarts.clone(),
-            in_flight: self.in_flight.clone(),
-            count,
-            labels,
-            node: self.clone(),
-            is_retired: AtomicBool::new(false),
-            handled: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-            restarts: AtomicU64::new(0),
-        }
-    }
-
-    fn forget(&self, instance: &InstanceMetrics) {
-        if instance.is_retired.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        instance.count.dec();
-        self.series.fetch_sub(1, Ordering::Relaxed);
-        if instance.labels.single {
-            self.execution_times.remove(&instance.labels.cast);
-            self.execution_times.remove(&instance.labels.call);
-            self.transfer_times.remove(&instance.labels.transfer);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Labels {
-    cast: ExecutionLabels,
-    call: ExecutionLabels,
-    transfer: InstanceLabels,
-    single: bool,
-}
-
-/// The measures of one instance; its series go with it.
-#[derive(Debug)]
-pub struct InstanceMetrics {
-    node: Arc<Metrics>,
-    is_retired: AtomicBool,
-    cast: Histogram,
-    call: Histogram,
-    transfer: Histogram,
-    all_handled: Counter,
-    all_restarts: Counter,
-    in_flight: Gauge<i64, AtomicI64>,
-    count: Gauge,
-    labels: Labels,
-    handled: AtomicU64,
-    dropped: AtomicU64,
-    restarts: AtomicU64,
-}
-
-impl Drop for InstanceMetrics {
-    fn drop(&mut self) {
-        self.retire();
-    }
-}
-
-/// An event that a handler has in hand. Dropped before its end, it counts as lost: the handler was cut
-/// off.
-#[derive(Debug)]
-pub struct InHand<'m> {
-    instance: &'m InstanceMetrics,
-    is_ended: bool,
-}
-
-impl InHand<'_> {
-    /// The handler is through with it.
-    pub fn end(mut self, kind: EventKind, execution: Duration) {
-        self.is_ended = true;
-        let instance = self.instance;
-        let times = match kind {
-            EventKind::Cast => &instance.cast,
-            EventKind::Call => &instance.call,
-        };
-        times.observe(execution.as_secs_f64());
-        instance.all_handled.inc();
-        instance.handled.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for InHand<'_> {
-    fn drop(&mut self) {
-        self.instance.in_flight.dec();
-        if !self.is_ended {
-            self.instance.count_dropped();
-            self.instance.node.drop_event(Dropped::Stopping);
-        }
-    }
-}
-
-impl InstanceMetrics {
-    /// The instance is gone, and its series with it. Not left to the drop: others may hold on to what
-    /// they count in.
-    pub fn retire(&self) {
-        self.node.forget(self);
-    }
-
-    /// A handler takes an event that needed `transfer` to get here.
-    pub fn begin(&self, transfer: Duration) -> InHand<'_> {
-        self.transfer.observe(transfer.as_secs_f64());
-        self.in_flight.inc();
-        InHand { instance: self, is_ended: false }
-    }
-
-    /// An event to the instance was dropped.
-    pub fn count_dropped(&self) {
-        self.dropped.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The instance was started again.
-    pub fn count_restart(&self) {
-        self.all_restarts.inc();
-        self.restarts.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Events that handlers took.
-    pub fn handled(&self) -> u64 {
-        self.handled.load(Ordering::Relaxed)
-    }
-
-    /// Events to the instance that were dropped.
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
-
-    /// How often the instance was started again.
-    pub fn restarts(&self) -> u64 {
-        self.restarts.load(Ordering::Relaxed)
+    /// Single instances.
+    pub fn instances(&self) -> &Instances {
+        &self.instances
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use edgeless_api::InstanceId;
+
     use super::*;
+    use crate::books::Ledger;
+    use crate::event::EventKind;
+    use crate::fate::{Fate, Ticket as _};
 
     #[test]
     fn series_are_bounded_and_forgotten() {
-        let metrics = Arc::new(Metrics::new(NodeId::random(), 1));
-        let (first, second) = (InstanceId::random(metrics.node), InstanceId::random(metrics.node));
-        let one = metrics.instance(first, "RUST_WASM");
-        let two = metrics.instance(second, "RUST_WASM");
-        one.begin(Duration::ZERO).end(EventKind::Cast, Duration::from_millis(1));
-        drop(two.begin(Duration::ZERO));
+        let metrics = Metrics::new(NodeId::random(), 1);
+        let (first, second) = (InstanceId::random(NodeId::random()), InstanceId::random(NodeId::random()));
+        let ledger = Arc::new(Ledger::default());
+        let one = metrics.instances().add(first, "RUST_WASM", ledger.clone());
+        let two = metrics.instances().add(second, "RUST_WASM", Arc::default());
+        one.begin(Duration::ZERO);
+        one.end(EventKind::Cast, Duration::from_millis(1));
+        two.begin(Duration::ZERO);
+        two.cut_off();
+        ledger.of("out").open().settle(Fate::Handled);
         let text = metrics.text();
         assert!(text.contains(&first.function.to_string()), "{text}");
         assert!(!text.contains(&second.function.to_string()), "{text}");
         assert!(text.contains("function_id=\"other\""), "{text}");
         assert!(text.contains("events_handled_total 1"), "{text}");
-        assert!(text.contains("events_dropped_total{cause=\"Stopping\"} 1"), "{text}");
+        assert!(text.contains("output=\"out\",fate=\"handled\"} 1"), "{text}");
         assert!(text.contains("events_in_flight 0"), "{text}");
-        one.retire();
-        assert!(!metrics.text().contains(&first.function.to_string()));
+        metrics.instances().retire(&one);
+        let text = metrics.text();
+        assert!(!text.contains(&first.function.to_string()));
+        assert!(text.contains("events_handled_total 1"), "what was handled stays counted: {text}");
+        metrics.instances().retire(&two);
+        let others = "transfer_times_count{node_id=\"";
+        assert!(metrics.text().contains(others), "nor do the series of all others go back");
     }
 }

@@ -5,24 +5,30 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use edgeless_api::InstanceId;
 use edgeless_api::component::Target;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 pub use crate::metrics::Dropped;
 pub use crate::router::CallError;
 
+use crate::books::{Books, Entry, Ledger};
 use crate::budget::{Budget, Share};
 use crate::event::{Cause, Payload};
+use crate::fate::{Fate, Ticket};
 use crate::router::{Route, Router};
 
 /// The output that leads to the instance itself, without being mapped.
 const SELF: &str = "self";
+/// Where events are booked that were sent to an instance and not on an output.
+pub(crate) const RAW: &str = "(raw)";
+/// Where events are booked whose output leads nowhere. Guests name these, and might name any number.
+const UNMAPPED: &str = "(unmapped)";
 /// Events that are held back at the most.
 const HELD: usize = 1024;
 /// Delayed events that may be pending at the most.
@@ -40,13 +46,25 @@ pub struct Outputs {
 struct Shared {
     id: InstanceId,
     router: Arc<Router>,
-    routes: ArcSwap<HashMap<String, Route>>,
-    active: watch::Sender<bool>,
+    mapped: ArcSwap<HashMap<String, Arc<Output>>>,
+    /// What needs no mapping is made when it is first used: most instances never do.
+    itself: OnceLock<Arc<Output>>,
+    raw: OnceLock<Arc<Books>>,
+    ledger: Arc<Ledger>,
+    is_active: AtomicBool,
+    activated: Notify,
     is_opening: AtomicBool,
     held: Mutex<VecDeque<Held>>,
     delayed: AtomicUsize,
     /// Bounds what is held back and what is delayed.
     budget: Budget,
+}
+
+/// Where one output leads, and its books.
+#[derive(Debug)]
+struct Output {
+    route: Route,
+    books: Arc<Books>,
 }
 
 impl Drop for Shared {
@@ -80,9 +98,13 @@ impl Outputs {
             id,
             router,
             budget,
+            mapped: ArcSwap::default(),
+            itself: OnceLock::new(),
+            raw: OnceLock::new(),
+            ledger: Arc::default(),
+            is_active: AtomicBool::new(false),
+            activated: Notify::new(),
             is_opening: AtomicBool::new(false),
-            routes: ArcSwap::default(),
-            active: watch::Sender::new(false),
             held: Mutex::default(),
             delayed: AtomicUsize::new(0),
         };
@@ -93,6 +115,11 @@ impl Outputs {
     #[must_use]
     pub fn until(&self, cancel: CancellationToken) -> Self {
         Self { shared: self.shared.clone(), cancel }
+    }
+
+    /// The books of all outputs.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.shared.ledger
     }
 
     /// Replaces what the outputs lead to.
@@ -106,8 +133,11 @@ impl Outputs {
                 Route::Row(router.set_row(edgeless_api::component::Row { component, epoch: 0, instances: Vec::new() }))
             }
         };
-        let routes = outputs.into_iter().map(|(channel, target)| (channel, route(target))).collect();
-        self.shared.routes.store(Arc::new(routes));
+        let output = |(name, target): (String, Target)| {
+            let books = self.shared.ledger.of(&name);
+            (name, Arc::new(Output { route: route(target), books }))
+        };
+        self.shared.mapped.store(Arc::new(outputs.into_iter().map(output).collect()));
     }
 
     /// Lets everything out that was held back, in order, and then whatever comes. Waits for nothing;
@@ -116,37 +146,52 @@ impl Outputs {
         if self.shared.is_opening.swap(true, Ordering::Relaxed) {
             return;
         }
+        if self.open() {
+            return;
+        }
         let outputs = self.clone();
         tokio::spawn(async move { outputs.cancel.run_until_cancelled(outputs.release()).await });
     }
 
-    async fn release(&self) {
-        loop {
-            let next = {
-                let mut held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);
-                let next = held.pop_front();
-                if next.is_none() {
-                    // Under the lock, so that nothing is held back after the last look.
-                    self.shared.active.send_replace(true);
-                }
-                next
-            };
-            let Some(Held { to, payload, cause, .. }) = next else { return };
-            // What gets lost is counted by the router.
-            self.send(to, payload, cause).await.ok();
+    /// Opens the outputs if nothing is held back.
+    fn open(&self) -> bool {
+        let held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_empty() {
+            // Under the lock, so that nothing is held back after the last look.
+            self.shared.is_active.store(true, Ordering::Release);
+            self.shared.activated.notify_waiters();
         }
+        held.is_empty()
+    }
+
+    async fn release(&self) {
+        while !self.open() {
+            let next = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            if let Some(Held { to, payload, cause, .. }) = next {
+                // What gets lost is counted by the router.
+                self.send(to, payload, cause).await.ok();
+            }
+        }
+    }
+
+    fn is_active(&self) -> bool {
+        self.shared.is_active.load(Ordering::Acquire)
     }
 
     /// Resolves when the component may emit.
     pub async fn activated(&self) {
-        let mut active = self.shared.active.subscribe();
-        // Ends with an error only if the outputs are gone, and then nobody waits.
-        active.wait_for(|active| *active).await.ok();
+        loop {
+            let activated = self.shared.activated.notified();
+            if self.is_active() {
+                return;
+            }
+            activated.await;
+        }
     }
 
     /// Whether an output leads anywhere.
     pub fn is_mapped(&self, output: &str) -> bool {
-        output == SELF || self.shared.routes.load().contains_key(output)
+        output == SELF || self.shared.mapped.load().contains_key(output)
     }
 
     /// Sends an event on an output.
@@ -154,13 +199,11 @@ impl Outputs {
     /// # Errors
     /// It got lost; that is counted.
     pub async fn cast(&self, output: &str, payload: Payload, cause: Cause) -> Result<(), Dropped> {
-        if !*self.shared.active.borrow() {
+        if !self.is_active() {
             return self.hold(To::Output(output.to_string()), payload, cause).await;
         }
-        match self.route(output) {
-            Some(route) => self.shared.router.cast(self.shared.id, &route, payload, cause).await,
-            None => Err(self.lost(Dropped::Unmapped)),
-        }
+        let Some(output) = self.output(output) else { return Err(self.lost(Dropped::Unmapped)) };
+        self.shared.router.cast(self.shared.id, &output.route, output.books.open(), payload, cause).await
     }
 
     /// Sends an event to an instance.
@@ -168,16 +211,17 @@ impl Outputs {
     /// # Errors
     /// It got lost; that is counted.
     pub async fn cast_raw(&self, target: InstanceId, payload: Payload, cause: Cause) -> Result<(), Dropped> {
-        if !*self.shared.active.borrow() {
+        if !self.is_active() {
             return self.hold(To::Instance(target), payload, cause).await;
         }
-        self.shared.router.cast(self.shared.id, &Route::Instance(target), payload, cause).await
+        let route = Route::Instance(target);
+        self.shared.router.cast(self.shared.id, &route, self.raw().open(), payload, cause).await
     }
 
     async fn hold(&self, to: To, payload: Payload, cause: Cause) -> Result<(), Dropped> {
         {
             let mut held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);
-            if !*self.shared.active.borrow() {
+            if !self.is_active() {
                 let share = self.shared.budget.try_take(payload.len()).filter(|_| held.len() < HELD);
                 let Some(share) = share else { return Err(self.lost(Dropped::HeldFull)) };
                 held.push_back(Held { to, payload, cause, _share: share });
@@ -188,13 +232,13 @@ impl Outputs {
     }
 
     async fn send(&self, to: To, payload: Payload, cause: Cause) -> Result<(), Dropped> {
-        let route = match to {
-            To::Instance(target) => Some(Route::Instance(target)),
-            To::Output(output) => self.route(&output),
-        };
-        match route {
-            Some(route) => self.shared.router.cast(self.shared.id, &route, payload, cause).await,
-            None => Err(self.lost(Dropped::Unmapped)),
+        let (id, router) = (self.shared.id, &self.shared.router);
+        match to {
+            To::Instance(target) => router.cast(id, &Route::Instance(target), self.raw().open(), payload, cause).await,
+            To::Output(output) => match self.output(&output) {
+                Some(output) => router.cast(id, &output.route, output.books.open(), payload, cause).await,
+                None => Err(self.lost(Dropped::Unmapped)),
+            },
         }
     }
 
@@ -207,22 +251,30 @@ impl Outputs {
         let cause = Cause { deadline: None, ..cause };
         let is_full = self.shared.delayed.fetch_add(1, Ordering::Relaxed) >= DELAYED;
         let share = self.shared.budget.try_take(payload.len()).filter(|_| !is_full);
+        let entry = self.books(output).open().delayed();
         let Some(share) = share else {
             self.shared.delayed.fetch_sub(1, Ordering::Relaxed);
-            return Err(self.lost(Dropped::DelayedFull));
+            return Err(self.refuse(entry, Dropped::DelayedFull));
         };
         let outputs = self.clone();
         let output = output.to_string();
         tokio::spawn(async move {
             let _share = share;
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {
+            let due = async {
+                tokio::time::sleep(delay).await;
+                outputs.activated().await;
+            };
+            let found = match outputs.cancel.run_until_cancelled(due).await {
+                Some(()) => outputs.output(&output).ok_or(Dropped::Unmapped),
+                None => Err(Dropped::SenderGone),
+            };
+            match found {
+                Ok(output) => {
+                    let (id, router) = (outputs.shared.id, &outputs.shared.router);
                     // What gets lost is counted by the router.
-                    outputs.cast(&output, payload, cause).await.ok();
+                    router.cast(id, &output.route, entry.due(), payload, cause).await.ok();
                 }
-                () = outputs.cancel.cancelled() => {
-                    outputs.lost(Dropped::SenderGone);
-                }
+                Err(cause) => _ = outputs.refuse(entry, cause),
             }
             outputs.shared.delayed.fetch_sub(1, Ordering::Relaxed);
         });
@@ -235,11 +287,11 @@ impl Outputs {
     /// There is no reply.
     pub async fn call(&self, output: &str, payload: Payload, cause: Cause) -> Result<Option<Payload>, CallError> {
         self.wait_active(cause).await?;
-        let Some(route) = self.route(output) else {
+        let Some(found) = self.output(output) else {
             self.lost(Dropped::Unmapped);
             return Err(CallError::Unmapped(output.to_string()));
         };
-        self.call_route(&route, payload, cause).await
+        self.call_route(&found.route, found.books.open(), payload, cause).await
     }
 
     /// Sends an event to an instance and waits for the reply.
@@ -253,19 +305,26 @@ impl Outputs {
         cause: Cause,
     ) -> Result<Option<Payload>, CallError> {
         self.wait_active(cause).await?;
-        self.call_route(&Route::Instance(target), payload, cause).await
+        self.call_route(&Route::Instance(target), self.raw().open(), payload, cause).await
     }
 
-    async fn call_route(&self, route: &Route, payload: Payload, cause: Cause) -> Result<Option<Payload>, CallError> {
+    async fn call_route(
+        &self,
+        route: &Route,
+        entry: Entry,
+        payload: Payload,
+        cause: Cause,
+    ) -> Result<Option<Payload>, CallError> {
         tokio::select! {
-            reply = self.shared.router.call(self.shared.id, route, payload, cause) => reply,
+            biased;
+            reply = self.shared.router.call(self.shared.id, route, entry, payload, cause) => reply,
             () = self.cancel.cancelled() => Err(CallError::Stopping),
         }
     }
 
     /// A call cannot be held back: its caller waits for the activation.
     async fn wait_active(&self, cause: Cause) -> Result<(), CallError> {
-        if *self.shared.active.borrow() {
+        if self.is_active() {
             return Ok(());
         }
         let limit = Instant::now() + self.shared.router.options().call_timeout;
@@ -277,16 +336,44 @@ impl Outputs {
         }
     }
 
-    fn route(&self, output: &str) -> Option<Route> {
-        match self.shared.routes.load().get(output) {
-            Some(route) => Some(route.clone()),
-            None if output == SELF => Some(Route::Instance(self.shared.id)),
+    fn output(&self, name: &str) -> Option<Arc<Output>> {
+        match self.shared.mapped.load().get(name) {
+            Some(output) => Some(output.clone()),
+            None if name == SELF => Some(self.itself().clone()),
             None => None,
         }
     }
 
-    /// Counts an event that got lost before it was sent.
+    fn itself(&self) -> &Arc<Output> {
+        let shared = &self.shared;
+        let make = || Arc::new(Output { route: Route::Instance(shared.id), books: shared.ledger.of(SELF) });
+        shared.itself.get_or_init(make)
+    }
+
+    fn raw(&self) -> &Arc<Books> {
+        self.shared.raw.get_or_init(|| self.shared.ledger.of(RAW))
+    }
+
+    fn books(&self, output: &str) -> Arc<Books> {
+        match self.output(output) {
+            Some(output) => output.books.clone(),
+            None if output == RAW => self.raw().clone(),
+            None => self.shared.ledger.of(UNMAPPED),
+        }
+    }
+
+    /// Counts an event that got lost before it was sent on an output.
     pub fn lost(&self, cause: Dropped) -> Dropped {
+        self.refuse(self.shared.ledger.of(UNMAPPED).open(), cause)
+    }
+
+    /// Counts an event on an output that got lost before it was sent.
+    pub fn lost_on(&self, output: &str, cause: Dropped) -> Dropped {
+        self.refuse(self.books(output).open(), cause)
+    }
+
+    fn refuse(&self, entry: Entry, cause: Dropped) -> Dropped {
+        entry.settle(Fate::Dropped(cause));
         self.shared.router.count(cause);
         cause
     }

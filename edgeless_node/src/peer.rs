@@ -16,8 +16,10 @@ use edgeless_api::{Error, Event, InstanceId, Limits, NodeId, Url};
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::books::Entry;
 use crate::budget::{Budget, Share};
 use crate::calls::Calls;
+use crate::fate::{Fate as EventFate, Ticket};
 use crate::metrics::{Dropped, Metrics};
 
 /// Lanes to one node, for events and again for replies. More would bring no more at once, and targets
@@ -29,7 +31,7 @@ const LANE: usize = 256;
 const REPLIES: usize = 8192;
 
 /// An event in a lane, with its part of what may wait for one node.
-type Waiting = (Event, Share);
+type Waiting = (Event, Share, Option<Entry>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Lane {
@@ -156,7 +158,7 @@ impl Peer {
     ///
     /// # Errors
     /// There was no room in time, or the node is forgotten.
-    pub async fn send(&self, event: Event) -> Result<(), Dropped> {
+    pub async fn send(&self, event: Event, entry: Entry) -> Result<(), Dropped> {
         let size = match &event.kind {
             Kind::Cast(payload) | Kind::Call { payload, .. } => payload.len(),
             Kind::Reply { .. } => 0,
@@ -164,7 +166,7 @@ impl Peer {
         let lane = self.lane(Lane::Events(lane_of(event.target)), LANE);
         let put = async {
             let share = self.budget.take(size).await;
-            lane.send((event, share)).await.map_err(|_| Dropped::PeerLost)
+            lane.send((event, share, Some(entry))).await.map_err(|_| Dropped::PeerLost)
         };
         tokio::time::timeout(self.emit_wait, put).await.unwrap_or(Err(Dropped::MailboxFull))
     }
@@ -176,7 +178,7 @@ impl Peer {
         };
         let share = self.budget.try_take(size).ok_or(Dropped::PeerLost)?;
         let lane = self.lane(Lane::Replies(lane_of(event.target)), REPLIES);
-        lane.try_send((event, share)).map_err(|_| Dropped::PeerLost)
+        lane.try_send((event, share, None)).map_err(|_| Dropped::PeerLost)
     }
 
     fn lane(&self, key: Lane, capacity: usize) -> mpsc::Sender<Waiting> {
@@ -198,10 +200,10 @@ fn lane_of(target: InstanceId) -> u64 {
 
 /// Sends what comes down a lane until its node is forgotten.
 async fn drive(mut receiver: mpsc::Receiver<Waiting>, invocation: Invocation, fate: Fate, cancel: CancellationToken) {
-    while let Some(Some((event, _share))) = cancel.run_until_cancelled(receiver.recv()).await {
+    while let Some(Some((event, _share, entry))) = cancel.run_until_cancelled(receiver.recv()).await {
         let (target, call) = (event.target, call_of(&event));
         match cancel.run_until_cancelled(invocation.handle(event)).await {
-            Some(Ok(())) => {}
+            Some(Ok(())) => _ = entry.map(|entry| entry.settle(EventFate::HandedOver)),
             Some(Err(error)) => {
                 tracing::debug!(%target, %error, "an event did not reach its node");
                 fate.lost(call);
@@ -210,7 +212,7 @@ async fn drive(mut receiver: mpsc::Receiver<Waiting>, invocation: Invocation, fa
         }
     }
     receiver.close();
-    while let Ok((event, _share)) = receiver.try_recv() {
+    while let Ok((event, _share, _entry)) = receiver.try_recv() {
         fate.lost(call_of(&event));
     }
 }

@@ -19,9 +19,11 @@ use edgeless_api::{ComponentId, Error, Event, InstanceId, NodeId, Url};
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
+use crate::books::Entry;
 use crate::calls::{Calls, Expected, Taken};
 use crate::event::{Cause, EventKind, Incoming, Payload};
-use crate::mailbox::{Delivery, Mailbox, Replier};
+use crate::fate::{Fate, Ticket};
+use crate::mailbox::{Delivery, Mailbox, Replier, Told};
 use crate::metrics::{Dropped, Metrics};
 use crate::peer::{self, Peers};
 
@@ -227,29 +229,56 @@ impl Router {
     /// Sends an event that needs no answer.
     ///
     /// # Errors
-    /// It got lost; that is counted.
-    pub async fn cast(&self, source: InstanceId, route: &Route, payload: Payload, cause: Cause) -> Result<(), Dropped> {
-        let sent = async {
-            if payload.len() > self.options.max_payload {
-                return Err(Dropped::TooLarge);
+    /// It got lost; that is counted, and its entry closed.
+    pub async fn cast(
+        &self,
+        source: InstanceId,
+        route: &Route,
+        entry: Entry,
+        payload: Payload,
+        cause: Cause,
+    ) -> Result<(), Dropped> {
+        let sent = match self.aim(route, payload.len()).await {
+            Err(cause) => Err(refuse(entry, cause)),
+            Ok(target) if target.node == self.node => {
+                let cause = Cause { deadline: None, ..cause };
+                let incoming = Incoming { source, kind: EventKind::Cast, payload, cause };
+                self.put(target, incoming, None, entry).await
             }
-            let target = self.resolve(route).await?;
-            if target.node != self.node {
-                let event =
-                    Event { source, target, kind: Kind::Cast(payload), created: SystemTime::now(), trace: cause.trace };
-                return self.peers.get(target.node)?.send(event).await;
-            }
-            let incoming =
-                Incoming { source, kind: EventKind::Cast, payload, cause: Cause { deadline: None, ..cause } };
-            let delivery = Delivery { incoming, created: SystemTime::now(), reply: None };
-            let mailbox = self.mailbox(target.function)?;
-            if target == source {
-                mailbox.put_own(delivery)
-            } else {
-                mailbox.put(delivery, self.options.emit_wait).await
-            }
+            Ok(target) => match self.peers.get(target.node) {
+                Err(cause) => Err(refuse(entry, cause)),
+                Ok(peer) => {
+                    let (kind, trace) = (Kind::Cast(payload), cause.trace);
+                    peer.send(Event { source, target, kind, created: SystemTime::now(), trace }, entry).await
+                }
+            },
         };
-        sent.await.inspect_err(|cause| self.count(*cause))
+        sent.inspect_err(|cause| self.count(*cause))
+    }
+
+    /// Where the next event on a route goes, if it is not too large.
+    async fn aim(&self, route: &Route, size: usize) -> Result<InstanceId, Dropped> {
+        if size > self.options.max_payload {
+            return Err(Dropped::TooLarge);
+        }
+        self.resolve(route).await
+    }
+
+    /// Puts an event into a mailbox of this node.
+    async fn put(
+        &self,
+        target: InstanceId,
+        incoming: Incoming,
+        reply: Option<Replier>,
+        entry: Entry,
+    ) -> Result<(), Dropped> {
+        let mailbox = match self.mailbox(target.function) {
+            Ok(mailbox) => mailbox,
+            Err(cause) => return Err(refuse(entry, cause)),
+        };
+        let is_own = incoming.source == target;
+        let delivery = Delivery { incoming, created: SystemTime::now(), reply, fate: Told::Here(entry) };
+        if is_own { mailbox.put_own(delivery) } else { mailbox.put(delivery, self.options.emit_wait).await }
     }
 
     /// Sends an event and waits for the reply, until the deadline of its cause or the limit of this
@@ -261,6 +290,7 @@ impl Router {
         &self,
         source: InstanceId,
         route: &Route,
+        entry: Entry,
         payload: Payload,
         cause: Cause,
     ) -> Result<Option<Payload>, CallError> {
@@ -270,7 +300,8 @@ impl Router {
         let (sender, reply) = oneshot::channel();
         let answered = async {
             // Keeps the call known until it is answered or given up.
-            let _expected = self.send_call(source, route, payload, cause, sender).await?;
+            let sent = self.send_call(source, route, entry, payload, cause, sender).await;
+            let _expected = sent.inspect_err(|cause| self.count(*cause))?;
             reply.await.map_err(|_| CallError::Failed)
         };
         match tokio::time::timeout_at(deadline.into(), answered).await {
@@ -286,34 +317,29 @@ impl Router {
         &self,
         source: InstanceId,
         route: &Route,
+        entry: Entry,
         payload: Payload,
         cause: Cause,
         reply: oneshot::Sender<Reply>,
     ) -> Result<Option<Expected<'_>>, Dropped> {
-        let sent = async {
-            if payload.len() > self.options.max_payload {
-                return Err(Dropped::TooLarge);
-            }
-            let target = self.resolve(route).await?;
-            if target.node == self.node {
-                let incoming = Incoming { source, kind: EventKind::Call, payload, cause };
-                let delivery = Delivery { incoming, created: SystemTime::now(), reply: Some(Replier::here(reply)) };
-                let mailbox = self.mailbox(target.function)?;
-                if target == source {
-                    mailbox.put_own(delivery)?;
-                } else {
-                    mailbox.put(delivery, self.options.emit_wait).await?;
-                }
-                return Ok(None);
-            }
-            let peer = self.peers.get(target.node)?;
-            let expected = self.calls.expect(source, target, reply);
-            let remaining = cause.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let kind = Kind::Call { payload, stream: expected.stream(), remaining };
-            peer.send(Event { source, target, kind, created: SystemTime::now(), trace: cause.trace }).await?;
-            Ok(Some(expected))
+        let target = match self.aim(route, payload.len()).await {
+            Ok(target) => target,
+            Err(cause) => return Err(refuse(entry, cause)),
         };
-        sent.await.inspect_err(|cause| self.count(*cause))
+        if target.node == self.node {
+            let incoming = Incoming { source, kind: EventKind::Call, payload, cause };
+            self.put(target, incoming, Some(Replier::here(reply)), entry).await?;
+            return Ok(None);
+        }
+        let peer = match self.peers.get(target.node) {
+            Ok(peer) => peer,
+            Err(cause) => return Err(refuse(entry, cause)),
+        };
+        let expected = self.calls.expect(source, target, reply);
+        let remaining = cause.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let kind = Kind::Call { payload, stream: expected.stream(), remaining };
+        peer.send(Event { source, target, kind, created: SystemTime::now(), trace: cause.trace }, entry).await?;
+        Ok(Some(expected))
     }
 
     /// Takes an event from another node.
@@ -348,7 +374,8 @@ impl Router {
                 return Err(Dropped::TooLarge);
             }
             let mailbox = self.mailbox(event.target.function)?;
-            mailbox.put(Delivery { incoming, created: event.created, reply }, self.options.emit_wait).await
+            let delivery = Delivery { incoming, created: event.created, reply, fate: Told::Nobody };
+            mailbox.put(delivery, self.options.emit_wait).await
         };
         // The sender did what it could; what is lost here is counted here.
         if let Err(cause) = put.await {
@@ -360,4 +387,10 @@ impl Router {
     fn mailbox(&self, instance: Uuid) -> Result<Mailbox, Dropped> {
         self.mailboxes.pin().get(&instance).cloned().ok_or(Dropped::UnknownTarget)
     }
+}
+
+/// Closes the entry of an event that is lost.
+fn refuse(entry: Entry, cause: Dropped) -> Dropped {
+    entry.settle(Fate::Dropped(cause));
+    cause
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::{pb, uuid};
 use crate::error::Error;
 use crate::id::{ComponentId, DomainId, NodeId};
-use crate::status::{ComponentStatus, Level, LogLine, Placement};
+use crate::status::{ComponentStatus, Level, LogLine, OutputBooks, Placement};
 
 const LEVELS: [Level; 5] = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
 
@@ -47,6 +47,7 @@ impl From<ComponentStatus> for pb::ComponentStatus {
             log: status.log.into_iter().map(Into::into).collect(),
             handled: status.handled,
             dropped: status.dropped,
+            outputs: status.outputs.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -66,7 +67,44 @@ impl TryFrom<pb::ComponentStatus> for ComponentStatus {
             log: status.log.into_iter().map(Into::into).collect(),
             handled: status.handled,
             dropped: status.dropped,
+            outputs: status.outputs.into_iter().map(Into::into).collect(),
         })
+    }
+}
+
+impl From<OutputBooks> for pb::OutputBooks {
+    fn from(books: OutputBooks) -> Self {
+        let OutputBooks {
+            output,
+            produced,
+            handled,
+            queued,
+            in_flight,
+            delayed,
+            expired,
+            dropped,
+            unknown,
+            handed_over,
+        } = books;
+        Self { output, produced, handled, queued, in_flight, delayed, expired, dropped, unknown, handed_over }
+    }
+}
+
+impl From<pb::OutputBooks> for OutputBooks {
+    fn from(books: pb::OutputBooks) -> Self {
+        let pb::OutputBooks {
+            output,
+            produced,
+            handled,
+            queued,
+            in_flight,
+            delayed,
+            expired,
+            dropped,
+            unknown,
+            handed_over,
+        } = books;
+        Self { output, produced, handled, queued, in_flight, delayed, expired, dropped, unknown, handed_over }
     }
 }
 

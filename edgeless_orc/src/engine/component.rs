@@ -146,6 +146,7 @@ impl Component {
             log: Vec::new(),
             handled: 0,
             dropped: 0,
+            outputs: Vec::new(),
         }
     }
 

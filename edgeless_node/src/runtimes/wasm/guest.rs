@@ -5,6 +5,9 @@
 //! pointers and lengths 32 bits, little endian. Nothing that a guest passes is trusted: a pointer
 //! out of range, a name that is not text, a failed allocation are traps.
 
+use std::borrow::Cow;
+use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,14 +15,15 @@ use edgeless_api::status::Level;
 use edgeless_api::{Error, InstanceId, NodeId};
 use uuid::Uuid;
 use wasmtime::{
-    AsContext, AsContextMut, Caller, Engine, ExternType, Instance, InstancePre, Linker, Memory,
-    PoolConcurrencyLimitError, ResourceLimiter, Result, Store, TypedFunc, UpdateDeadline, ValType, format_err,
+    AsContextMut, Caller, Engine, ExternType, Instance, InstancePre, Linker, Memory, PoolConcurrencyLimitError,
+    ResourceLimiter, Result, Store, TypedFunc, UpdateDeadline, ValType, format_err,
 };
 
+use super::stacks::{Stack, Stacks};
 use super::ticker::Clock;
 use super::{Limits, slices};
 use crate::instance::{Cause, Context, EventKind, Incoming, InstanceError, Payload};
-use crate::outputs::{CallError, Dropped};
+use crate::outputs::{CallError, Dropped, RAW};
 
 /// What handlers and the functions of the linker return for a call.
 const NO_REPLY: i32 = 0;
@@ -59,26 +63,34 @@ pub(super) type Module = InstancePre<Data>;
 pub(super) struct Data {
     context: Context,
     /// Known once the module is instantiated.
-    exports: Option<Exports>,
+    memory: Option<Memory>,
+    alloc: Option<TypedFunc<u32, u32>>,
+    /// The event that is to be placed in the memory of the guest.
+    event: Option<Incoming>,
+    /// What the guest answered to it.
+    reply: Option<std::result::Result<Payload, InstanceError>>,
     /// What everything that the guest emits now follows from.
     cause: Cause,
     slices_left: u64,
-    memory: MemoryLimit,
+    limit: MemoryLimit,
     max_payload: usize,
     /// Whether the initialisation is over: before, there is nobody to call.
     initialised: bool,
 }
 
-#[derive(Clone)]
+impl Data {
+    fn memory(&self) -> Result<Memory> {
+        // A start section runs before the memory is known.
+        self.memory.ok_or_else(|| format_err!("a start section cannot call the host"))
+    }
+}
+
+/// What is called from the host directly: seldom.
 struct Exports {
     memory: Memory,
     alloc: TypedFunc<u32, u32>,
     free: TypedFunc<(u32, u32), ()>,
-    clear: TypedFunc<(), ()>,
     init: TypedFunc<(u32, u32, u32, u32), ()>,
-    cast: TypedFunc<(u32, u32, u32, u32), ()>,
-    call: TypedFunc<(u32, u32, u32, u32, u32, u32), i32>,
-    stop: TypedFunc<(), ()>,
 }
 
 impl Exports {
@@ -88,48 +100,131 @@ impl Exports {
             memory,
             alloc: instance.get_typed_func(&mut *store, "edgeless_mem_alloc")?,
             free: instance.get_typed_func(&mut *store, "edgeless_mem_free")?,
-            clear: instance.get_typed_func(&mut *store, "edgeless_mem_clear")?,
             init: instance.get_typed_func(&mut *store, "handle_init_asm")?,
-            cast: instance.get_typed_func(&mut *store, "handle_cast_asm")?,
-            call: instance.get_typed_func(&mut *store, "handle_call_asm")?,
-            stop: instance.get_typed_func(&mut *store, "handle_stop_asm")?,
         })
     }
 
-    /// Has the guest allocate a buffer and fills it. For no bytes nothing is allocated: some guests
-    /// cannot, and the pointer is never read.
-    async fn put(&self, mut store: impl AsContextMut<Data = Data>, bytes: &[u8]) -> Result<(u32, u32)> {
-        let length = u32::try_from(bytes.len()).map_err(|_| format_err!("{} bytes are too many", bytes.len()))?;
-        if length == 0 {
-            return Ok((1, 0));
-        }
-        let pointer = self.alloc.call_async(&mut store, length).await?;
-        if pointer == 0 {
-            return Err(format_err!("the guest has no memory left for {length} bytes"));
-        }
-        self.write(&mut store, pointer, bytes)?;
-        Ok((pointer, length))
-    }
-
-    fn write(&self, mut store: impl AsContextMut<Data = Data>, pointer: u32, bytes: &[u8]) -> Result<()> {
-        let range = range(pointer, bytes.len());
-        let memory = self.memory.data_mut(&mut store);
-        let target = range.and_then(|range| memory.get_mut(range)).ok_or_else(|| out_of_range(pointer, bytes.len()))?;
-        target.copy_from_slice(bytes);
-        Ok(())
-    }
-
-    fn read<'s>(&self, store: &'s wasmtime::StoreContext<'_, Data>, pointer: u32, length: u32) -> Result<&'s [u8]> {
-        let length = length as usize;
-        range(pointer, length)
-            .and_then(|range| self.memory.data(store).get(range))
-            .ok_or_else(|| out_of_range(pointer, length))
-    }
-
-    /// Frees what [`Self::put`] allocated.
+    /// Frees what [`put`] allocated.
     async fn drop_buffer(&self, store: impl AsContextMut<Data = Data>, (pointer, length): (u32, u32)) -> Result<()> {
         if length > 0 { self.free.call_async(store, (pointer, length)).await } else { Ok(()) }
     }
+}
+
+/// Has the guest allocate a buffer and fills it. For no bytes nothing is allocated: some guests cannot,
+/// and the pointer is never read.
+async fn put(
+    mut store: impl AsContextMut<Data = Data>,
+    memory: Memory,
+    alloc: &TypedFunc<u32, u32>,
+    bytes: &[u8],
+) -> Result<(u32, u32)> {
+    let length = u32::try_from(bytes.len()).map_err(|_| format_err!("{} bytes are too many", bytes.len()))?;
+    if length == 0 {
+        return Ok((1, 0));
+    }
+    let pointer = alloc.call_async(&mut store, length).await?;
+    if pointer == 0 {
+        return Err(no_memory(length as usize));
+    }
+    slice_mut(memory.data_mut(&mut store), pointer, bytes.len())?.copy_from_slice(bytes);
+    Ok((pointer, length))
+}
+
+fn no_memory(length: usize) -> wasmtime::Error {
+    format_err!("the guest has no memory left for {length} bytes")
+}
+
+fn slice(memory: &[u8], pointer: u32, length: usize) -> Result<&[u8]> {
+    range(pointer, length).and_then(|range| memory.get(range)).ok_or_else(|| out_of_range(pointer, length))
+}
+
+fn slice_mut(memory: &mut [u8], pointer: u32, length: usize) -> Result<&mut [u8]> {
+    range(pointer, length).and_then(|range| memory.get_mut(range)).ok_or_else(|| out_of_range(pointer, length))
+}
+
+fn read_u32(memory: &[u8], pointer: u32) -> Result<u32> {
+    Ok(u32::from_le_bytes(slice(memory, pointer, 4)?.try_into()?))
+}
+
+/// The module that stands between the host and every guest: see `entry.wat`.
+pub(super) struct Entry {
+    module: wasmtime::Module,
+    linker: Linker<Data>,
+}
+
+/// The way into one guest.
+struct Handlers {
+    cast: TypedFunc<u32, ()>,
+    call: TypedFunc<u32, i32>,
+    stop: TypedFunc<(), ()>,
+    rest: TypedFunc<(), ()>,
+}
+
+impl Entry {
+    pub(super) fn new(engine: &Engine) -> Result<Self> {
+        let module = wasmtime::Module::from_binary(engine, include_bytes!(concat!(env!("OUT_DIR"), "/entry.wasm")))?;
+        let mut linker = Linker::new(engine);
+        linker.func_wrap("host", "place", place)?;
+        linker.func_wrap("host", "take", take)?;
+        linker.func_wrap_async("host", "rest", |_: Caller<'_, Data>, (): ()| Box::new(std::future::pending::<()>()))?;
+        Ok(Self { module, linker })
+    }
+
+    async fn open(&self, store: &mut Store<Data>, guest: &Instance) -> Result<Handlers> {
+        let mut imports = Vec::with_capacity(self.module.imports().len());
+        for import in self.module.imports() {
+            let found = match import.module() {
+                "host" => self.linker.get_by_import(&mut *store, &import),
+                _ => guest.get_export(&mut *store, import.name()),
+            };
+            imports.push(found.ok_or_else(|| format_err!("there is no {}", import.name()))?);
+        }
+        let entry = Instance::new_async(&mut *store, &self.module, &imports).await?;
+        Ok(Handlers {
+            cast: entry.get_typed_func(&mut *store, "cast")?,
+            call: entry.get_typed_func(&mut *store, "call")?,
+            stop: entry.get_typed_func(&mut *store, "stop")?,
+            rest: entry.get_typed_func(&mut *store, "rest")?,
+        })
+    }
+}
+
+/// Bytes of a buffer before the payload: two ids, and for a call two cells for the reply.
+const CAST_HEAD: usize = 32;
+const CALL_HEAD: usize = 40;
+
+fn place(mut caller: Caller<'_, Data>, buffer: u32) -> Result<()> {
+    let (memory, data) = caller.data().memory()?.data_and_store_mut(&mut caller);
+    let event = data.event.take().ok_or_else(|| format_err!("there is no event to place"))?;
+    let head = match event.kind {
+        EventKind::Cast => CAST_HEAD,
+        EventKind::Call => CALL_HEAD,
+    };
+    let size = head + event.payload.len();
+    if buffer == 0 {
+        return Err(no_memory(size));
+    }
+    let (head, payload) = slice_mut(memory, buffer, size)?.split_at_mut(head);
+    let (ids, cells) = head.split_at_mut(CAST_HEAD);
+    let (component, node) = ids.split_at_mut(16);
+    component.copy_from_slice(event.source.function.as_bytes());
+    node.copy_from_slice(event.source.node.0.as_bytes());
+    cells.fill(0);
+    payload.copy_from_slice(&event.payload);
+    Ok(())
+}
+
+fn take(mut caller: Caller<'_, Data>, cells: u32) -> Result<()> {
+    let (memory, data) = caller.data().memory()?.data_and_store_mut(&mut caller);
+    let pointer = read_u32(memory, cells)?;
+    let length = read_u32(memory, cells.wrapping_add(4))?;
+    data.reply = Some(if length as usize > data.max_payload {
+        let most = data.max_payload;
+        Err(InstanceError::Failed(format!("its reply of {length} bytes is over the limit of {most}")))
+    } else {
+        Ok(Bytes::copy_from_slice(slice(memory, pointer, length as usize)?))
+    });
+    Ok(())
 }
 
 fn range(pointer: u32, length: usize) -> Option<std::ops::Range<usize>> {
@@ -164,7 +259,11 @@ impl ResourceLimiter for MemoryLimit {
 pub(super) struct Guest {
     store: Store<Data>,
     exports: Exports,
+    handlers: Handlers,
     slices: u64,
+    stacks: Stacks,
+    /// `None` between two handlers, if it handed it back.
+    stack: Option<Stack>,
 }
 
 impl Guest {
@@ -185,22 +284,27 @@ impl Guest {
     /// Makes an instance of a module; no code of the guest but its start section runs.
     pub(super) async fn instantiate(
         module: &Module,
+        entry: &Entry,
         context: Context,
         limits: Limits,
         clock: Clock,
+        stacks: Stacks,
     ) -> std::result::Result<Self, Error> {
-        let memory = MemoryLimit { bytes: limits.memory, refused: false };
+        let limit = MemoryLimit { bytes: limits.memory, refused: false };
         let data = Data {
             context,
-            exports: None,
+            memory: None,
+            alloc: None,
+            event: None,
+            reply: None,
             cause: Cause::default(),
             slices_left: slices(limits.time),
-            memory,
+            limit,
             max_payload: limits.payload,
             initialised: false,
         };
         let mut store = Store::new(module.module().engine(), data);
-        store.limiter(|data| &mut data.memory);
+        store.limiter(|data| &mut data.limit);
         store.epoch_deadline_callback(move |mut store| {
             let data = store.data_mut();
             let slices = clock.charge();
@@ -224,10 +328,15 @@ impl Guest {
             )),
             None => Error::rejected(format!("the code cannot be instantiated: {error:?}")),
         };
+        // What runs at once, and be it the start sections, is bounded by the stacks.
+        let stack = stacks.wait().await;
         let instance = module.instantiate_async(&mut store).await.map_err(refused)?;
         let exports = Exports::of(&instance, &mut store).map_err(refused)?;
-        store.data_mut().exports = Some(exports.clone());
-        Ok(Self { store, exports, slices: slices(limits.time) })
+        let handlers = entry.open(&mut store, &instance).await.map_err(refused)?;
+        let data = store.data_mut();
+        data.memory = Some(exports.memory);
+        data.alloc = Some(exports.alloc.clone());
+        Ok(Self { store, exports, handlers, slices: slices(limits.time), stacks, stack })
     }
 
     /// Runs the init handler.
@@ -242,7 +351,25 @@ impl Guest {
         self.begin(Cause::default());
         let result = self.run_init(payload, state).await;
         self.store.data_mut().initialised = true;
+        self.rest().await;
         result.map_err(|error| self.broken(&error))
+    }
+
+    /// A handler is over: hands the stack back if others may want it.
+    async fn rest(&mut self) {
+        if self.stack.is_some() && self.stacks.are_scarce() {
+            {
+                // A call that is given up while it waits does not leave its stack with the store, as one
+                // that ends does.
+                let mut call = pin!(self.handlers.rest.call_async(&mut self.store, ()));
+                std::future::poll_fn(|context| {
+                    drop(call.as_mut().poll(context));
+                    Poll::Ready(())
+                })
+                .await;
+            }
+            self.stack = None;
+        }
     }
 
     async fn run_init(&mut self, payload: Option<&[u8]>, state: Option<&[u8]>) -> Result<()> {
@@ -251,7 +378,7 @@ impl Guest {
         let mut buffers = [(0, 0), (0, 0)];
         for (buffer, bytes) in buffers.iter_mut().zip([payload, state]) {
             if let Some(bytes) = bytes {
-                *buffer = exports.put(&mut *store, bytes).await?;
+                *buffer = put(&mut *store, exports.memory, &exports.alloc, bytes).await?;
             }
         }
         let [payload, state] = buffers;
@@ -265,72 +392,53 @@ impl Guest {
     /// # Errors
     /// The guest trapped, or answers the call with an error.
     pub(super) async fn handle(&mut self, event: Incoming) -> std::result::Result<Option<Payload>, InstanceError> {
-        self.begin(event.cause);
-        let handled = match event.kind {
-            EventKind::Cast => self.cast(&event).await.map(|()| Ok(None)),
-            EventKind::Call => self.call(&event).await,
-        };
-        match handled {
-            Ok(answer) => answer,
-            Err(error) => Err(self.broken(&error)),
-        }
-    }
-
-    async fn cast(&mut self, event: &Incoming) -> Result<()> {
-        let (store, exports) = (&mut self.store, &self.exports);
-        exports.clear.call_async(&mut *store, ()).await?;
-        let component = exports.put(&mut *store, event.source.function.as_bytes()).await?;
-        let node = exports.put(&mut *store, event.source.node.0.as_bytes()).await?;
-        let payload = exports.put(&mut *store, &event.payload).await?;
-        exports.cast.call_async(&mut *store, (node.0, component.0, payload.0, payload.1)).await?;
-        for buffer in [component, node, payload] {
-            exports.drop_buffer(&mut *store, buffer).await?;
-        }
-        Ok(())
-    }
-
-    async fn call(&mut self, event: &Incoming) -> Result<std::result::Result<Option<Payload>, InstanceError>> {
-        let max_payload = self.store.data().max_payload;
-        let (store, exports) = (&mut self.store, &self.exports);
-        exports.clear.call_async(&mut *store, ()).await?;
-        let component = exports.put(&mut *store, event.source.function.as_bytes()).await?;
-        let node = exports.put(&mut *store, event.source.node.0.as_bytes()).await?;
-        let payload = exports.put(&mut *store, &event.payload).await?;
-        let out_pointer = exports.put(&mut *store, &[0; 4]).await?;
-        let out_length = exports.put(&mut *store, &[0; 4]).await?;
-        let arguments = (node.0, component.0, payload.0, payload.1, out_pointer.0, out_length.0);
-        let result = exports.call.call_async(&mut *store, arguments).await?;
-        let answer = match result {
-            NO_REPLY => Ok(None),
-            REPLY => {
-                // The guest has let go of the reply already: it is gone with the next call into it.
-                let memory = store.as_context();
-                let pointer = read_u32(exports, &memory, out_pointer.0)?;
-                let length = read_u32(exports, &memory, out_length.0)?;
-                if length as usize > max_payload {
-                    Err(InstanceError::Failed(format!(
-                        "its reply of {length} bytes is over the limit of {max_payload}"
-                    )))
-                } else {
-                    Ok(Some(Bytes::copy_from_slice(exports.read(&memory, pointer, length)?)))
-                }
+        if self.stack.is_none() {
+            self.stack = match event.kind {
+                EventKind::Cast => self.stacks.wait().await,
+                // Those who have the stacks may be waiting for this very call.
+                EventKind::Call => self.stacks.get(),
+            };
+            if self.stack.is_none() {
+                let total = self.stacks.total();
+                return Err(InstanceError::Failed(format!("all {total} stacks are in use (wasm_runtime.max_stacks)")));
             }
-            _ => Err(InstanceError::Failed("it answered a call with an error".to_string())),
-        };
-        for buffer in [component, node, out_pointer, out_length, payload] {
-            exports.drop_buffer(&mut *store, buffer).await?;
         }
-        Ok(answer)
+        self.begin(event.cause);
+        let (kind, size) = (event.kind, event.payload.len());
+        self.store.data_mut().event = Some(event);
+        let handled = self.enter(kind, size).await;
+        let data = self.store.data_mut();
+        data.event = None;
+        let reply = data.reply.take();
+        self.rest().await;
+        match handled {
+            Err(error) => Err(self.broken(&error)),
+            Ok(NO_REPLY) => Ok(None),
+            Ok(REPLY) => reply.transpose(),
+            Ok(_) => Err(InstanceError::Failed("it answered a call with an error".to_string())),
+        }
+    }
+
+    async fn enter(&mut self, kind: EventKind, size: usize) -> Result<i32> {
+        let size = u32::try_from(size).map_err(|_| format_err!("{size} bytes are too many"))?;
+        match kind {
+            EventKind::Cast => self.handlers.cast.call_async(&mut self.store, size).await.map(|()| NO_REPLY),
+            EventKind::Call => self.handlers.call.call_async(&mut self.store, size).await,
+        }
+    }
+
+    /// The memory of the guest, bytes.
+    pub(super) fn size(&self) -> usize {
+        self.exports.memory.data_size(&self.store)
     }
 
     /// Runs the stop handler; a trap in it is logged.
     pub(super) async fn stop(&mut self) {
+        if self.stack.is_none() {
+            self.stack = self.stacks.wait().await;
+        }
         self.begin(Cause::default());
-        let (store, exports) = (&mut self.store, &self.exports);
-        let stopped = match exports.clear.call_async(&mut *store, ()).await {
-            Ok(()) => exports.stop.call_async(&mut *store, ()).await,
-            Err(error) => Err(error),
-        };
+        let stopped = self.handlers.stop.call_async(&mut self.store, ()).await;
         if let Err(error) = stopped {
             let reason = self.broken(&error);
             self.store.data().context.log.push(Level::Error, "edgeless", format!("the stop handler failed: {reason}"));
@@ -349,49 +457,44 @@ impl Guest {
     /// What a trap looks like to users: on the first line the reason, then the guest's functions.
     fn broken(&mut self, error: &wasmtime::Error) -> InstanceError {
         let mut text = format!("{}\n{}", error.root_cause(), format!("{error:?}").trim_end());
-        let memory = &mut self.store.data_mut().memory;
-        if memory.refused {
-            text = format!("the guest wanted more than {} bytes (wasm_runtime.memory_limit): {text}", memory.bytes);
+        let limit = &self.store.data().limit;
+        if limit.refused {
+            text = format!("the guest wanted more than {} bytes (wasm_runtime.memory_limit): {text}", limit.bytes);
         }
         InstanceError::Broken(text)
     }
 }
 
-fn read_u32(exports: &Exports, store: &wasmtime::StoreContext<'_, Data>, pointer: u32) -> Result<u32> {
-    let bytes = exports.read(store, pointer, 4)?;
-    Ok(u32::from_le_bytes(bytes.try_into()?))
-}
-
 /// The arguments that a guest passed, read and checked.
-struct Args<'c, 'a> {
-    caller: &'c Caller<'a, Data>,
-    exports: Exports,
+struct Args<'c> {
+    memory: &'c [u8],
+    data: &'c Data,
 }
 
-impl<'c, 'a> Args<'c, 'a> {
-    fn new(caller: &'c Caller<'a, Data>) -> Result<Self> {
-        let exports = caller.data().exports.clone();
-        // A start section runs before the exports are known.
-        let exports = exports.ok_or_else(|| format_err!("a start section cannot call the host"))?;
-        Ok(Self { caller, exports })
+impl<'c> Args<'c> {
+    fn new(caller: &'c Caller<'_, Data>) -> Result<Self> {
+        let data = caller.data();
+        Ok(Self { memory: data.memory()?.data(caller), data })
     }
 
-    fn text(&self, pointer: u32, length: u32, what: &str) -> Result<String> {
-        let store = self.caller.as_context();
-        let bytes = self.exports.read(&store, pointer, length)?;
-        String::from_utf8(bytes.to_vec()).map_err(|_| format_err!("string error: {what} is not UTF-8"))
+    fn bytes(&self, pointer: u32, length: u32) -> Result<&'c [u8]> {
+        slice(self.memory, pointer, length as usize)
+    }
+
+    fn text(&self, pointer: u32, length: u32, what: &str) -> Result<&'c str> {
+        let bytes = self.bytes(pointer, length)?;
+        std::str::from_utf8(bytes).map_err(|_| format_err!("string error: {what} is not UTF-8"))
     }
 
     /// At most so many bytes of a text. Cut anywhere, it may end within a character.
-    fn start_of_text(&self, pointer: u32, length: u32, most: u32, what: &str) -> Result<String> {
+    fn start_of_text(&self, pointer: u32, length: u32, most: u32, what: &str) -> Result<Cow<'c, str>> {
         if length <= most {
-            return self.text(pointer, length, what);
+            return Ok(Cow::Borrowed(self.text(pointer, length, what)?));
         }
-        let store = self.caller.as_context();
-        Ok(String::from_utf8_lossy(self.exports.read(&store, pointer, most)?).into_owned())
+        Ok(String::from_utf8_lossy(self.bytes(pointer, most)?))
     }
 
-    fn name(&self, pointer: u32, length: u32, what: &str) -> Result<String> {
+    fn name(&self, pointer: u32, length: u32, what: &str) -> Result<&'c str> {
         if length > MAX_NAME {
             return Err(format_err!("{what} is {length} bytes long: {MAX_NAME} is the limit"));
         }
@@ -399,22 +502,19 @@ impl<'c, 'a> Args<'c, 'a> {
     }
 
     /// `None`: it is larger than the limit, which was logged.
-    fn payload(&self, pointer: u32, length: u32) -> Result<Option<Bytes>> {
-        let data = self.caller.data();
-        let store = self.caller.as_context();
-        let bytes = self.exports.read(&store, pointer, length)?;
-        if bytes.len() > data.max_payload {
-            let text = format!("a payload of {length} bytes was dropped: {} is the limit", data.max_payload);
-            data.context.log.push(Level::Warn, "edgeless", text);
-            data.context.outputs.lost(Dropped::TooLarge);
+    fn payload(&self, output: &str, pointer: u32, length: u32) -> Result<Option<Bytes>> {
+        let bytes = self.bytes(pointer, length)?;
+        if bytes.len() > self.data.max_payload {
+            let text = format!("a payload of {length} bytes was dropped: {} is the limit", self.data.max_payload);
+            self.data.context.log.push(Level::Warn, "edgeless", text);
+            self.data.context.outputs.lost_on(output, Dropped::TooLarge);
             return Ok(None);
         }
         Ok(Some(Bytes::copy_from_slice(bytes)))
     }
 
     fn instance(&self, node: u32, component: u32) -> Result<InstanceId> {
-        let store = self.caller.as_context();
-        let uuid = |pointer| -> Result<Uuid> { Ok(Uuid::from_slice(self.exports.read(&store, pointer, 16)?)?) };
+        let uuid = |pointer| -> Result<Uuid> { Ok(Uuid::from_slice(self.bytes(pointer, 16)?)?) };
         Ok(InstanceId { node: NodeId(uuid(node)?), function: uuid(component)? })
     }
 }
@@ -422,10 +522,10 @@ impl<'c, 'a> Args<'c, 'a> {
 async fn cast(caller: Caller<'_, Data>, (target, target_len, payload, len): (u32, u32, u32, u32)) -> Result<()> {
     let args = Args::new(&caller)?;
     let output = args.name(target, target_len, "the name of an output")?;
-    if let Some(payload) = args.payload(payload, len)? {
-        let data = caller.data();
+    if let Some(payload) = args.payload(output, payload, len)? {
+        let data = args.data;
         // What gets lost is counted; a cast tells the guest nothing.
-        data.context.outputs.cast(&output, payload, data.cause).await.ok();
+        data.context.outputs.cast(output, payload, data.cause).await.ok();
     }
     Ok(())
 }
@@ -433,8 +533,8 @@ async fn cast(caller: Caller<'_, Data>, (target, target_len, payload, len): (u32
 async fn cast_raw(caller: Caller<'_, Data>, (node, component, payload, len): (u32, u32, u32, u32)) -> Result<()> {
     let args = Args::new(&caller)?;
     let target = args.instance(node, component)?;
-    if let Some(payload) = args.payload(payload, len)? {
-        let data = caller.data();
+    if let Some(payload) = args.payload(RAW, payload, len)? {
+        let data = args.data;
         // What gets lost is counted; a cast tells the guest nothing.
         data.context.outputs.cast_raw(target, payload, data.cause).await.ok();
     }
@@ -447,10 +547,10 @@ async fn call(
 ) -> Result<i32> {
     let args = Args::new(&caller)?;
     let output = args.name(target, target_len, "the name of an output")?;
-    let data = caller.data();
-    let reply = match args.payload(payload, len)? {
+    let data = args.data;
+    let reply = match args.payload(output, payload, len)? {
         Some(_) if !data.initialised => Err(not_wired()),
-        Some(payload) => match data.context.outputs.call(&output, payload, data.cause).await {
+        Some(payload) => match data.context.outputs.call(output, payload, data.cause).await {
             Err(CallError::Unmapped(output)) => {
                 return Err(format_err!("the output '{output}' leads nowhere: map it in the workflow"));
             }
@@ -468,8 +568,8 @@ async fn call_raw(
 ) -> Result<i32> {
     let args = Args::new(&caller)?;
     let target = args.instance(node, component)?;
-    let data = caller.data();
-    let reply = match args.payload(payload, len)? {
+    let data = args.data;
+    let reply = match args.payload(RAW, payload, len)? {
         Some(_) if !data.initialised => Err(not_wired()),
         Some(payload) => {
             data.context.outputs.call_raw(target, payload, data.cause).await.map_err(|error| error.to_string())
@@ -493,10 +593,12 @@ async fn answer(
     match reply {
         Ok(None) => Ok(NO_REPLY),
         Ok(Some(payload)) => {
-            let exports = Args::new(&caller)?.exports;
-            let (pointer, length) = exports.put(&mut caller, &payload).await?;
-            exports.write(&mut caller, out_pointer, &pointer.to_le_bytes())?;
-            exports.write(&mut caller, out_length, &length.to_le_bytes())?;
+            let (memory, alloc) = (caller.data().memory()?, caller.data().alloc.clone());
+            let alloc = alloc.ok_or_else(|| format_err!("the guest is not complete yet"))?;
+            let (pointer, length) = put(&mut caller, memory, &alloc, &payload).await?;
+            let memory = memory.data_mut(&mut caller);
+            slice_mut(memory, out_pointer, 4)?.copy_from_slice(&pointer.to_le_bytes());
+            slice_mut(memory, out_length, 4)?.copy_from_slice(&length.to_le_bytes());
             Ok(REPLY)
         }
         Err(reason) => {
@@ -508,9 +610,8 @@ async fn answer(
 
 async fn sync(caller: Caller<'_, Data>, (pointer, length): (u32, u32)) -> Result<()> {
     let args = Args::new(&caller)?;
-    let store = caller.as_context();
-    let state = Bytes::copy_from_slice(args.exports.read(&store, pointer, length)?);
-    caller.data().context.state.save(state).await.map_err(|error| format_err!("{error}"))
+    let state = Bytes::copy_from_slice(args.bytes(pointer, length)?);
+    args.data.context.state.save(state).await.map_err(|error| format_err!("{error}"))
 }
 
 fn telemetry_log(
@@ -524,7 +625,7 @@ fn telemetry_log(
     let args = Args::new(&caller)?;
     let target = args.start_of_text(target, target_len, MAX_NAME, "a log target")?;
     let message = args.start_of_text(message, message_len, MAX_MESSAGE, "a log message")?;
-    let log = &caller.data().context.log;
+    let log = &args.data.context.log;
     let level = match level {
         1 => Level::Error,
         2 => Level::Warn,
@@ -541,10 +642,11 @@ fn telemetry_log(
 }
 
 fn slf(mut caller: Caller<'_, Data>, node: u32, component: u32) -> Result<()> {
-    let exports = Args::new(&caller)?.exports;
-    let id = caller.data().context.id;
-    exports.write(&mut caller, node, id.node.0.as_bytes())?;
-    exports.write(&mut caller, component, id.function.as_bytes())
+    let (memory, data) = caller.data().memory()?.data_and_store_mut(&mut caller);
+    let id = data.context.id;
+    slice_mut(memory, node, 16)?.copy_from_slice(id.node.0.as_bytes());
+    slice_mut(memory, component, 16)?.copy_from_slice(id.function.as_bytes());
+    Ok(())
 }
 
 fn delayed_cast(
@@ -557,15 +659,15 @@ fn delayed_cast(
 ) -> Result<()> {
     let args = Args::new(&caller)?;
     let output = args.name(target, target_len, "the name of an output")?;
-    let data = caller.data();
+    let data = args.data;
     // Before the outputs are known, a name cannot be told from a wrong one.
-    if data.initialised && !data.context.outputs.is_mapped(&output) {
+    if data.initialised && !data.context.outputs.is_mapped(output) {
         return Err(format_err!("the output '{output}' leads nowhere: map it in the workflow"));
     }
-    if let Some(payload) = args.payload(payload, len)? {
+    if let Some(payload) = args.payload(output, payload, len)? {
         // What gets lost is counted; a cast tells the guest nothing.
         let delay = Duration::from_millis(delay_ms);
-        data.context.outputs.delayed_cast(delay, &output, payload, data.cause).ok();
+        data.context.outputs.delayed_cast(delay, output, payload, data.cause).ok();
     }
     Ok(())
 }

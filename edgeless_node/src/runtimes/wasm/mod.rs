@@ -7,13 +7,20 @@
 //!
 //! - `guest`: the interface between host and guest, both ways.
 //! - `modules`: compilation and its cache.
+//! - `places`, `stacks`: how many instances there may be, and how many of them may run at once.
+//! - `background`: where guests go on that burn their time.
 //! - `ticker`: the clock of time slices, which runs only while a guest does.
 
+mod background;
 mod guest;
 mod modules;
+mod places;
+mod stacks;
 mod ticker;
 
+use std::future::Future as _;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -21,11 +28,15 @@ use edgeless_api::Error;
 use edgeless_api::component::{FunctionSpec, INIT_PAYLOAD, RUST_WASM};
 use edgeless_api::status::Level;
 use tokio::sync::Mutex;
+use tokio_util::task::AbortOnDropHandle;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Program, Runtime};
-use guest::Guest;
+use background::Background;
+use guest::{Entry, Guest};
 use modules::Modules;
+use places::{Place, Places};
+use stacks::Stacks;
 use ticker::{Clock, SLICE, Ticker};
 
 /// What guests may use.
@@ -35,6 +46,8 @@ pub struct Limits {
     pub instances: u32,
     /// Memory of each, bytes.
     pub memory: usize,
+    /// Instances that may have a handler in hand, be it running or waiting in a host call.
+    pub stacks: u32,
     /// Processor time of each handler.
     pub time: Duration,
     /// The largest payload that a guest may emit, bytes.
@@ -46,7 +59,15 @@ pub struct Limits {
 #[derive(Clone)]
 pub struct Wasm {
     modules: Arc<Modules>,
-    ticker: Arc<Ticker>,
+    shared: Arc<Shared>,
+}
+
+/// What all guests of an engine share.
+struct Shared {
+    ticker: Ticker,
+    background: Background,
+    places: Places,
+    stacks: Stacks,
     limits: Limits,
 }
 
@@ -57,10 +78,10 @@ impl Wasm {
     /// The machine cannot give it that room.
     pub fn new(limits: Limits) -> Result<Self, Error> {
         let mut pool = PoolingAllocationConfig::default();
-        pool.total_core_instances(limits.instances)
+        pool.total_core_instances(limits.instances.saturating_mul(2))
             .total_memories(limits.instances)
             .total_tables(limits.instances)
-            .total_stacks(limits.instances)
+            .total_stacks(limits.stacks)
             .max_memory_size(limits.memory);
         let mut config = Config::new();
         config.epoch_interruption(true).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -70,8 +91,14 @@ impl Wasm {
                 limits.instances
             ))
         })?;
-        let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { modules: Arc::new(Modules::new(engine)?), ticker, limits })
+        let shared = Shared {
+            ticker: Ticker::start(engine.clone())?,
+            background: Background::default(),
+            places: Places::new(limits.instances, limits.stacks),
+            stacks: Stacks::new(limits.stacks),
+            limits,
+        };
+        Ok(Self { modules: Arc::new(Modules::new(engine)?), shared: Arc::new(shared) })
     }
 }
 
@@ -87,36 +114,40 @@ impl Runtime for Wasm {
         }
         let module = self.modules.get(&spec.class.binary).await?;
         let payload = spec.annotations.get(INIT_PAYLOAD).cloned();
-        Ok(Arc::new(WasmProgram { module, payload, ticker: self.ticker.clone(), limits: self.limits }))
+        Ok(Arc::new(WasmProgram { module, entry: self.modules.entry().clone(), payload, shared: self.shared.clone() }))
     }
 }
 
 /// A module, and what its instances are initialised with.
 struct WasmProgram {
     module: guest::Module,
+    entry: Arc<Entry>,
     payload: Option<String>,
-    ticker: Arc<Ticker>,
-    limits: Limits,
+    shared: Arc<Shared>,
 }
 
 #[async_trait]
 impl Program for WasmProgram {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
+        let Shared { ticker, places, stacks, limits, .. } = &*self.shared;
+        let place = places.take()?;
         let saved = context.state.load().await?;
-        let clock = self.ticker.clock();
+        let clock = ticker.clock();
         let log = context.log.clone();
         // The start section of a module is code of the guest like any other.
-        let instantiate = Guest::instantiate(&self.module, context, self.limits, clock.clone());
-        let mut guest = self.ticker.run(&clock, instantiate).await?;
+        let instantiate =
+            Guest::instantiate(&self.module, &self.entry, context, *limits, clock.clone(), stacks.clone());
+        let mut guest = ticker.run(&clock, instantiate).await?;
         let init = guest.init(self.payload.as_deref().map(str::as_bytes), saved.as_deref());
-        let initialised = self.ticker.run(&clock, init).await;
+        let initialised = ticker.run(&clock, init).await;
         initialised.map_err(|trap| {
             // What the guest said last is lost with it, and is mostly why it gave up.
             let said = log.last(1).pop().filter(|line| line.level == Level::Error);
             let said = said.map(|line| format!("{}: ", line.message)).unwrap_or_default();
             Error::rejected(format!("its initialisation failed: {said}{trap}"))
         })?;
-        Ok(Box::new(WasmInstance { guest: Mutex::new(guest), ticker: self.ticker.clone(), clock }))
+        let guest = Arc::new(Mutex::new(guest));
+        Ok(Box::new(WasmInstance { guest, shared: self.shared.clone(), clock, _place: place }))
     }
 }
 
@@ -127,20 +158,51 @@ fn slices(time: Duration) -> u64 {
 
 struct WasmInstance {
     /// Never contended: the host loop gives a function one event at a time.
-    guest: Mutex<Guest>,
-    ticker: Arc<Ticker>,
+    guest: Arc<Mutex<Guest>>,
+    shared: Arc<Shared>,
     clock: Clock,
+    _place: Place,
 }
+
+/// A guest with a memory up to this size, bytes, is disposed of at once; to unmap a larger one takes a
+/// while.
+const SMALL: usize = 4 << 20;
 
 #[async_trait]
 impl Instance for WasmInstance {
     async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError> {
-        let mut guest = self.guest.lock().await;
-        self.ticker.run(&self.clock, guest.handle(event)).await
+        let (guest, shared, clock) = (self.guest.clone(), self.shared.clone(), self.clock.clone());
+        let mut handling = Box::pin(async move {
+            let mut guest = guest.lock().await;
+            shared.ticker.run(&clock, guest.handle(event)).await
+        });
+        let in_a_slice = std::future::poll_fn(|context| match handling.as_mut().poll(context) {
+            Poll::Ready(handled) => Poll::Ready(Some(handled)),
+            Poll::Pending if self.clock.take_burned() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        if let Some(handled) = in_a_slice.await {
+            return handled;
+        }
+        let rest = AbortOnDropHandle::new(self.shared.background.handle().spawn(handling));
+        match rest.await {
+            Ok(handled) => handled,
+            Err(error) => Err(InstanceError::Broken(format!("its handler was cut off: {error}"))),
+        }
     }
 
     async fn stop(&self) {
         let mut guest = self.guest.lock().await;
-        self.ticker.run(&self.clock, guest.stop()).await;
+        self.shared.ticker.run(&self.clock, guest.stop()).await;
+    }
+}
+
+impl Drop for WasmInstance {
+    fn drop(&mut self) {
+        let is_large = self.guest.try_lock().is_ok_and(|guest| guest.size() > SMALL);
+        if is_large {
+            let guest = self.guest.clone();
+            self.shared.background.handle().spawn(async move { drop(guest) });
+        }
     }
 }

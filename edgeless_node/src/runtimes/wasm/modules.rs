@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::OnceCell;
 use wasmtime::{Engine, ExternType, Linker, Module};
 
-use super::guest::{self, Guest};
+use super::guest::{self, Entry, Guest};
 
 /// Modules that are kept for the next use. Those in use live as long as their functions anyway.
 const KEPT: usize = 128;
@@ -30,6 +30,7 @@ struct Kept {
 pub(super) struct Modules {
     engine: Engine,
     linker: Linker<guest::Data>,
+    entry: Arc<Entry>,
     /// The least recently used first.
     kept: Mutex<VecDeque<Kept>>,
 }
@@ -37,7 +38,13 @@ pub(super) struct Modules {
 impl Modules {
     pub(super) fn new(engine: Engine) -> Result<Self, Error> {
         let linker = Guest::linker(&engine).map_err(Error::bug)?;
-        Ok(Self { engine, linker, kept: Mutex::default() })
+        let entry = Arc::new(Entry::new(&engine).map_err(Error::bug)?);
+        Ok(Self { engine, linker, entry, kept: Mutex::default() })
+    }
+
+    /// What stands between the host and every guest.
+    pub(super) fn entry(&self) -> &Arc<Entry> {
+        &self.entry
     }
 
     /// The module of this code, ready to be instantiated.

@@ -56,7 +56,7 @@ impl Ticker {
 
     /// The clock of one guest.
     pub(super) fn clock(&self) -> Clock {
-        Clock { shared: self.shared.clone(), charged: Arc::default() }
+        Clock { shared: self.shared.clone(), charged: Arc::default(), burned: Arc::default() }
     }
 
     /// Runs what enters a guest, with the clock ticking while it does.
@@ -85,6 +85,8 @@ pub(super) struct Clock {
     shared: Arc<Shared>,
     /// Up to which tick the guest was charged.
     charged: Arc<AtomicU64>,
+    /// Whether it used up a slice and has not been asked since.
+    burned: Arc<AtomicBool>,
 }
 
 impl Clock {
@@ -96,7 +98,16 @@ impl Clock {
     /// The ticks that passed while the guest ran and that it was not charged for yet.
     pub(super) fn charge(&self) -> u64 {
         let now = self.shared.ticks.load(Ordering::Relaxed);
-        now.saturating_sub(self.charged.swap(now, Ordering::Relaxed))
+        let ticks = now.saturating_sub(self.charged.swap(now, Ordering::Relaxed));
+        if ticks > 0 {
+            self.burned.store(true, Ordering::Relaxed);
+        }
+        ticks
+    }
+
+    /// Whether the guest used up a slice since this was asked last.
+    pub(super) fn take_burned(&self) -> bool {
+        self.burned.load(Ordering::Relaxed) && self.burned.swap(false, Ordering::Relaxed)
     }
 }
 
