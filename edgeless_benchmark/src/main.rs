@@ -1,15 +1,38 @@
 //! Measures the platform: the program `edgeless_benchmark`.
 //!
-//! Each command starts what it needs as child processes on free ports and ends it again. The programs
-//! are those beside this one: build them in release mode, or the figures mean little.
+//! Each command starts what it needs, in this process or as child processes on free ports, ends it again
+//! and gives a [`Report`]. Every figure stands beside a limit measured in the same run, where there is
+//! one. The programs are those beside this one: build them in release mode, or the figures mean nothing.
+//!
+//! - One file for each command; `bare` and `http_server` are limits.
+//! - `programs`, `node`, `platform`, `modules`: what is measured; `http_client`: what loads it.
+//! - `stats`, `process`: figures; `report`, `progress`: what the user sees.
 
+mod bare;
 mod footprint;
+mod http;
+mod http_client;
+mod http_server;
+mod modules;
+mod node;
+mod platform;
+mod process;
 mod programs;
+mod progress;
+mod report;
+mod ring;
+mod stats;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::{Parser, Subcommand};
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+use progress::Progress;
+use report::Report;
 
 /// Measures the EDGELESS platform.
 #[derive(Parser)]
@@ -18,12 +41,19 @@ use clap::{Parser, Subcommand};
     version,
     after_help = "Examples:
   edgeless_benchmark footprint                       a table
-  edgeless_benchmark footprint --json                one JSON object
-  edgeless_benchmark footprint --update README.md    writes the table into a file"
+  edgeless_benchmark ring --json                     one JSON object
+  edgeless_benchmark http --seconds 10               longer measurements
+  edgeless_benchmark http --update FILE              writes the table into a file"
 )]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    /// Print one JSON object instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Replace the table between `<!-- measured:COMMAND:begin -->` and `<!-- measured:COMMAND:end -->` in FILE.
+    #[arg(long, global = true, value_name = "FILE")]
+    update: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -33,28 +63,89 @@ enum Command {
         /// The function that is started: a module without outputs.
         #[arg(long, value_name = "FILE", default_value = "functions/noop/noop.wasm")]
         wasm: PathBuf,
-        /// Print one JSON object instead of a table.
-        #[arg(long)]
-        json: bool,
-        /// Replace the table between `<!-- measured:begin -->` and `<!-- measured:end -->` in FILE.
-        #[arg(long, value_name = "FILE")]
-        update: Option<PathBuf>,
     },
+    /// Events between two functions of one node, and on wasmtime alone.
+    Ring(Options),
+    /// HTTP requests to a function, and to a bare server.
+    Http(Options),
+    /// The bare server that `http` compares with.
+    #[command(name = http_server::COMMAND, hide = true)]
+    ServeHttp { content_type: String, body: String },
+}
+
+/// What the measurements have in common.
+#[derive(Args)]
+struct Options {
+    /// The length of each measurement.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = seconds)]
+    seconds: Duration,
+    /// Where the functions are that are measured.
+    #[arg(long, value_name = "DIR", default_value = "functions")]
+    functions: PathBuf,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.01..=3600.0).contains(seconds));
+    seconds.map(Duration::from_secs_f64).ok_or_else(|| "give a number of seconds from 0.01 to 3600".to_string())
+}
+
+/// A measurement that goes on.
+struct Bench {
+    seconds: Duration,
+    functions: PathBuf,
+    progress: Progress,
+}
+
+impl From<Options> for Bench {
+    fn from(Options { seconds, functions }: Options) -> Self {
+        Self { seconds, functions, progress: Progress::new() }
+    }
+}
+
+async fn measure(command: Command) -> Result<Report> {
+    match command {
+        Command::Footprint { wasm } => footprint::measure(&Progress::new(), &wasm).await,
+        Command::Ring(options) => ring::measure(&options.into()).await,
+        Command::Http(options) => http::measure(&options.into()).await,
+        Command::ServeHttp { content_type, body } => match http_server::serve(&content_type, &body).await? {},
+    }
+}
+
+/// Measures, unless a signal comes first: what was started ends with its future, children too.
+async fn run(arguments: Arguments) -> Result<Option<Report>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        report = measure(arguments.command) => report.map(Some),
+        _ = interrupt.recv() => Ok(None),
+        _ = terminate.recv() => Ok(None),
+    }
+}
+
+fn print(report: &Report, json: bool, update: Option<PathBuf>) -> Result<()> {
+    if let Some(file) = update {
+        report.update(&file)?;
+    }
+    match json {
+        true => println!("{}", serde_json::to_string_pretty(&report.json())?),
+        false => print!("{}", report.table()),
+    }
+    Ok(())
 }
 
 fn main() -> ExitCode {
-    let Command::Footprint { wasm, json, update } = Arguments::parse().command;
-    let measured = footprint::measure(&wasm).and_then(|footprint| {
-        if let Some(file) = update {
-            footprint::update(&file, &footprint.table())?;
-        }
-        if json { Ok(serde_json::to_string_pretty(&footprint)?) } else { Ok(footprint.table()) }
+    let arguments = Arguments::parse();
+    let (json, update) = (arguments.json, arguments.update.clone());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let ended = runtime.block_on(run(arguments));
+        // What is measured in this process may be busy for ever: nobody waits for it.
+        runtime.shutdown_background();
+        ended
     });
-    match measured {
-        Ok(text) => {
-            println!("{text}");
-            ExitCode::SUCCESS
-        }
+    match ended.and_then(|report| report.map(|report| print(&report, json, update)).transpose()) {
+        Ok(Some(())) => ExitCode::SUCCESS,
+        // As shells tell of a program that a signal ended.
+        Ok(None) => ExitCode::from(130),
         Err(error) => {
             eprintln!("edgeless_benchmark: {error:#}");
             ExitCode::FAILURE

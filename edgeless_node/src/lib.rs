@@ -132,10 +132,28 @@ impl Daemon for Node {
     type Handle = Self;
 
     async fn start(config: Config) -> Result<Self, Error> {
+        Self::start_from(config, runtimes).await
+    }
+}
+
+impl Node {
+    /// Starts a node whose functions run in these runtimes, whatever its configuration says of them: for
+    /// runtimes that are watched, or shared by several nodes of one process.
+    ///
+    /// # Errors
+    /// Something local is wrong, as when a node is started from its configuration alone.
+    pub async fn start_with(config: Config, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Self, Error> {
+        Self::start_from(config, |_| Ok(runtimes)).await
+    }
+
+    async fn start_from(
+        config: Config,
+        runtimes: impl FnOnce(&Config) -> Result<Vec<Arc<dyn Runtime>>, Error> + Send,
+    ) -> Result<Self, Error> {
         config.check().map_err(Error::rejected)?;
         tracing::info!("Starting Edgeless Node");
         let (front, base) = (Tasks::default(), Tasks::default());
-        let started = Self::start_with(&config, &front, &base).await;
+        let started = Self::open(&config, runtimes, &front, &base).await;
         if started.is_err() {
             // What was bound before the failure is let go.
             front.cancel().cancel();
@@ -143,10 +161,13 @@ impl Daemon for Node {
         }
         started
     }
-}
 
-impl Node {
-    async fn start_with(config: &Config, front: &Tasks, base: &Tasks) -> Result<Self, Error> {
+    async fn open(
+        config: &Config,
+        runtimes: impl FnOnce(&Config) -> Result<Vec<Arc<dyn Runtime>>, Error> + Send,
+        front: &Tasks,
+        base: &Tasks,
+    ) -> Result<Self, Error> {
         let id = config.general.node_id;
         let limits = config.limits.api();
         let metrics = Arc::new(Metrics::new(id, config.limits.max_series));

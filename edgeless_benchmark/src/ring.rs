@@ -1,0 +1,107 @@
+//! `ring`: two functions on one node that pass tokens round.
+//!
+//! The limit is the same module on wasmtime alone, in the same kind of runtime, each instance a task that
+//! reads a channel.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use edgeless_api::InstanceId;
+use edgeless_api::component::ComponentKind::Function;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use wasmtime::InstancePre;
+
+use crate::Bench;
+use crate::bare::{self, Guest};
+use crate::modules::module;
+use crate::node::{Access, LocalNode, Size};
+use crate::report::{Figure, Report, Row, Unit};
+use crate::stats;
+
+/// How many tokens go round.
+const TOKENS: [usize; 2] = [1, 64];
+/// Tokens that a channel of the limit has room for: as many as the mailbox of a node.
+const ROOM: usize = 512;
+/// What is passed round.
+pub(crate) const TOKEN: &str = "token";
+
+pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
+    let relay = module(bench, "relay").await?;
+    let mut report = Report::new("ring");
+    let bare = bare::prepare(&bare::plain_engine(), &relay).map_err(bare::error)?;
+    for tokens in TOKENS {
+        bench.progress.say(&format!("ring of two functions, tokens: {tokens}"));
+        let node = LocalNode::start(&Size::default()).await?;
+        let hops = hops_per_second(&node.access, &node.access, &relay, tokens, bench.seconds).await?;
+        node.stop().await;
+        bench.progress.say(&format!("the limit: wasmtime alone, tokens: {tokens}"));
+        let limit = limit(&bare, tokens, bench.seconds).await?;
+        report.add(
+            Row::new(
+                format!("hops between two functions of one node, tokens: {tokens}"),
+                Figure::new(format!("hops_per_s_{tokens}"), hops, Unit::PerSecond),
+            )
+            .limit(
+                Figure::new(format!("limit_hops_per_s_{tokens}"), limit, Unit::PerSecond),
+                &format!("ratio_{tokens}"),
+            )
+            .aim(if tokens == 64 { "1 µs a hop" } else { "" }),
+        );
+    }
+    Ok(report)
+}
+
+/// Two relays, on one node or on two, that send each other tokens.
+pub(crate) async fn hops_per_second(
+    here: &Access,
+    there: &Access,
+    relay: &Bytes,
+    tokens: usize,
+    window: Duration,
+) -> Result<f64> {
+    let one = here.function("one", relay, "").await?;
+    let other = there.function("other", relay, "").await?;
+    here.wire(Function, one, &[("next", other)]).await?;
+    there.wire(Function, other, &[("next", one)]).await?;
+    for _ in 0..tokens {
+        here.cast(one, TOKEN).await?;
+    }
+    let count = async || Ok(here.handled(one).await? + there.handled(other).await?);
+    let hops = stats::rate(window, count).await?;
+    here.stop(one).await?;
+    there.stop(other).await?;
+    Ok(hops)
+}
+
+async fn limit(relay: &InstancePre<bare::Data>, tokens: usize, window: Duration) -> Result<f64> {
+    let hops = Arc::new(AtomicU64::new(0));
+    let (to_one, of_one) = mpsc::channel(ROOM);
+    let (to_other, of_other) = mpsc::channel(ROOM);
+    let mut tasks = JoinSet::new();
+    for (inbox, out) in [(of_one, to_other), (of_other, to_one.clone())] {
+        let mut guest = Guest::new(relay, out).map_err(bare::error)?;
+        guest.init().map_err(bare::error)?;
+        tasks.spawn(serve(guest, inbox, hops.clone()));
+    }
+    for _ in 0..tokens {
+        to_one.send(Bytes::from_static(TOKEN.as_bytes())).await?;
+    }
+    let measured = stats::rate(window, async || Ok(hops.load(Ordering::Relaxed)));
+    tokio::select! {
+        measured = measured => measured,
+        // They serve for ever, unless one fails.
+        Some(ended) = tasks.join_next() => { ended??; anyhow::bail!("an instance ended") }
+    }
+}
+
+async fn serve(mut guest: Guest, mut inbox: mpsc::Receiver<Bytes>, hops: Arc<AtomicU64>) -> Result<()> {
+    while let Some(payload) = inbox.recv().await {
+        guest.handle(InstanceId::NONE, &payload).map_err(bare::error)?;
+        hops.fetch_add(1, Ordering::Relaxed);
+    }
+    Ok(())
+}
