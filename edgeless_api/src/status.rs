@@ -127,7 +127,7 @@ pub struct ComponentStatus {
 
 /// The books of an output: what was sent on it, and what became of that. At any moment
 /// `produced = handled + queued + in_flight + delayed + expired + dropped + unknown + handed_over`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct OutputBooks {
     /// The output. Names in parentheses stand for events that were sent on no output.
     pub output: String,

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::node::{Capabilities, NodeInfo, ProviderSpec};
 use edgeless_api::server::{Invocation, Server, Values, Workflows};
-use edgeless_api::status::{ComponentStatus, Level, LogLine, Placement, State};
+use edgeless_api::status::{ComponentStatus, Level, LogLine, OutputBooks, Placement, State};
 use edgeless_api::workflow::{Mapping, Workflow, WorkflowStatus};
 use edgeless_api::{ComponentId, DomainId, Error, Event, InstanceId, Limits, NodeId, Url, WorkflowId};
 use futures_util::StreamExt;
@@ -396,6 +396,7 @@ impl Workflows for Controller {
             log: vec![],
             handled: 5,
             dropped: 0,
+            outputs: vec![],
         };
         let failed = ComponentStatus {
             state: State::Failed,
@@ -404,6 +405,14 @@ impl Workflows for Controller {
             reason: "trap: out of bounds\n0: count!handle_cast".into(),
             log: vec![line(1, Level::Info, "hello"), line(2, Level::Error, "trap\n0: count!handle_cast")],
             dropped: 2,
+            outputs: vec![OutputBooks {
+                output: "count".into(),
+                produced: 7,
+                handled: 5,
+                queued: 1,
+                dropped: [("MailboxFull".to_string(), 1)].into(),
+                ..OutputBooks::default()
+            }],
             ..status("counter", 1)
         };
         Ok(vec![status("log", 2), failed])

@@ -43,6 +43,7 @@ fn status() -> String {
         "* status\n\
          STATE counter -> failed [epoch 1, restarts 3, handled 5, dropped 2]\n\
          REASON counter -> trap: out of bounds\n    0: count!handle_cast\n\
+         SENT counter count -> 7 [handled 5, queued 1, MailboxFull 1]\n\
          LOG counter -> 1970-01-01T00:00:01.000000Z INFO count: hello\n\
          LOG counter -> 1970-01-01T00:00:02.000000Z ERROR count: trap\n    0: count!handle_cast\n\
          STATE log -> running on {NODE} [instance {}, epoch 1, restarts 0, handled 5, dropped 0]\n",
@@ -112,6 +113,10 @@ fn a_workflow_is_shown_as_json() {
                 "name": "counter", "component": component(1), "state": "failed", "instance": null,
                 "epoch": 1, "restarts": 3, "handled": 5, "dropped": 2,
                 "reason": "trap: out of bounds\n0: count!handle_cast",
+                "outputs": [{
+                    "output": "count", "produced": 7, "handled": 5, "queued": 1, "in_flight": 0, "delayed": 0,
+                    "expired": 0, "dropped": {"MailboxFull": 1}, "unknown": 0, "handed_over": 0,
+                }],
                 "log": [
                     line("1970-01-01T00:00:01.000000Z", "INFO", "hello"),
                     line("1970-01-01T00:00:02.000000Z", "ERROR", "trap\n0: count!handle_cast"),
@@ -120,7 +125,7 @@ fn a_workflow_is_shown_as_json() {
             {
                 "name": "log", "component": component(2), "state": "running",
                 "instance": {"node": NODE, "function": component(0x12)},
-                "epoch": 1, "restarts": 0, "handled": 5, "dropped": 0, "reason": "", "log": [],
+                "epoch": 1, "restarts": 0, "handled": 5, "dropped": 0, "reason": "", "outputs": [], "log": [],
             },
         ],
     });

@@ -59,6 +59,7 @@ orchestrator_url = "http://127.0.0.1:1"
 state_directory = "{}"
 [wasm_runtime]
 max_instances = 32
+max_stacks = 32
 memory_limit = "4MiB"
 cpu_limit = "300ms"
 [limits]

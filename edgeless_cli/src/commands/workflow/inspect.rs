@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use edgeless_api::client::Workflows;
 use edgeless_api::component::FunctionClass;
-use edgeless_api::status::{ComponentStatus, State};
+use edgeless_api::status::{ComponentStatus, OutputBooks, State};
 use edgeless_api::workflow::{Function, Mapping, Resource, Workflow, WorkflowStatus};
 use edgeless_api::{Code, ComponentId, InstanceId, WorkflowId};
 use serde::Serialize;
@@ -122,6 +122,7 @@ struct Component {
     handled: u64,
     dropped: u64,
     reason: String,
+    outputs: Vec<OutputBooks>,
     log: Vec<Line>,
 }
 
@@ -195,6 +196,7 @@ impl From<ComponentStatus> for Component {
             handled: status.handled,
             dropped: status.dropped,
             reason: status.reason,
+            outputs: status.outputs,
             log: status.log.into_iter().map(Line::from).collect(),
         }
     }
@@ -262,6 +264,11 @@ impl Component {
         )];
         if !self.reason.is_empty() {
             lines.push(format!("REASON {name} -> {}", indented(&self.reason)));
+        }
+        for books in &self.outputs {
+            let fates: Vec<_> = books.fates().map(|(fate, count)| format!("{} {count}", one_line(fate))).collect();
+            let (output, produced) = (one_line(&books.output), books.produced);
+            lines.push(format!("SENT {name} {output} -> {produced} [{}]", fates.join(", ")));
         }
         lines.extend(self.log.iter().map(|line| format!("LOG {name} -> {}", line.without_component(style))));
         lines

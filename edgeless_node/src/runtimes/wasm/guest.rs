@@ -355,23 +355,6 @@ impl Guest {
         result.map_err(|error| self.broken(&error))
     }
 
-    /// A handler is over: hands the stack back if others may want it.
-    async fn rest(&mut self) {
-        if self.stack.is_some() && self.stacks.are_scarce() {
-            {
-                // A call that is given up while it waits does not leave its stack with the store, as one
-                // that ends does.
-                let mut call = pin!(self.handlers.rest.call_async(&mut self.store, ()));
-                std::future::poll_fn(|context| {
-                    drop(call.as_mut().poll(context));
-                    Poll::Ready(())
-                })
-                .await;
-            }
-            self.stack = None;
-        }
-    }
-
     async fn run_init(&mut self, payload: Option<&[u8]>, state: Option<&[u8]>) -> Result<()> {
         let (store, exports) = (&mut self.store, &self.exports);
         // Absent is pointer 0, length 0.
@@ -387,6 +370,25 @@ impl Guest {
         exports.drop_buffer(&mut *store, state).await
     }
 
+    /// A handler is over: the stack is kept or handed back.
+    async fn rest(&mut self) {
+        if !matches!(self.stack, Some(Stack::Lent(_))) {
+            return;
+        }
+        let kept = self.stacks.keep();
+        if kept.is_none() {
+            // A call that is given up while it waits does not leave its stack with the store, as one that
+            // ends does.
+            let mut call = pin!(self.handlers.rest.call_async(&mut self.store, ()));
+            std::future::poll_fn(|context| {
+                drop(call.as_mut().poll(context));
+                Poll::Ready(())
+            })
+            .await;
+        }
+        self.stack = kept;
+    }
+
     /// Handles one event.
     ///
     /// # Errors
@@ -399,8 +401,8 @@ impl Guest {
                 EventKind::Call => self.stacks.get(),
             };
             if self.stack.is_none() {
-                let total = self.stacks.total();
-                return Err(InstanceError::Failed(format!("all {total} stacks are in use (wasm_runtime.max_stacks)")));
+                let lent = self.stacks.lent();
+                return Err(InstanceError::Failed(format!("all {lent} stacks are in use (wasm_runtime.max_stacks)")));
             }
         }
         self.begin(event.cause);

@@ -81,7 +81,7 @@ impl Wasm {
         pool.total_core_instances(limits.instances.saturating_mul(2))
             .total_memories(limits.instances)
             .total_tables(limits.instances)
-            .total_stacks(limits.stacks)
+            .total_stacks(Stacks::total(limits.stacks))
             .max_memory_size(limits.memory);
         let mut config = Config::new();
         config.epoch_interruption(true).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -94,7 +94,7 @@ impl Wasm {
         let shared = Shared {
             ticker: Ticker::start(engine.clone())?,
             background: Background::default(),
-            places: Places::new(limits.instances, limits.stacks),
+            places: Places::new(limits.instances, Stacks::total(limits.stacks)),
             stacks: Stacks::new(limits.stacks),
             limits,
         };
