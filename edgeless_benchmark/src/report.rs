@@ -17,7 +17,6 @@ pub(crate) enum Unit {
     Milliseconds,
     Kib,
     Mib,
-    Count,
     Ratio,
 }
 
@@ -53,7 +52,6 @@ impl Unit {
             Self::Milliseconds => format!("{value:.2} ms"),
             Self::Kib => format!("{value:.1} KiB"),
             Self::Mib => format!("{value:.1} MiB"),
-            Self::Count => grouped(value),
             Self::Ratio => format!("{value:.2}"),
         }
     }
@@ -208,8 +206,8 @@ mod tests {
     /// A ratio to nothing would be infinite, which JSON cannot say.
     #[test]
     fn there_is_no_ratio_to_nothing() {
-        let nothing = Figure::new("limit", 0.0, Unit::Count);
-        let row = Row::new("x", Figure::new("x", 1.0, Unit::Count)).limit(nothing, "ratio");
+        let nothing = Figure::new("limit", 0.0, Unit::Mib);
+        let row = Row::new("x", Figure::new("x", 1.0, Unit::Mib)).limit(nothing, "ratio");
         assert!(row.ratio.is_none());
     }
 
