@@ -20,7 +20,9 @@ const PAYLOAD: [u8; 100] = [b'x'; 100];
 /// Payloads in a message of the limit.
 const BATCH: usize = 64;
 /// Events that the source is told to cast at a time.
-const ROUND: u64 = 5_000;
+const ROUND: u64 = 1_000;
+/// Events that are on their way at the least: more than arrive between two looks.
+const BACKLOG: u64 = 4 * ROUND;
 /// How long nothing may arrive while something is on its way.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked at what has arrived.
@@ -94,8 +96,8 @@ async fn flood(bench: &Bench) -> Result<Flood> {
             sink.stop().await;
             return Ok(Flood { per_second, sent, lost: on_the_way, growth_kib: most.saturating_sub(before) });
         }
-        // The source always has the next round at hand.
-        if !is_over && on_the_way < ROUND {
+        // The source always has more at hand.
+        if !is_over && on_the_way < BACKLOG {
             here.cast(spring, ROUND.to_string()).await?;
             sent += ROUND;
         } else {

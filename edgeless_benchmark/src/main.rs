@@ -145,13 +145,18 @@ async fn measure(command: Command) -> Result<Report> {
     }
 }
 
+/// A signal ended the program, which tells of it by the code that shells use.
+struct Interrupted {
+    code: u8,
+}
+
 /// Measures, unless a signal comes first: what was started ends with its future, children too.
-async fn run(arguments: Arguments) -> Result<Option<Report>> {
+async fn run(arguments: Arguments) -> Result<Result<Report, Interrupted>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
-        report = measure(arguments.command) => report.map(Some),
-        _ = interrupt.recv() => Ok(None),
-        _ = terminate.recv() => Ok(None),
+        report = measure(arguments.command) => report.map(Ok),
+        _ = interrupt.recv() => Ok(Err(Interrupted { code: 130 })),
+        _ = terminate.recv() => Ok(Err(Interrupted { code: 143 })),
     }
 }
 
@@ -176,10 +181,13 @@ fn main() -> ExitCode {
         runtime.shutdown_background();
         ended
     });
-    match ended.and_then(|report| report.map(|report| print(&report, json, update)).transpose()) {
-        Ok(Some(())) => ExitCode::SUCCESS,
-        // As shells tell of a program that a signal ended.
-        Ok(None) => ExitCode::from(130),
+    let printed = match ended {
+        Ok(Ok(report)) => print(&report, json, update),
+        Ok(Err(Interrupted { code })) => return ExitCode::from(code),
+        Err(error) => Err(error),
+    };
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("edgeless_benchmark: {error:#}");
             ExitCode::FAILURE

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use edgeless_api::InstanceId;
 use edgeless_api::component::ComponentKind::Function;
-use serde_json::{Map, Value, json};
+use edgeless_api::status::ComponentStatus;
+use serde_json::json;
 
 use crate::Bench;
 use crate::http;
@@ -69,38 +70,33 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
             .limit(ms("p99_alone_ms", alone), "p99_growth"),
     );
     bench.progress.say("what becomes of the hogs");
-    let mut found = Map::new();
     for (mode, id) in MODES.into_iter().zip(hogs) {
         let fate = match mode {
-            // Nothing is wrong with it, but for how much it says: it waits until its target has room.
+            // Nothing is wrong with it but how much it says, and for that it has to wait.
             "flood" => {
-                let status = access.status(id).await?;
-                let limited = format!("slowed to the {taken:.0} events/s that its target takes");
-                [status.state.to_string(), first_line(&status.reason), limited].join(" ").replace("  ", " ")
+                format!("{}: slowed to the {taken:.0} events/s that its target takes", told(&access.status(id).await?))
             }
             _ => named(access, id).await?,
         };
-        found.insert(mode.to_string(), json!(fate));
+        report.add(Row::new(format!("hog: {mode}"), Figure::other(format!("hogs.{mode}"), json!(fate), fate)));
     }
-    let shown: Vec<_> =
-        found.iter().map(|(mode, fate)| format!("{mode}: {}", fate.as_str().unwrap_or_default())).collect();
-    report.add(Row::new("the hogs", Figure::other("hogs", Value::Object(found), shown.join("; "))));
     Ok(report)
 }
 
-/// What the node says of a hog, once it says something.
+/// What the node says of a hog, once it says why it stopped it.
 async fn named(node: &Access, hog: InstanceId) -> Result<String> {
     let began = Instant::now();
     loop {
         let status = node.status(hog).await?;
         if !status.reason.is_empty() || began.elapsed() > PATIENCE {
-            let restarts = format!("(restarts: {})", status.restarts);
-            return Ok(format!("{}: {} {restarts}", status.state, first_line(&status.reason)));
+            return Ok(told(&status));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_string()
+fn told(status: &ComponentStatus) -> String {
+    // The rest is a backtrace.
+    let reason = status.reason.lines().next().map(|reason| format!(", {reason}")).unwrap_or_default();
+    format!("{}, restarts: {}{reason}", status.state, status.restarts)
 }
