@@ -2,6 +2,7 @@
 
 CARGO ?= cargo
 WASM_TARGET := wasm32-unknown-unknown
+BENCHMARKS := ring peer-ring flood http start cold density neighbour
 export CARGO_TERM_PROGRESS_WHEN ?= auto
 
 .PHONY: help demo test check bench build functions setup clean
@@ -10,7 +11,7 @@ help: ## Say what there is.
 	@echo "make demo    bring the platform up, send requests through a function, take it down again"
 	@echo "make test    run all tests"
 	@echo "make check   check format and lints"
-	@echo "make bench   measure start-up, memory, sizes and the start of workflows; updates the README"
+	@echo "make bench   measure the platform; updates the tables in README.md and docs/benchmarks.md"
 	@echo "make build   build the programs into target/debug; make functions also the example functions"
 	@echo "make clean   remove what was built"
 
@@ -42,6 +43,10 @@ bench: setup
 	$(CARGO) build --workspace --bins --release
 	target/release/edgeless_cli function build functions/noop/function.json
 	target/release/edgeless_benchmark footprint --update README.md
+	@for command in $(BENCHMARKS) ; do \
+		echo "target/release/edgeless_benchmark $$command --update docs/benchmarks.md"; \
+		target/release/edgeless_benchmark $$command --update docs/benchmarks.md || exit 1; \
+	done
 
 clean:
 	$(CARGO) clean

@@ -46,20 +46,12 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     serve(bench, &node.access).await?;
     let answer = http_client::once(node.ingress, &request()).await?;
 
-    let mut main = None;
+    let mut loads = Vec::new();
     for clients in CLIENTS {
         bench.progress.say(&format!("requests to a function, clients: {clients}"));
-        let (load, cpu) = loaded(node.ingress, node.daemon.pid(), clients, bench.seconds).await?;
-        if clients == MAIN {
-            main = Some((load, cpu));
-        } else {
-            let figure = Figure::new(format!("req_per_s_{clients}"), load.per_second(), Unit::PerSecond);
-            report.add(Row::new(format!("requests, clients: {clients}"), figure));
-        }
+        loads.push((clients, loaded(node.ingress, node.daemon.pid(), clients, bench.seconds).await?));
     }
-    let (load, cpu) = main.context("the main measurement is one of them")?;
     drop(node);
-
     bench.progress.say("the limit: a bare hyper server");
     let (server, address) = limit(&answer).await?;
     let (limit, limit_cpu) = loaded(address, server.pid(), MAIN, bench.seconds).await?;
@@ -68,23 +60,26 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     let latency =
         |key: &str, load: &Load, q| Figure::new(key, millis(quantile(&load.latencies, q)), Unit::Milliseconds);
     let processor = |key: &str, cpu: Duration| Figure::new(key, micros(cpu), Unit::Microseconds);
-    report.add(
-        Row::new(format!("requests, clients: {MAIN}"), per_second("req_per_s_16", &load))
-            .limit(per_second("limit_req_per_s", &limit), "ratio"),
-    );
-    for (key, q) in [("ms_p50", 0.5), ("ms_p99", 0.99)] {
-        report.add(
-            Row::new(
-                format!("time of a request, clients: {MAIN}, {}", &key.replace("ms_", "")),
-                latency(key, &load, q),
-            )
-            .limit(latency(&format!("limit_{key}"), &limit, q), &format!("{key}_ratio")),
+    for (clients, (load, cpu)) in &loads {
+        let row = Row::new(format!("requests, clients: {clients}"), per_second(&format!("req_per_s_{clients}"), load));
+        if *clients != MAIN {
+            report.add(row);
+            continue;
+        }
+        report.add(row.limit(per_second("limit_req_per_s", &limit), "ratio"));
+        for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
+            let row = Row::new(
+                format!("time of a request, clients: {clients}, {name}"),
+                latency(&format!("ms_{name}"), load, q),
+            );
+            report.add(row.limit(latency(&format!("limit_ms_{name}"), &limit, q), &format!("{name}_ratio")));
+        }
+        let row = Row::new(
+            format!("processor time of a request in the server, clients: {clients}"),
+            processor("cpu_us_per_req", *cpu),
         );
+        report.add(row.limit(processor("limit_cpu_us_per_req", limit_cpu), "cpu_ratio"));
     }
-    report.add(
-        Row::new("processor time of a request in the server", processor("cpu_us_per_req", cpu))
-            .limit(processor("limit_cpu_us_per_req", limit_cpu), "cpu_ratio"),
-    );
     Ok(report)
 }
 

@@ -4,6 +4,7 @@
 //! than its status and its length.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -45,7 +46,7 @@ pub(crate) async fn load(address: SocketAddr, request: &[u8], clients: usize, wi
 }
 
 async fn all(address: SocketAddr, request: Vec<u8>, clients: usize, window: Duration) -> Result<Load> {
-    let request: &'static [u8] = request.leak();
+    let request: Arc<[u8]> = request.into();
     let mut streams = Vec::new();
     for _ in 0..clients {
         let stream = TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}"))?;
@@ -53,16 +54,22 @@ async fn all(address: SocketAddr, request: Vec<u8>, clients: usize, window: Dura
         streams.push(stream);
     }
     let began = Instant::now();
-    let mut tasks: JoinSet<_> = streams.into_iter().map(|stream| client(stream, request, began + window)).collect();
+    let client = |stream| client(stream, request.clone(), began + window);
+    let mut clients: JoinSet<_> = streams.into_iter().map(client).collect();
     let mut load = Load::default();
-    while let Some(latencies) = tasks.join_next().await {
-        load.latencies.extend(latencies??);
-    }
+    let finish = async {
+        while let Some(latencies) = clients.join_next().await {
+            load.latencies.extend(latencies??);
+        }
+        anyhow::Ok(())
+    };
+    // One clock for all: one for each request would cost as much as the request.
+    tokio::time::timeout(window + PATIENCE, finish).await.context("the server does not answer")??;
     load.took = began.elapsed();
     Ok(load)
 }
 
-async fn client(mut stream: TcpStream, request: &[u8], until: Instant) -> Result<Vec<Duration>> {
+async fn client(mut stream: TcpStream, request: Arc<[u8]>, until: Instant) -> Result<Vec<Duration>> {
     let mut latencies = Vec::new();
     let mut response = Vec::with_capacity(4096);
     loop {
@@ -70,16 +77,20 @@ async fn client(mut stream: TcpStream, request: &[u8], until: Instant) -> Result
         if sent >= until {
             return Ok(latencies);
         }
-        stream.write_all(request).await?;
-        response.clear();
-        while !is_whole(&response)? {
-            let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut response)).await;
-            if read.context("the server does not answer")?? == 0 {
-                bail!("the server closed a connection: {}", String::from_utf8_lossy(&response));
-            }
-        }
+        exchange(&mut stream, &request, &mut response).await?;
         latencies.push(sent.elapsed());
     }
+}
+
+async fn exchange(stream: &mut TcpStream, request: &[u8], response: &mut Vec<u8>) -> Result<()> {
+    stream.write_all(request).await?;
+    response.clear();
+    while !is_whole(response)? {
+        if stream.read_buf(response).await? == 0 {
+            bail!("the server closed a connection: {}", String::from_utf8_lossy(response));
+        }
+    }
+    Ok(())
 }
 
 /// Whether a response is all there. Any status but 200 is an error.
@@ -110,14 +121,9 @@ pub(crate) fn header<'h>(head: &'h [u8], name: &[u8]) -> Option<&'h [u8]> {
 /// One request on a connection of its own, and the whole response.
 pub(crate) async fn once(address: SocketAddr, request: &[u8]) -> Result<Vec<u8>> {
     let mut stream = TcpStream::connect(address).await?;
-    stream.write_all(request).await?;
     let mut response = Vec::new();
-    while !is_whole(&response)? {
-        let read = tokio::time::timeout(PATIENCE, stream.read_buf(&mut response)).await;
-        if read.context("the server does not answer")?? == 0 {
-            bail!("the server closed the connection");
-        }
-    }
+    let answered = tokio::time::timeout(PATIENCE, exchange(&mut stream, request, &mut response)).await;
+    answered.context("the server does not answer")??;
     Ok(response)
 }
 

@@ -4,24 +4,34 @@
 //! and gives a [`Report`]. Every figure stands beside a limit measured in the same run, where there is
 //! one. The programs are those beside this one: build them in release mode, or the figures mean nothing.
 //!
-//! - One file for each command; `bare` and `http_server` are limits.
-//! - `programs`, `node`, `platform`, `modules`: what is measured; `http_client`: what loads it.
+//! - One file for each command; `bare`, `bare_stream` and `http_server` are limits.
+//! - `programs`, `node`, `platform`, `modules`: what is measured; `http_client`, `open_loop`: what loads it;
+//!   `watched`: what sees into it.
 //! - `stats`, `process`: figures; `report`, `progress`: what the user sees.
 
 mod bare;
+mod bare_stream;
+mod cold;
+mod density;
+mod flood;
 mod footprint;
 mod http;
 mod http_client;
 mod http_server;
 mod modules;
+mod neighbour;
 mod node;
+mod open_loop;
+mod peer_ring;
 mod platform;
 mod process;
 mod programs;
 mod progress;
 mod report;
 mod ring;
+mod start;
 mod stats;
+mod watched;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,8 +76,26 @@ enum Command {
     },
     /// Events between two functions of one node, and on wasmtime alone.
     Ring(Options),
+    /// Events between two functions of two nodes, and over a bare stream.
+    PeerRing(Options),
+    /// Casts from one node to another, as fast as they are taken, and over a bare stream.
+    Flood(Options),
     /// HTTP requests to a function, and to a bare server.
     Http(Options),
+    /// `workflow start` through three daemons.
+    Start(Options),
+    /// New instances until their first event is handled, and on wasmtime alone.
+    Cold(Options),
+    /// Memory of many idle instances on one node.
+    Density {
+        /// How many.
+        #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..))]
+        instances: u32,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// A function that serves requests beside functions that take all they can get.
+    Neighbour(Options),
     /// The bare server that `http` compares with.
     #[command(name = http_server::COMMAND, hide = true)]
     ServeHttp { content_type: String, body: String },
@@ -106,18 +134,29 @@ async fn measure(command: Command) -> Result<Report> {
     match command {
         Command::Footprint { wasm } => footprint::measure(&Progress::new(), &wasm).await,
         Command::Ring(options) => ring::measure(&options.into()).await,
+        Command::PeerRing(options) => peer_ring::measure(&options.into()).await,
+        Command::Flood(options) => flood::measure(&options.into()).await,
         Command::Http(options) => http::measure(&options.into()).await,
+        Command::Start(options) => start::measure(&options.into()).await,
+        Command::Cold(options) => cold::measure(&options.into()).await,
+        Command::Density { instances, options } => density::measure(&options.into(), instances as usize).await,
+        Command::Neighbour(options) => neighbour::measure(&options.into()).await,
         Command::ServeHttp { content_type, body } => match http_server::serve(&content_type, &body).await? {},
     }
 }
 
+/// A signal ended the program, which tells of it by the code that shells use.
+struct Interrupted {
+    code: u8,
+}
+
 /// Measures, unless a signal comes first: what was started ends with its future, children too.
-async fn run(arguments: Arguments) -> Result<Option<Report>> {
+async fn run(arguments: Arguments) -> Result<Result<Report, Interrupted>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
-        report = measure(arguments.command) => report.map(Some),
-        _ = interrupt.recv() => Ok(None),
-        _ = terminate.recv() => Ok(None),
+        report = measure(arguments.command) => report.map(Ok),
+        _ = interrupt.recv() => Ok(Err(Interrupted { code: 130 })),
+        _ = terminate.recv() => Ok(Err(Interrupted { code: 143 })),
     }
 }
 
@@ -142,10 +181,13 @@ fn main() -> ExitCode {
         runtime.shutdown_background();
         ended
     });
-    match ended.and_then(|report| report.map(|report| print(&report, json, update)).transpose()) {
-        Ok(Some(())) => ExitCode::SUCCESS,
-        // As shells tell of a program that a signal ended.
-        Ok(None) => ExitCode::from(130),
+    let printed = match ended {
+        Ok(Ok(report)) => print(&report, json, update),
+        Ok(Err(Interrupted { code })) => return ExitCode::from(code),
+        Err(error) => Err(error),
+    };
+    match printed {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("edgeless_benchmark: {error:#}");
             ExitCode::FAILURE

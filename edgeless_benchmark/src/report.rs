@@ -9,6 +9,9 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 
+/// The widest column that is aligned.
+const WIDEST: usize = 80;
+
 /// What a number counts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
@@ -17,13 +20,13 @@ pub(crate) enum Unit {
     Milliseconds,
     Kib,
     Mib,
-    Count,
     Ratio,
 }
 
 /// A value with its name.
 #[derive(Clone, Debug)]
 pub(crate) struct Figure {
+    /// Its name, or that of an object and its name in there: `hogs.loop`.
     key: String,
     value: Value,
     shown: String,
@@ -53,7 +56,6 @@ impl Unit {
             Self::Milliseconds => format!("{value:.2} ms"),
             Self::Kib => format!("{value:.1} KiB"),
             Self::Mib => format!("{value:.1} MiB"),
-            Self::Count => grouped(value),
             Self::Ratio => format!("{value:.2}"),
         }
     }
@@ -124,7 +126,16 @@ impl Report {
 
     /// One object with all figures.
     pub(crate) fn json(&self) -> Value {
-        let mut object: Map<_, _> = self.figures().map(|figure| (figure.key.clone(), figure.value.clone())).collect();
+        let mut object = Map::new();
+        for Figure { key, value, .. } in self.figures() {
+            let Some((outer, inner)) = key.split_once('.') else {
+                object.insert(key.clone(), value.clone());
+                continue;
+            };
+            if let Value::Object(parts) = object.entry(outer).or_insert_with(|| json!({})) {
+                parts.insert(inner.to_string(), value.clone());
+            }
+        }
         object.insert("machine".into(), json!(self.machine));
         object.insert("debug_build".into(), json!(cfg!(debug_assertions)));
         Value::Object(object)
@@ -142,7 +153,9 @@ impl Report {
         ];
         let mut lines = vec![String::from("|"); self.rows.len() + 2];
         for (name, cells) in columns.iter().filter(|(_, cells)| cells.iter().any(|cell| !cell.is_empty())) {
-            let width = cells.iter().map(|cell| cell.chars().count()).fold(name.len(), usize::max);
+            // A text that is longer than that would make all lines long.
+            let longest = cells.iter().map(|cell| cell.chars().count()).filter(|width| *width <= WIDEST);
+            let width = longest.fold(name.len(), usize::max);
             let head = [format!(" {name:width$} |"), format!("{:-<1$}|", "", width + 2)];
             let cells = head.into_iter().chain(cells.iter().map(|cell| format!(" {cell:width$} |")));
             for (line, cell) in lines.iter_mut().zip(cells) {
@@ -189,6 +202,7 @@ mod tests {
         let limit = Figure::new("limit", 4_000_000.0, Unit::PerSecond);
         report.add(Row::new("hops", Figure::new("hops", 1_000_000.0, Unit::PerSecond)).limit(limit, "ratio"));
         report.add(Row::new("lost", Figure::count("lost", 0)));
+        report.add(Row::new("hog", Figure::other("hogs.loop", json!("x"), "stopped")));
         Report { machine: "m".into(), ..report }
     }
 
@@ -198,18 +212,20 @@ mod tests {
         let expected = "| what | measured    | limit       | ratio |\n\
                         |------|-------------|-------------|-------|\n\
                         | hops | 1,000,000/s | 4,000,000/s | 0.25  |\n\
-                        | lost | 0           |             |       |\n\nMeasured on m.";
+                        | lost | 0           |             |       |\n\
+                        | hog  | stopped     |             |       |\n\nMeasured on m.";
         assert!(table.starts_with(expected), "{table}");
         let json = report().json();
         assert_eq!(json["hops"], 1_000_000.0);
         assert_eq!((&json["ratio"], &json["lost"]), (&json!(0.25), &json!(0)));
+        assert_eq!(json["hogs"], json!({ "loop": "x" }));
     }
 
     /// A ratio to nothing would be infinite, which JSON cannot say.
     #[test]
     fn there_is_no_ratio_to_nothing() {
-        let nothing = Figure::new("limit", 0.0, Unit::Count);
-        let row = Row::new("x", Figure::new("x", 1.0, Unit::Count)).limit(nothing, "ratio");
+        let nothing = Figure::new("limit", 0.0, Unit::Mib);
+        let row = Row::new("x", Figure::new("x", 1.0, Unit::Mib)).limit(nothing, "ratio");
         assert!(row.ratio.is_none());
     }
 

@@ -1,0 +1,128 @@
+//! Each command at a small size: its keys, and what must hold however slow the machine is.
+
+use serde_json::Value;
+
+use super::program::{measure, repository, run};
+
+/// Every figure is there and measured something.
+fn are_positive(figures: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(figures[key].as_f64().is_some_and(|figure| figure > 0.0), "{key} in {figures:#}");
+    }
+}
+
+/// Quantiles are in order.
+fn are_in_order(figures: &Value, lower: &str, higher: &str) {
+    assert!(figures[lower].as_f64() <= figures[higher].as_f64(), "{lower} and {higher} in {figures:#}");
+}
+
+#[test]
+fn ring() {
+    let figures = measure(&["ring"]);
+    are_positive(
+        &figures,
+        &["hops_per_s_1", "hops_per_s_64", "limit_hops_per_s_1", "limit_hops_per_s_64", "ratio_1", "ratio_64"],
+    );
+}
+
+#[test]
+fn peer_ring() {
+    let figures = measure(&["peer-ring"]);
+    are_positive(&figures, &["hops_per_s_1", "hops_per_s_64", "hop_us_p50", "hop_us_p99"]);
+    are_positive(&figures, &["limit_hops_per_s", "limit_hops_per_s_64", "ratio_1", "ratio_64"]);
+    are_in_order(&figures, "hop_us_p50", "hop_us_p99");
+}
+
+#[test]
+fn flood_loses_nothing() {
+    let figures = measure(&["flood"]);
+    are_positive(&figures, &["events_per_s", "limit_events_per_s", "ratio", "sent"]);
+    assert_eq!(figures["lost"], 0, "{figures:#}");
+    assert!(figures["resident_growth_mib"].as_f64().is_some_and(|growth| growth >= 0.0), "{figures:#}");
+}
+
+#[test]
+fn http() {
+    let figures = measure(&["http"]);
+    are_positive(&figures, &["req_per_s_1", "req_per_s_16", "req_per_s_256", "limit_req_per_s", "ratio"]);
+    are_positive(&figures, &["ms_p50", "ms_p99"]);
+    are_in_order(&figures, "ms_p50", "ms_p99");
+    // The clock of processor time is coarse: in a short run a server may have taken none of it.
+    for key in ["cpu_us_per_req", "limit_cpu_us_per_req"] {
+        assert!(figures[key].is_number(), "{key} in {figures:#}");
+    }
+}
+
+#[test]
+fn start() {
+    let figures = measure(&["start"]);
+    are_positive(&figures, &["ms_p50", "ms_p99", "per_s", "flush_ms"]);
+    are_in_order(&figures, "ms_p50", "ms_p99");
+}
+
+#[test]
+fn cold() {
+    let figures = measure(&["cold"]);
+    are_positive(&figures, &["us_p50", "us_p99", "compile_ms", "limit_us_p50", "limit_compile_ms"]);
+    are_in_order(&figures, "us_p50", "us_p99");
+}
+
+#[test]
+fn density() {
+    let figures = measure(&["density", "--instances", "50"]);
+    are_positive(&figures, &["kib_per_instance", "threads", "start_per_s", "maps"]);
+    assert_eq!(figures["instances"], 50, "{figures:#}");
+}
+
+#[test]
+fn neighbour_names_what_became_of_each_hog() {
+    let figures = measure(&["neighbour"]);
+    are_positive(&figures, &["p99_alone_ms", "p99_ms", "p99_growth"]);
+    for (hog, named) in
+        [("loop", "wasm_runtime.cpu_limit"), ("memory", "wasm_runtime.memory_limit"), ("flood", "slowed")]
+    {
+        let fate = figures["hogs"][hog].as_str();
+        assert!(fate.is_some_and(|fate| fate.contains(named)), "{hog} in {figures:#}");
+    }
+}
+
+/// `make bench` writes each table between its marks.
+#[test]
+fn the_documentation_has_a_place_for_each_table() {
+    let text = std::fs::read_to_string(repository().join("docs/benchmarks.md")).unwrap();
+    let makefile = std::fs::read_to_string(repository().join("Makefile")).unwrap();
+    let measured = makefile.lines().find_map(|line| line.strip_prefix("BENCHMARKS := ")).unwrap();
+    for command in ["ring", "peer-ring", "flood", "http", "start", "cold", "density", "neighbour"] {
+        for mark in [format!("<!-- measured:{command}:begin -->\n"), format!("<!-- measured:{command}:end -->\n")] {
+            assert_eq!(text.matches(&mark).count(), 1, "{mark}");
+        }
+        assert!(measured.split(' ').any(|measured| measured == command), "make bench leaves {command} out");
+    }
+}
+
+#[test]
+fn the_table_replaces_what_is_between_its_marks() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file.md");
+    std::fs::write(&file, "a\n<!-- measured:cold:begin -->\nold\n<!-- measured:cold:end -->\nb\n").unwrap();
+    let output = run(&["cold", "--seconds", "0.05", "--update", &file.display().to_string()]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    let expected = format!("a\n<!-- measured:cold:begin -->\n{table}<!-- measured:cold:end -->\nb\n");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), expected);
+    assert!(table.contains("| new instance of a known module"), "{table}");
+    assert_eq!(table.contains("A debug build"), cfg!(debug_assertions), "{table}");
+}
+
+#[test]
+fn errors_say_what_to_do() {
+    let output = run(&["ring", "--functions", "nowhere"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = "edgeless_benchmark: there is no nowhere/relay/function.json: name the directory of the functions \
+                    with --functions\n";
+    assert_eq!(said, expected);
+    let output = run(&["ring", "--seconds", "0"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("give a number of seconds from 0.01 to 3600"));
+}
