@@ -4,6 +4,7 @@
 //! are those beside this one: build them in release mode, or the figures mean little.
 
 mod footprint;
+mod load;
 mod programs;
 
 use std::path::PathBuf;
@@ -40,10 +41,15 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         update: Option<PathBuf>,
     },
+    /// Workflows that come and go: arrivals, lifetimes and shapes from a model, results as CSV.
+    Load(load::Args),
 }
 
 fn main() -> ExitCode {
-    let Command::Footprint { wasm, json, update } = Arguments::parse().command;
+    let (wasm, json, update) = match Arguments::parse().command {
+        Command::Footprint { wasm, json, update } => (wasm, json, update),
+        Command::Load(args) => return load::run(args),
+    };
     let measured = footprint::measure(&wasm).and_then(|footprint| {
         if let Some(file) = update {
             footprint::update(&file, &footprint.table())?;
