@@ -56,10 +56,13 @@ impl Experiment {
             tasks: JoinSet::new(),
             ends: BTreeMap::new(),
             tally: Tally::default(),
+            has_told_blocked: false,
         };
         driver.tally.interrupted = driver.experiment(self.arrivals, self.duration, &mut signals).await;
+        if driver.tally.interrupted {
+            eprintln!("edgeless_benchmark: interrupted: waiting for answers; once more does not wait");
+        }
         driver.wind_down(self.duration, self.keep, &mut signals).await;
-        driver.tally.left = driver.ends.len() as u64;
         // What was measured is of use without its file.
         if let Err(error) = driver.dataset.finish() {
             eprintln!("edgeless_benchmark: {error:#}");
@@ -97,6 +100,8 @@ struct Driver {
     /// What runs, by when it ends and by its number; nothing but a number where nothing was deployed.
     ends: BTreeMap<(Instant, u64), Option<WorkflowId>>,
     tally: Tally,
+    /// Whether the user knows why a workflow was not started.
+    has_told_blocked: bool,
 }
 
 /// What became of a request.
@@ -142,6 +147,7 @@ impl Driver {
             }
             tokio::select! {
                 () = signals.next() => {
+                    // Among them may be starts: nobody knows what became of those.
                     eprintln!("edgeless_benchmark: {} requests were not waited for", self.tasks.len());
                     return;
                 }
@@ -207,6 +213,11 @@ impl Driver {
     }
 
     fn blocked(&mut self, number: u64, error: &Error) {
+        // One reason is enough on a terminal; the output has them all.
+        if !self.has_told_blocked {
+            self.has_told_blocked = true;
+            eprintln!("edgeless_benchmark: wf{number} is not started, and others may not be: {error}");
+        }
         // Whoever did not answer in time may have started it.
         self.tally.unanswered += u64::from(error.code == Code::Timeout);
         self.dataset.row(SystemTime::now(), "workflow:response", number, &failure(error));

@@ -11,6 +11,7 @@ mod shapes;
 mod summary;
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -94,7 +95,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     let json = args.json;
     let prepared = match prepare(args) {
         Ok(Prepared::Text(text)) => {
-            println!("{}", text.trim_end());
+            print(&text);
             return ExitCode::SUCCESS;
         }
         Ok(Prepared::Experiment(experiment)) => experiment,
@@ -113,7 +114,7 @@ pub(crate) fn run(args: Args) -> ExitCode {
     }
     let summary = Summary::from(tally);
     match json.then(|| serde_json::to_string_pretty(&summary)).transpose() {
-        Ok(json) => println!("{}", json.unwrap_or_else(|| summary.text())),
+        Ok(json) => print(&json.unwrap_or_else(|| summary.text())),
         Err(error) => return fail(&error.into(), 1),
     }
     match (interrupted, failed) {
@@ -121,6 +122,11 @@ pub(crate) fn run(args: Args) -> ExitCode {
         (false, true) => ExitCode::FAILURE,
         (false, false) => ExitCode::SUCCESS,
     }
+}
+
+/// Prints a text. Whoever closed the pipe has read all that was wanted.
+fn print(text: &str) {
+    writeln!(std::io::stdout(), "{}", text.trim_end()).ok();
 }
 
 fn fail(error: &anyhow::Error, code: u8) -> ExitCode {

@@ -14,8 +14,6 @@ pub(super) struct Tally {
     pub(super) failed_stops: u64,
     /// Starts without an answer: nobody knows whether these workflows run.
     pub(super) unanswered: u64,
-    /// Workflows that run when the experiment is over.
-    pub(super) left: u64,
     /// How long each request that was started took.
     pub(super) responses: Vec<Duration>,
     /// By how much the latest request was late.
@@ -56,7 +54,7 @@ impl From<Tally> for Summary {
             workflows_stopped: tally.stopped,
             failed_stops: tally.failed_stops,
             unanswered_starts: tally.unanswered,
-            workflows_left: tally.left,
+            workflows_left: tally.started.saturating_sub(tally.stopped),
             request_late_ms_max: ms(tally.latest),
             interrupted: tally.interrupted,
         }

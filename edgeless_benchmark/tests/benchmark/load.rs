@@ -8,6 +8,7 @@ use edgeless_inabox::Cluster;
 use futures_util::StreamExt;
 use serde_json::Value;
 
+use super::controller::Difficult;
 use super::support::{ended, functions, load, module, output, said, wait_until};
 
 /// A platform, and a place for files.
@@ -233,6 +234,9 @@ async fn what_is_refused_is_blocked_with_its_reason() {
     assert_eq!((targets(&rows, "workflow:response").len(), targets(&rows, "workflow:end").len()), (7, 0));
     let reply = rows.iter().find(|row| row.metric == "workflow:response").unwrap();
     assert!(reply.value.starts_with("{\"response_error\":") && reply.value.contains("nowhere"), "{}", reply.value);
+    let told: Vec<_> =
+        said(&ended).lines().filter(|line| line.contains("is not started")).map(str::to_string).collect();
+    assert!(told.len() == 1 && told[0].contains("nowhere"), "a reason is told once: {told:?}");
 }
 
 fn noop() -> String {
@@ -257,27 +261,59 @@ async fn an_interrupted_experiment_stops_what_it_has_started() {
     assert_eq!(world.running().await, 0);
 }
 
+/// The first start is answered only when the fourth workflow has arrived.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_failed_stop_is_reported_and_counted() {
-    let World { cluster, directory } = World::start().await;
-    let url = cluster.controller_url().to_string();
+async fn no_arrival_waits_for_another_and_failed_stops_are_counted() {
+    let (url, _serving) = Difficult::serve(4).await;
+    let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("out.csv");
-    let arguments = ["-w", &noop(), "--arrival-model", "single", "--output", path.to_str().unwrap()];
-    let more = ["-c", &url, "--json", "-d", "1000"];
-    let child = load(&[&arguments, &more[..], &ADDITIONAL].concat()).spawn().unwrap();
-    wait_until("the workflow runs", || async { rows_so_far(&path).contains("workflow:response") }).await;
-    cluster.stop().await;
-    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
-    let ended = ended(child).await;
+    let arguments = ["-c", &url.to_string(), "--json", "-w", &noop(), "--output", path.to_str().unwrap()];
+    let times = ["--arrival-model", "incremental", "-i", "0.1", "-d", "0.4", "-l", "0.2"];
+    let ended = output(load(&[&arguments, &times[..], &ADDITIONAL].concat())).await;
+    assert_eq!(ended.status.code(), Some(1), "{}", said(&ended));
     let summary = summary(&ended);
-    assert_eq!((&summary["failed_stops"], &summary["workflows_stopped"]), (&1.into(), &0.into()));
-    assert!(said(&ended).contains("is not stopped: cannot reach"), "{}", said(&ended));
+    for (key, expected) in [
+        ("workflows_requested", 4),
+        ("workflows_started", 4),
+        ("workflows_stopped", 0),
+        ("failed_stops", 4),
+        ("workflows_left", 4),
+    ] {
+        assert_eq!(summary[key], expected, "{key}");
+    }
+    assert_eq!(said(&ended).matches("is not stopped: it shall go on").count(), 4, "{}", said(&ended));
     let rows = rows(&path);
+    assert_eq!(targets(&rows, "workflow:end"), [0, 1, 2, 3]);
     let end = rows.iter().find(|row| row.metric == "workflow:end").unwrap();
-    assert!(end.target == "wf0" && end.value.starts_with("{\"response_error\":"), "{}", end.value);
+    assert_eq!(end.value, r#"{"response_error":{"summary":"it shall go on"}}"#);
 }
 
-fn rows_so_far(path: &Path) -> String {
+/// A second signal must end what would otherwise be waited for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_does_not_wait_for_answers() {
+    let (url, _serving) = Difficult::serve(2).await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("out.csv");
+    let arguments = ["-c", &url.to_string(), "--json", "-w", &noop(), "--output", path.to_str().unwrap()];
+    let mut command = load(&[&arguments, &["--arrival-model", "single"][..], &ADDITIONAL].concat());
+    // A file can be read while the program writes to it.
+    let stderr = directory.path().join("stderr");
+    let child = command.stderr(std::fs::File::create(&stderr).unwrap()).spawn().unwrap();
+    let terminate = || Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    wait_until("the start is asked for", || async { written(&path).contains("workflow:request") }).await;
+    assert!(terminate().success());
+    wait_until("the first is heard", || async { written(&stderr).contains("once more does not wait") }).await;
+    assert!(terminate().success());
+    let ended = ended(child).await;
+    let said = written(&stderr);
+    assert_eq!(ended.status.code(), Some(130), "{said}");
+    assert!(said.contains("1 requests were not waited for"), "{said}");
+    let summary = summary(&ended);
+    assert_eq!((&summary["workflows_requested"], &summary["workflows_started"]), (&1.into(), &0.into()));
+}
+
+/// What a file holds, which may not be there yet.
+fn written(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
@@ -321,7 +357,7 @@ async fn what_is_wrong_is_refused_before_anything_begins() {
         assert!(said(&ended).contains(expected), "{arguments:?}: {}", said(&ended));
         assert!(ended.stdout.is_empty());
     }
-    assert_eq!(rows_so_far(directory.path().join("kept.csv").as_path()), "seed\n", "a mistake costs no file");
+    assert_eq!(written(directory.path().join("kept.csv").as_path()), "seed\n", "a mistake costs no file");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,5 +9,6 @@
     reason = "tests"
 )]
 
+mod controller;
 mod load;
 mod support;
