@@ -1,12 +1,13 @@
 //! Measures the platform: the program `edgeless_benchmark`.
 //!
-//! Each command starts what it needs, in this process or as child processes on free ports, ends it again
+//! Each measurement starts what it needs, in this process or as child processes on free ports, ends it again
 //! and gives a [`Report`]. Every figure stands beside a limit measured in the same run, where there is
 //! one. The programs are those beside this one: build them in release mode, or the figures mean nothing.
 //!
-//! - One file for each command; `bare`, `bare_stream` and `http_server` are limits.
+//! - One file for each measurement; `bare`, `bare_stream` and `http_server` are limits.
 //! - `programs`, `node`, `platform`, `modules`: what is measured; `http_client`, `open_loop`: what loads it;
 //!   `watched`: what sees into it.
+//! - `load`: the workload generator, for a platform that runs already.
 //! - `stats`, `process`: figures; `report`, `progress`: what the user sees.
 
 mod bare;
@@ -18,6 +19,7 @@ mod footprint;
 mod http;
 mod http_client;
 mod http_server;
+mod load;
 mod modules;
 mod neighbour;
 mod node;
@@ -68,6 +70,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Measure(Measurement),
+    /// Workflows that come and go: arrivals, lifetimes and shapes from a model, results as CSV.
+    Load(load::Args),
+}
+
+#[derive(Subcommand)]
+enum Measurement {
     /// Time until ready, memory when idle, size of the programs, time to start a workflow.
     Footprint {
         /// The function that is started: a module without outputs.
@@ -130,18 +140,18 @@ impl From<Options> for Bench {
     }
 }
 
-async fn measure(command: Command) -> Result<Report> {
-    match command {
-        Command::Footprint { wasm } => footprint::measure(&Progress::new(), &wasm).await,
-        Command::Ring(options) => ring::measure(&options.into()).await,
-        Command::PeerRing(options) => peer_ring::measure(&options.into()).await,
-        Command::Flood(options) => flood::measure(&options.into()).await,
-        Command::Http(options) => http::measure(&options.into()).await,
-        Command::Start(options) => start::measure(&options.into()).await,
-        Command::Cold(options) => cold::measure(&options.into()).await,
-        Command::Density { instances, options } => density::measure(&options.into(), instances as usize).await,
-        Command::Neighbour(options) => neighbour::measure(&options.into()).await,
-        Command::ServeHttp { content_type, body } => match http_server::serve(&content_type, &body).await? {},
+async fn measure(measurement: Measurement) -> Result<Report> {
+    match measurement {
+        Measurement::Footprint { wasm } => footprint::measure(&Progress::new(), &wasm).await,
+        Measurement::Ring(options) => ring::measure(&options.into()).await,
+        Measurement::PeerRing(options) => peer_ring::measure(&options.into()).await,
+        Measurement::Flood(options) => flood::measure(&options.into()).await,
+        Measurement::Http(options) => http::measure(&options.into()).await,
+        Measurement::Start(options) => start::measure(&options.into()).await,
+        Measurement::Cold(options) => cold::measure(&options.into()).await,
+        Measurement::Density { instances, options } => density::measure(&options.into(), instances as usize).await,
+        Measurement::Neighbour(options) => neighbour::measure(&options.into()).await,
+        Measurement::ServeHttp { content_type, body } => match http_server::serve(&content_type, &body).await? {},
     }
 }
 
@@ -151,10 +161,10 @@ struct Interrupted {
 }
 
 /// Measures, unless a signal comes first: what was started ends with its future, children too.
-async fn run(arguments: Arguments) -> Result<Result<Report, Interrupted>> {
+async fn run(measurement: Measurement) -> Result<Result<Report, Interrupted>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
-        report = measure(arguments.command) => report.map(Ok),
+        report = measure(measurement) => report.map(Ok),
         _ = interrupt.recv() => Ok(Err(Interrupted { code: 130 })),
         _ = terminate.recv() => Ok(Err(Interrupted { code: 143 })),
     }
@@ -172,11 +182,18 @@ fn print(report: &Report, json: bool, update: Option<PathBuf>) -> Result<()> {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    let (json, update) = (arguments.json, arguments.update.clone());
+    let Arguments { command, json, update } = Arguments::parse();
+    let measurement = match command {
+        Command::Load(_) if update.is_some() => {
+            eprintln!("edgeless_benchmark: --update is for measurements: give load --output FILE");
+            return ExitCode::from(2);
+        }
+        Command::Load(load) => return load::run(load, json),
+        Command::Measure(measurement) => measurement,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
-        let ended = runtime.block_on(run(arguments));
+        let ended = runtime.block_on(run(measurement));
         // What is measured in this process may be busy for ever: nobody waits for it.
         runtime.shutdown_background();
         ended

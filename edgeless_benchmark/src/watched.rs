@@ -23,6 +23,7 @@ pub(crate) trait Watcher: Send + Sync + 'static {
 pub(crate) fn watched(size: &Size, watcher: Arc<dyn Watcher>) -> Result<Arc<dyn Runtime>> {
     let wasm = Wasm::new(wasm::Limits {
         instances: u32::try_from(size.instances)?,
+        stacks: u32::try_from(size.instances)?.min(1024),
         memory: size.memory_mib << 20,
         time: size.cpu_limit,
         payload: Limits::default().payload,

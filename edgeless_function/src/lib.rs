@@ -16,6 +16,7 @@
 //! - [`cast`], [`call`], [`delayed_cast`], [`cast_raw`], [`call_raw`], [`sync`] and [`slf`] are what a
 //!   function may ask of its node. There is nothing else: no clock, no files, no sockets.
 //! - [`log`]'s macros log through the node, and so does the message of a panic.
+//! - [`Random`] makes up data: the same for the same seed.
 //! - [`http`] has the requests and responses that the HTTP resources exchange with functions.
 #![cfg_attr(
     not(target_arch = "wasm32"),
@@ -56,6 +57,7 @@ mod logger;
 mod memory;
 mod message;
 mod params;
+mod random;
 #[doc(hidden)]
 pub mod rt;
 #[cfg(not(target_arch = "wasm32"))]
@@ -67,6 +69,7 @@ pub use crate::instance_id::{InstanceId, ParseUuidError, Uuid};
 pub use crate::logger::init_logger;
 pub use crate::message::{Message, ParseError};
 pub use crate::params::Params;
+pub use crate::random::Random;
 /// The `log` crate, so that `log::info!` and its siblings need no dependency of their own.
 pub use log;
 

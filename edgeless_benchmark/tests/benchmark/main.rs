@@ -12,5 +12,8 @@
 )]
 
 mod commands;
+mod controller;
 mod ending;
+mod load;
 mod program;
+mod support;
