@@ -7,7 +7,7 @@
 //! - One file for each command; `bare`, `bare_stream` and `http_server` are limits.
 //! - `programs`, `node`, `platform`, `modules`: what is measured; `http_client`, `open_loop`: what loads it;
 //!   `watched`: what sees into it.
-//! - `stats`, `process`: figures; `report`, `progress`: what the user sees.
+//! - `worker`: where measurements run; `stats`, `process`: figures; `report`, `progress`: what the user sees.
 
 mod bare;
 mod bare_stream;
@@ -32,6 +32,7 @@ mod ring;
 mod start;
 mod stats;
 mod watched;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
