@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::stats;
+use crate::worker::on_worker;
 
 const METHOD: PathAndQuery = PathAndQuery::from_static("/limit.Limit/Exchange");
 /// Messages that wait on their way to the stream.
@@ -101,15 +102,15 @@ struct Connected {
     out: mpsc::Sender<Batch>,
     back: Streaming<Batch>,
     /// The server; it ends with this.
-    _server: JoinSet<()>,
+    tasks: JoinSet<()>,
 }
 
 async fn connect(end: End) -> Result<Connected> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = Url::of(listener.local_addr()?);
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let mut server = JoinSet::new();
-    server.spawn(async move {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
         // If it fails, the stream does.
         Server::builder().add_service(Limit(end)).serve_with_incoming(incoming).await.ok();
     });
@@ -119,7 +120,7 @@ async fn connect(end: End) -> Result<Connected> {
     let (out, batches) = mpsc::channel(QUEUE);
     let request = Request::new(ReceiverStream::new(batches));
     let back = client.streaming(request, METHOD, ProstCodec::default()).await?.into_inner();
-    Ok(Connected { out, back, _server: server })
+    Ok(Connected { out, back, tasks })
 }
 
 /// What came of an echo.
@@ -131,7 +132,11 @@ pub(crate) struct Echoed {
 
 /// Messages that go there and back, so many at a time. There and back are two hops.
 pub(crate) async fn echo(payload: &'static [u8], in_flight: usize, window: Duration) -> Result<Echoed> {
-    let Connected { out, mut back, _server } = connect(End::Echo).await?;
+    on_worker(echo_here(payload, in_flight, window)).await
+}
+
+async fn echo_here(payload: &'static [u8], in_flight: usize, window: Duration) -> Result<Echoed> {
+    let Connected { out, mut back, tasks: _server } = connect(End::Echo).await?;
     let batch = Batch::of(payload, 1);
     for _ in 0..in_flight {
         out.send(batch.clone()).await?;
@@ -161,14 +166,8 @@ pub(crate) async fn echo(payload: &'static [u8], in_flight: usize, window: Durat
 /// Payloads one way, as fast as the stream takes them, so many in each message: how many a second.
 pub(crate) async fn one_way(batch: Batch, window: Duration) -> Result<f64> {
     let count = Arc::new(AtomicU64::new(0));
-    let Connected { out, back: _back, _server } = connect(End::Sink(count.clone())).await?;
-    let send = async {
-        loop {
-            out.send(batch.clone()).await?;
-        }
-    };
-    tokio::select! {
-        rate = stats::rate(window, async || Ok(count.load(Ordering::Relaxed))) => rate,
-        ended = send => ended,
-    }
+    let Connected { out, back: _back, mut tasks } = connect(End::Sink(count.clone())).await?;
+    // It ends with the stream.
+    tasks.spawn(async move { while out.send(batch.clone()).await.is_ok() {} });
+    stats::rate(window, async || Ok(count.load(Ordering::Relaxed))).await
 }

@@ -28,33 +28,18 @@ use crate::node::{Size, cast, function};
 use crate::report::{Figure, Report, Row, Unit};
 use crate::stats::{micros, millis, quantile};
 use crate::watched::{Watcher, watched};
+use crate::worker::{on_thread, on_worker};
 
 /// How often a module is compiled.
 const COMPILATIONS: u8 = 5;
 
 pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     let module = module(bench, "noop").await?;
-    let mut node = Core::new()?;
-    bench.progress.say("modules that were never seen");
-    let (mut compilations, mut limits) = (Vec::new(), Vec::new());
-    let engine = bare::node_engine(&Size::default()).map_err(bare::error)?;
-    for number in 0..COMPILATIONS {
-        let unseen = unseen(&module, number);
-        let began = Instant::now();
-        Module::from_binary(&engine, &unseen).map_err(bare::error)?;
-        limits.push(began.elapsed());
-        compilations.push(node.first_event(&unseen).await?);
-    }
     bench.progress.say("new instances");
-    let until = Instant::now() + bench.seconds;
-    let mut times = vec![node.first_event(&module).await?];
-    // The first one was compiled.
-    times.clear();
-    while Instant::now() < until || times.is_empty() {
-        times.push(node.first_event(&module).await?);
-    }
+    let Measured { times, compilations } = on_worker(on_node(module.clone(), bench.seconds)).await?;
     bench.progress.say("the limit: instances on wasmtime alone");
-    let bare = limit(&engine, &module, bench.seconds)?;
+    let window = bench.seconds;
+    let Measured { times: bare, compilations: limits } = on_thread(move || alone(&module, window)).await?;
 
     let mut report = Report::new("cold");
     let us = |key: &str, times: &[Duration], q| Figure::new(key, micros(quantile(times, q)), Unit::Microseconds);
@@ -69,6 +54,51 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
             .limit(ms("limit_compile_ms", &limits), "compile_ratio"),
     );
     Ok(report)
+}
+
+/// How long new instances took, of a module that is known and of modules that are not.
+struct Measured {
+    times: Vec<Duration>,
+    compilations: Vec<Duration>,
+}
+
+async fn on_node(module: Bytes, window: Duration) -> Result<Measured> {
+    let mut node = Core::new()?;
+    let mut compilations = Vec::new();
+    for number in 0..COMPILATIONS {
+        compilations.push(node.first_event(&unseen(&module, number)).await?);
+    }
+    // From here on it is known.
+    node.first_event(&module).await?;
+    let until = Instant::now() + window;
+    let mut times = Vec::new();
+    while Instant::now() < until || times.is_empty() {
+        times.push(node.first_event(&module).await?);
+    }
+    Ok(Measured { times, compilations })
+}
+
+fn alone(module: &Bytes, window: Duration) -> Result<Measured> {
+    let engine = bare::node_engine(&Size::default()).map_err(bare::error)?;
+    let mut compilations = Vec::new();
+    for number in 0..COMPILATIONS {
+        let unseen = unseen(module, number);
+        let began = Instant::now();
+        Module::from_binary(&engine, &unseen).map_err(bare::error)?;
+        compilations.push(began.elapsed());
+    }
+    let module = bare::prepare(&engine, module).map_err(bare::error)?;
+    let (out, _in) = mpsc::channel(1);
+    let until = Instant::now() + window;
+    let mut times = Vec::new();
+    while Instant::now() < until || times.is_empty() {
+        let out = out.clone();
+        let began = Instant::now();
+        let guest = Guest::new(&module, out).map_err(bare::error)?;
+        times.push(began.elapsed());
+        drop(guest);
+    }
+    Ok(Measured { times, compilations })
 }
 
 /// The agent and the router of a node, without the services around them.
@@ -141,19 +171,4 @@ fn unseen(module: &Bytes, number: u8) -> Bytes {
     section.extend(name);
     section.push(number);
     [module, section.as_slice()].concat().into()
-}
-
-fn limit(engine: &wasmtime::Engine, module: &Bytes, window: Duration) -> Result<Vec<Duration>> {
-    let module = bare::prepare(engine, module).map_err(bare::error)?;
-    let (out, _in) = mpsc::channel(1);
-    let until = Instant::now() + window;
-    let mut times = Vec::new();
-    while Instant::now() < until || times.is_empty() {
-        let out = out.clone();
-        let began = Instant::now();
-        let guest = Guest::new(&module, out).map_err(bare::error)?;
-        times.push(began.elapsed());
-        drop(guest);
-    }
-    Ok(times)
 }

@@ -17,6 +17,7 @@ use crate::modules::module;
 use crate::node::{Access, ChildNode, Size};
 use crate::process::{maps, resident_kib, threads};
 use crate::report::{Figure, Report, Row, Unit};
+use crate::worker::on_thread;
 
 /// Starts under way at once.
 const CLIENTS: usize = 16;
@@ -41,7 +42,7 @@ pub(crate) async fn measure(bench: &Bench, instances: usize) -> Result<Report> {
     drop(node);
 
     bench.progress.say("the limit: instances on wasmtime alone");
-    let limit = limit(&module, &size, instances)?;
+    let limit = on_thread(move || limit(&module, &size, instances)).await?;
     let mut report = Report::new("density");
     report.add(
         Row::new("resident memory of an idle instance", Figure::new("kib_per_instance", kib, Unit::Kib))

@@ -19,10 +19,8 @@ use crate::stats::warm_up;
 const PAYLOAD: [u8; 100] = [b'x'; 100];
 /// Payloads in a message of the limit.
 const BATCH: usize = 64;
-/// Events that the source is told to cast at a time.
-const ROUND: u64 = 1_000;
-/// Events that are on their way at the least: more than arrive between two looks.
-const BACKLOG: u64 = 4 * ROUND;
+/// Events that are on their way at the least.
+const LEAST: u64 = 500;
 /// How long nothing may arrive while something is on its way.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked at what has arrived.
@@ -68,40 +66,50 @@ async fn flood(bench: &Bench) -> Result<Flood> {
 
     let own = std::process::id();
     let (before, mut most) = (resident_kib(own)?, 0);
-    let (warm, mut sent) = (Instant::now() + warm_up(bench.seconds), 0);
-    // When the warm-up was over and at the end: the moment, and what had arrived.
-    let (mut first, mut last) = ((Instant::now(), 0), (Instant::now(), 0));
-    let mut moved = Instant::now();
+    let begin = Look { at: Instant::now(), arrived: 0 };
+    let (warm, mut sent) = (begin.at + warm_up(bench.seconds), 0);
+    // The last look, the last that saw something arrive, the last before the measurement, its end.
+    let (mut last, mut moved, mut first, mut end) = (begin, begin, begin, None);
     loop {
-        let now = (Instant::now(), there.handled(mouth).await?);
-        let is_over = now.0 >= warm + bench.seconds;
+        let now = Look { at: Instant::now(), arrived: there.handled(mouth).await? };
         most = most.max(resident_kib(own)?);
-        if now.1 > last.1 {
-            moved = now.0;
+        let arriving = now.arrived - last.arrived;
+        last = now;
+        if arriving > 0 {
+            moved = now;
         }
-        if now.0 < warm {
+        if now.at < warm {
             first = now;
+        } else if end.is_none() && now.at >= warm + bench.seconds && now.arrived > first.arrived {
+            end = Some(now);
         }
-        if now.0 < warm + bench.seconds || last.0 < warm {
-            last = now;
-        }
-        // The last ones are waited for: they are late, not lost.
-        let on_the_way = sent - now.1;
-        if is_over && (on_the_way == 0 || moved.elapsed() > PATIENCE) {
-            if last.1 == first.1 {
-                bail!("no event arrived in {} s: take more with --seconds", bench.seconds.as_secs_f64());
+        // What is late at the end is waited for: it is not lost yet.
+        let (on_the_way, is_stuck) = (sent - now.arrived, now.at - moved.at > PATIENCE);
+        match end {
+            Some(end) if on_the_way == 0 || is_stuck => {
+                source.stop().await;
+                sink.stop().await;
+                let per_second = (end.arrived - first.arrived) as f64 / (end.at - first.at).as_secs_f64();
+                return Ok(Flood { per_second, sent, lost: on_the_way, growth_kib: most.saturating_sub(before) });
             }
-            let per_second = (last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64();
-            source.stop().await;
-            sink.stop().await;
-            return Ok(Flood { per_second, sent, lost: on_the_way, growth_kib: most.saturating_sub(before) });
+            Some(_) => {}
+            None if is_stuck => bail!("no event arrived in {} s", PATIENCE.as_secs()),
+            None => {
+                // The source never runs dry: it always has several times what arrives between two looks.
+                let wanted = LEAST.max(4 * arriving);
+                if on_the_way < wanted {
+                    here.cast(spring, (wanted - on_the_way).to_string()).await?;
+                    sent = now.arrived + wanted;
+                }
+            }
         }
-        // The source always has more at hand.
-        if !is_over && on_the_way < BACKLOG {
-            here.cast(spring, ROUND.to_string()).await?;
-            sent += ROUND;
-        } else {
-            tokio::time::sleep(LOOK).await;
-        }
+        tokio::time::sleep(LOOK).await;
     }
+}
+
+/// How many events had arrived, and when.
+#[derive(Clone, Copy)]
+struct Look {
+    at: Instant,
+    arrived: u64,
 }

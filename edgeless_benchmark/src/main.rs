@@ -8,7 +8,7 @@
 //! - `programs`, `node`, `platform`, `modules`: what is measured; `http_client`, `open_loop`: what loads it;
 //!   `watched`: what sees into it.
 //! - `load`: the workload generator, for a platform that runs already.
-//! - `stats`, `process`: figures; `report`, `progress`: what the user sees.
+//! - `worker`: where measurements run; `stats`, `process`: figures; `report`, `progress`: what the user sees.
 
 mod bare;
 mod bare_stream;
@@ -34,6 +34,7 @@ mod ring;
 mod start;
 mod stats;
 mod watched;
+mod worker;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -48,6 +48,8 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
         bench.progress.say(&format!("ring of two nodes, tokens: {tokens}"));
         let (here, there) = (LocalNode::start(&size).await?, LocalNode::start(&size).await?);
         let per_second = between(&here, &there, &relay, tokens, bench.seconds).await?;
+        here.stop().await;
+        there.stop().await;
         bench.progress.say(&format!("the limit: a gRPC stream, messages at once: {tokens}"));
         let limit = bare_stream::echo(TOKEN.as_bytes(), tokens, bench.seconds).await?;
         let limit_key = if tokens == 1 { "limit_hops_per_s".to_string() } else { format!("limit_hops_per_s_{tokens}") };

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 /// A quantile of times in any order; nothing if there are none.
 pub(crate) fn quantile(times: &[Duration], quantile: f64) -> Duration {
@@ -27,13 +27,24 @@ pub(crate) fn warm_up(window: Duration) -> Duration {
     window / 5
 }
 
-/// How fast a counter grows, once it is warm.
+/// How long a counter may stand still.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How fast a counter grows, once it is warm. On a machine that is busy with other things it is waited for
+/// longer.
 pub(crate) async fn rate(window: Duration, count: impl AsyncFn() -> Result<u64>) -> Result<f64> {
     tokio::time::sleep(warm_up(window)).await;
     let (before, began) = (count().await?, Instant::now());
-    tokio::time::sleep(window).await;
-    let (after, took) = (count().await?, began.elapsed());
-    Ok(after.saturating_sub(before) as f64 / took.as_secs_f64())
+    loop {
+        tokio::time::sleep(window).await;
+        let (after, took) = (count().await?, began.elapsed());
+        if after > before {
+            return Ok((after - before) as f64 / took.as_secs_f64());
+        }
+        if took > PATIENCE {
+            bail!("nothing moved in {} s", PATIENCE.as_secs());
+        }
+    }
 }
 
 #[cfg(test)]
