@@ -22,6 +22,8 @@ use edgeless_api::component::{Annotations, ResourceSpec};
 use edgeless_api::status::Level;
 use edgeless_api::{Error, WorkflowId};
 use edgeless_daemon::Tasks;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming as Receiving};
 use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderValue, RETRY_AFTER};
@@ -343,9 +345,12 @@ impl Server {
             .header_read_timeout(self.options.read_timeout)
             .max_header_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service);
+        // Looked at when it is woken, not whenever the connection is: it has a lock that all share.
+        let mut stopping = FuturesUnordered::from_iter([self.tasks.cancel().cancelled()]);
         let ended = tokio::select! {
+            biased;
             ended = &mut connection => ended,
-            () = self.tasks.cancel().cancelled() => {
+            _ = stopping.next() => {
                 Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }
