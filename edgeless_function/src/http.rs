@@ -14,6 +14,9 @@
 //! }
 //! ```
 
+mod json;
+
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -145,12 +148,12 @@ impl Request {
 
     /// Reads a request from the message of a call.
     pub fn parse(message: impl AsRef<[u8]>) -> Result<Self, Error> {
-        serde_json::from_slice(message.as_ref()).map_err(Error::Malformed)
+        json::read_request(message.as_ref()).map_err(Error::Malformed)
     }
 
     /// The request as a message.
     pub fn to_json(&self) -> Vec<u8> {
-        to_json(self)
+        json::write_request(self)
     }
 
     /// Has the request sent by the `http-egress` to which `output` leads, and waits for the response.
@@ -176,7 +179,7 @@ impl Request {
         let (_, query) = self.path.split_once('?')?;
         let parameters = query.split('&').map(|parameter| parameter.split_once('=').unwrap_or((parameter, "")));
         let mut values = parameters.filter(|(key, _)| decode(key) == name).map(|(_, value)| decode(value));
-        values.next()
+        values.next().map(Cow::into_owned)
     }
 
     /// The body as bytes, of which there may be none.
@@ -225,12 +228,12 @@ impl Response {
 
     /// Reads a response from the reply to a call.
     pub fn parse(message: impl AsRef<[u8]>) -> Result<Self, Error> {
-        serde_json::from_slice(message.as_ref()).map_err(Error::Malformed)
+        json::read_response(message.as_ref()).map_err(Error::Malformed)
     }
 
     /// The response as a message.
     pub fn to_json(&self) -> Vec<u8> {
-        to_json(self)
+        json::write_response(self)
     }
 
     /// The value of a header, whatever the case of its name.
@@ -275,17 +278,15 @@ impl std::error::Error for Error {
     }
 }
 
-#[expect(clippy::expect_used, reason = "strings, numbers and maps with text keys always have a JSON form")]
-fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("a request or response as JSON")
-}
-
 fn header<'a>(headers: &'a Headers, name: &str) -> Option<&'a str> {
     headers.iter().find(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
 }
 
 /// Decodes what a form or a browser puts in a query: `+` is a blank and `%41` is `A`.
-fn decode(text: &str) -> String {
+fn decode(text: &str) -> Cow<'_, str> {
+    if !text.contains(['+', '%']) {
+        return Cow::Borrowed(text);
+    }
     let mut decoded = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [byte, after @ ..] = rest {
@@ -300,7 +301,7 @@ fn decode(text: &str) -> String {
         decoded.push(byte);
         rest = after;
     }
-    String::from_utf8_lossy(&decoded).into_owned()
+    Cow::Owned(String::from_utf8_lossy(&decoded).into_owned())
 }
 
 fn escaped(high: u8, low: u8) -> Option<u8> {

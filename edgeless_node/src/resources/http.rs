@@ -2,21 +2,21 @@
 //! numbers.
 //!
 //! Both HTTP resources speak this form: the ingress writes requests and reads responses, the egress
-//! the other way round. What frames a message on a connection (its length, its encoding) is the
+//! the other way round. The types define it; `http_json` is the quick way to and from it. What frames a message on a connection (its length, its encoding) is the
 //! business of that connection: such headers are never taken from a function.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
-use serde::{Deserialize, Serialize};
-
-use crate::instance::Payload;
+use serde::Deserialize;
 
 /// Names and values. What a name has several values for is one value here.
-pub(super) type Headers = BTreeMap<String, String>;
+pub(super) type Headers<'a> = BTreeMap<Cow<'a, str>, Cow<'a, str>>;
 
 /// How a request travels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 pub(super) enum Protocol {
     /// Not said.
     Unknown,
@@ -29,7 +29,8 @@ pub(super) enum Protocol {
 }
 
 /// The methods that functions know.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
 pub(super) enum Method {
     Get,
     Head,
@@ -49,6 +50,18 @@ impl Method {
         (Self::Delete, "DELETE"),
         (Self::Patch, "PATCH"),
     ];
+
+    /// Its name in JSON.
+    pub(super) fn in_json(self) -> &'static str {
+        match self {
+            Self::Get => "Get",
+            Self::Head => "Head",
+            Self::Post => "Post",
+            Self::Put => "Put",
+            Self::Delete => "Delete",
+            Self::Patch => "Patch",
+        }
+    }
 
     /// The method of this name.
     pub(super) fn named(name: &str) -> Option<Self> {
@@ -75,12 +88,13 @@ impl From<Method> for hyper::Method {
 }
 
 /// A request.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Request {
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub(super) struct Request<'a> {
     pub(super) protocol: Protocol,
     /// As in the header `Host`.
     pub(super) host: String,
-    pub(super) headers: Headers,
+    pub(super) headers: Headers<'a>,
     pub(super) body: Option<Vec<u8>>,
     pub(super) method: Method,
     /// Path and query.
@@ -88,49 +102,12 @@ pub(super) struct Request {
 }
 
 /// A response.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Response {
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[cfg_attr(test, derive(serde::Serialize))]
+pub(super) struct Response<'a> {
     pub(super) status: u16,
     pub(super) body: Option<Vec<u8>>,
-    pub(super) headers: Headers,
-}
-
-impl Request {
-    /// What a function is called with.
-    pub(super) fn to_payload(&self) -> Result<Payload, serde_json::Error> {
-        to_payload(self, self.body.as_deref())
-    }
-}
-
-impl Response {
-    /// What a call is answered with.
-    pub(super) fn to_payload(&self) -> Result<Payload, serde_json::Error> {
-        to_payload(self, self.body.as_deref())
-    }
-}
-
-fn to_payload(value: &impl Serialize, body: Option<&[u8]>) -> Result<Payload, serde_json::Error> {
-    // A byte and its comma take four bytes at the most; the rest is small beside a large body.
-    let mut json = Vec::with_capacity(512 + 4 * body.map_or(0, <[u8]>::len));
-    serde_json::to_writer(&mut json, value)?;
-    Ok(json.into())
-}
-
-/// The headers of a message that was received. Values that are not text are left out.
-pub(super) fn received(map: &HeaderMap) -> Headers {
-    let mut headers = Headers::new();
-    for (name, value) in map {
-        let Ok(value) = value.to_str() else { continue };
-        let separator = if name == header::COOKIE { "; " } else { ", " };
-        headers
-            .entry(name.as_str().to_string())
-            .and_modify(|values| {
-                values.push_str(separator);
-                values.push_str(value);
-            })
-            .or_insert_with(|| value.to_string());
-    }
-    headers
+    pub(super) headers: Headers<'a>,
 }
 
 /// The headers that a function wants sent, without those that frame the message.
@@ -174,18 +151,18 @@ mod tests {
         let request = Request {
             protocol: Protocol::Unknown,
             host: "example.com:8080".into(),
-            headers: [("accept".to_string(), "*/*".to_string())].into(),
+            headers: [("accept".into(), "*/*".into())].into(),
             body: Some(vec![0, 10, 255]),
             method: Method::Post,
             path: "/a?b=c".into(),
         };
         let json = r#"{"protocol":"Unknown","host":"example.com:8080","headers":{"accept":"*/*"},"body":[0,10,255],"method":"Post","path":"/a?b=c"}"#;
-        assert_eq!(request.to_payload().unwrap(), json);
+        assert_eq!(serde_json::to_string(&request).unwrap(), json);
         assert_eq!(serde_json::from_str::<Request>(json).unwrap(), request);
 
         let response = Response { status: 204, body: None, headers: Headers::new() };
         let json = r#"{"status":204,"body":null,"headers":{}}"#;
-        assert_eq!(response.to_payload().unwrap(), json);
+        assert_eq!(serde_json::to_string(&response).unwrap(), json);
         assert_eq!(serde_json::from_str::<Response>(json).unwrap(), response);
     }
 
@@ -202,30 +179,18 @@ mod tests {
         }
     }
 
-    #[test]
-    fn repeated_headers_become_one_and_those_that_are_not_text_are_left_out() {
-        let mut map = HeaderMap::new();
-        map.append("accept", HeaderValue::from_static("a"));
-        map.append("accept", HeaderValue::from_static("b"));
-        map.append("cookie", HeaderValue::from_static("c=1"));
-        map.append("cookie", HeaderValue::from_static("d=2"));
-        map.append("x-binary", HeaderValue::from_bytes(b"\xff").unwrap());
-        let expected = [("accept", "a, b"), ("cookie", "c=1; d=2")];
-        assert_eq!(received(&map), expected.map(|(name, value)| (name.to_string(), value.to_string())).into());
-    }
-
     /// A function that passes on the headers of another message would break the framing of its own.
     #[test]
     fn a_function_has_no_say_in_the_framing() {
         let headers = ["Content-Length", "TRANSFER-ENCODING", "connection", "Keep-Alive", "upgrade", "X-Own"];
-        let map = to_send(&headers.map(|name| (name.to_string(), "7".to_string())).into()).unwrap();
+        let map = to_send(&headers.map(|name| (name.into(), "7".into())).into()).unwrap();
         assert_eq!(map.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["x-own"]);
     }
 
     #[test]
     fn headers_that_would_split_a_message_are_refused() {
         for (name, value) in [("a b", "c"), ("", "c"), ("a\r\nb", "c"), ("a", "c\r\nd: e"), ("a", "\0")] {
-            assert!(to_send(&[(name.to_string(), value.to_string())].into()).is_err(), "{name:?}: {value:?}");
+            assert!(to_send(&[(name.into(), value.into())].into()).is_err(), "{name:?}: {value:?}");
         }
     }
 }

@@ -12,8 +12,8 @@ use edgeless_api::Error;
 use edgeless_api::component::ResourceSpec;
 use tokio::sync::OnceCell;
 
-use super::http::{self, Protocol, Request, Response};
-use super::{Class, Key, Surroundings, check_configuration};
+use super::http::{self, Protocol, Request};
+use super::{Class, Key, Surroundings, check_configuration, http_json};
 use crate::instance::{Context, EventKind, Incoming, Instance, InstanceError, Payload, Provider};
 
 /// The class.
@@ -110,20 +110,16 @@ impl HttpEgress {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let timeout = left.map_or(self.options.timeout, |left| left.min(self.options.timeout));
         let request = self.prepare(request)?.timeout(timeout);
-        let response = request.send().await.map_err(|error| reasons(&error.without_url()))?;
-        let response = Response {
-            status: response.status().as_u16(),
-            headers: http::received(response.headers()),
-            body: Some(self.read(response).await?),
-        };
-        let payload = response.to_payload().map_err(|error| error.to_string())?;
+        let mut response = request.send().await.map_err(|error| reasons(&error.without_url()))?;
+        let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
+        let payload = http_json::response(status, &headers, &self.read(response).await?);
         match payload.len() > self.options.max_payload {
             true => Err("the response is larger than the payload of an event may be".into()),
             false => Ok(payload),
         }
     }
 
-    fn prepare(&self, request: Request) -> Result<reqwest::RequestBuilder, String> {
+    fn prepare(&self, request: Request<'_>) -> Result<reqwest::RequestBuilder, String> {
         let url = url_of(&request)?;
         let headers = http::to_send(&request.headers)?;
         let prepared = self.client.request(request.method.into(), url).headers(headers);
@@ -149,7 +145,7 @@ impl HttpEgress {
     }
 }
 
-fn url_of(request: &Request) -> Result<reqwest::Url, String> {
+fn url_of(request: &Request<'_>) -> Result<reqwest::Url, String> {
     // Anything else would become a part of the host.
     if !request.path.is_empty() && !request.path.starts_with(['/', '?']) {
         return Err(format!("the path '{}' does not begin with '/'", request.path));
@@ -172,7 +168,7 @@ mod tests {
     use super::*;
     use crate::resources::http::Method;
 
-    fn request(protocol: Protocol, host: &str, path: &str) -> Request {
+    fn request(protocol: Protocol, host: &str, path: &str) -> Request<'static> {
         let (host, path) = (host.to_string(), path.to_string());
         Request { protocol, host, headers: http::Headers::new(), body: None, method: Method::Get, path }
     }

@@ -22,6 +22,8 @@ use edgeless_api::component::{Annotations, ResourceSpec};
 use edgeless_api::status::Level;
 use edgeless_api::{Error, WorkflowId};
 use edgeless_daemon::Tasks;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Body, Incoming as Receiving};
 use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderValue, RETRY_AFTER};
@@ -34,8 +36,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::http::{self, Method, Protocol};
-use super::{Class, Key, Surroundings, bad_value, check_configuration, flag};
+use super::http::{self, Method};
+use super::{Class, Key, Surroundings, bad_value, check_configuration, flag, http_json};
 use crate::instance::{Cause, Context, Incoming, Instance, InstanceError, Payload, Provider};
 use crate::log::Log;
 use crate::metrics::{Dropped, Metrics};
@@ -272,7 +274,12 @@ impl Routes {
     fn pick(&self, host: &str, method: Method, query: &str) -> Option<Arc<Route>> {
         let takes =
             |route: &&Arc<Route>| route.filter.takes(host, method, query) && route.outputs.is_mapped(NEW_REQUEST);
-        self.0.load().iter().filter(takes).choose(&mut rand::rng()).cloned()
+        let routes = self.0.load();
+        let mut taking = routes.iter().filter(takes);
+        match (taking.next()?, taking.next()) {
+            (only, None) => Some(only.clone()),
+            (first, Some(second)) => [first, second].into_iter().chain(taking).choose(&mut rand::rng()).cloned(),
+        }
     }
 }
 
@@ -338,9 +345,12 @@ impl Server {
             .header_read_timeout(self.options.read_timeout)
             .max_header_size(MAX_HEAD)
             .serve_connection(TokioIo::new(stream), service);
+        // Looked at when it is woken, not whenever the connection is: it has a lock that all share.
+        let mut stopping = FuturesUnordered::from_iter([self.tasks.cancel().cancelled()]);
         let ended = tokio::select! {
+            biased;
             ended = &mut connection => ended,
-            () = self.tasks.cancel().cancelled() => {
+            _ = stopping.next() => {
                 Pin::new(&mut connection).graceful_shutdown();
                 (&mut connection).await
             }
@@ -379,12 +389,10 @@ impl Server {
         let (body, _room) = self.receive(body).await?;
         match route.delivery {
             Delivery::Call => {
-                let path = head.uri.path_and_query().map_or("/", |path| path.as_str()).to_string();
-                let headers = http::received(&head.headers);
-                let protocol = Protocol::Unknown;
-                let request =
-                    http::Request { protocol, host: host.to_string(), headers, body: Some(body), method, path };
-                self.call(&route, request).await
+                let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+                let payload = http_json::request(host, &head.headers, &body, method, path);
+                drop(body);
+                self.call(&route, payload, method).await
             }
             Delivery::Cast { base64: true } => self.cast(&route, BASE64.encode(body).into()).await,
             Delivery::Cast { base64: false } => self.cast(&route, body.into()).await,
@@ -401,6 +409,9 @@ impl Server {
 
     /// Receives a body, and holds its share of the memory for all bodies.
     async fn receive(&self, body: &mut Receiving) -> Result<(Vec<u8>, SemaphorePermit<'_>), Refusal> {
+        if body.is_end_stream() {
+            return Ok((Vec::new(), self.room(0)?));
+        }
         match tokio::time::timeout(self.options.read_timeout, self.receive_all(body)).await {
             Ok(received) => received,
             Err(_) => Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
@@ -433,10 +444,7 @@ impl Server {
         self.buffered.try_acquire_many(kib).map_err(|_| Refusal::overload("too many large bodies at once"))
     }
 
-    async fn call(&self, route: &Route, request: http::Request) -> Result<Response, Refusal> {
-        let method = request.method;
-        let payload = request.to_payload().map_err(|error| Refusal::new(StatusCode::BAD_REQUEST, error.to_string()))?;
-        drop(request);
+    async fn call(&self, route: &Route, payload: Payload, method: Method) -> Result<Response, Refusal> {
         self.check_payload(&payload)?;
         let cause = Cause { deadline: Instant::now().checked_add(self.options.timeout), ..Cause::default() };
         let reply = route.outputs.call(NEW_REQUEST, payload, cause).await?.unwrap_or_default();
@@ -489,7 +497,7 @@ fn method_of(method: &hyper::Method) -> Result<Method, Refusal> {
 
 /// The response that a function replied with.
 fn response_of(reply: &[u8], method: Method) -> Result<Response, String> {
-    let reply: http::Response = serde_json::from_slice(reply).map_err(|error| error.to_string())?;
+    let reply = http_json::read_response(reply).map_err(|error| error.to_string())?;
     let status = StatusCode::from_u16(reply.status).ok().filter(|status| !status.is_informational());
     let status = status.ok_or_else(|| format!("there is no status {}", reply.status))?;
     let mut headers = http::to_send(&reply.headers)?;

@@ -7,6 +7,7 @@ mod file_log;
 mod http;
 mod http_egress;
 mod http_ingress;
+mod http_json;
 mod redis;
 
 use std::collections::BTreeMap;
