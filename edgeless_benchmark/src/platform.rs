@@ -19,9 +19,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Platform {
     pub(crate) workflows: Workflows,
     pub(crate) node: Daemon,
-    pub(crate) directory: TempDir,
     _controller: Daemon,
     _orchestrator: Daemon,
+    /// Where they run; the last to go.
+    pub(crate) directory: TempDir,
 }
 
 impl Platform {
