@@ -99,17 +99,17 @@ impl Node {
     }
 }
 
-fn runtimes(config: &Config) -> Result<Vec<Arc<dyn Runtime>>, Error> {
+fn runtimes(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<dyn Runtime>>, Error> {
     if !config.wasm_runtime.enabled {
         return Ok(Vec::new());
     }
-    let wasm = Wasm::new(WasmLimits {
+    let limits = WasmLimits {
         instances: config.wasm_runtime.max_instances,
         memory: usize::try_from(config.wasm_runtime.memory_limit.as_u64()).unwrap_or(usize::MAX),
         time: config.wasm_runtime.cpu_limit,
         payload: config.limits.api().payload,
-    })?;
-    Ok(vec![Arc::new(wasm)])
+    };
+    Ok(vec![Arc::new(Wasm::new(limits, config.module_cache(), metrics.clone())?)])
 }
 
 async fn offers(config: &Config, tasks: &Tasks, metrics: &Arc<Metrics>) -> Result<Vec<Offer>, Error> {
@@ -159,7 +159,7 @@ impl Node {
         // They end with the front: requests in hand are answered by components that still run.
         let offers = offers(config, front, &metrics).await?;
         tracing::info!("Starting Edgeless Runner");
-        let runtimes = runtimes(config)?;
+        let runtimes = runtimes(config, &metrics)?;
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();
         let capabilities = capabilities::capabilities(capabilities::detect(), &config.user_node_capabilities, kinds);
         let (agent_listener, agent_url) = listen(&config.general.agent_url).await?;

@@ -271,7 +271,7 @@ pub(crate) fn function(module: &[u8], annotations: &[(&str, &str)]) -> Component
             id: "test".into(),
             function_type: "RUST_WASM".into(),
             version: "0.1".into(),
-            binary: Bytes::copy_from_slice(module),
+            binary: Bytes::copy_from_slice(module).into(),
             code: String::new(),
             outputs: vec![],
         },

@@ -1,20 +1,21 @@
 //! WebAssembly functions, on wasmtime.
 //!
-//! Modules are compiled once per content. An instance is a store of its own with a limit on its
+//! Modules are compiled once per content and kept on disk. An instance is a store of its own with a limit on its
 //! memory and a budget of processor time for each event; a guest that uses up a time slice yields
 //! to others, one that uses up its budget is stopped. Waiting in a host call suspends the guest and
 //! costs it nothing.
 //!
 //! - `guest`: the interface between host and guest, both ways.
-//! - `modules`: compilation and its cache.
+//! - `modules`: compilation, and what is kept of it; [`cache`]: on disk.
 //! - `ticker`: the clock of time slices, which runs only while a guest does.
 
+pub mod cache;
 mod guest;
 mod modules;
 mod ticker;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use edgeless_api::Error;
@@ -24,6 +25,8 @@ use tokio::sync::Mutex;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Program, Runtime};
+use crate::metrics::{Metrics, StartStep};
+use cache::{Cache, Disk};
 use guest::Guest;
 use modules::Modules;
 use ticker::{Clock, SLICE, Ticker};
@@ -48,14 +51,16 @@ pub struct Wasm {
     modules: Arc<Modules>,
     ticker: Arc<Ticker>,
     limits: Limits,
+    metrics: Arc<Metrics>,
 }
 
 impl Wasm {
-    /// An engine with room for the instances that the limits allow.
+    /// An engine with room for the instances that the limits allow, which keeps what it compiles on
+    /// `disk`, if there is one.
     ///
     /// # Errors
     /// The machine cannot give it that room.
-    pub fn new(limits: Limits) -> Result<Self, Error> {
+    pub fn new(limits: Limits, disk: Option<Disk>, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let mut pool = PoolingAllocationConfig::default();
         pool.total_core_instances(limits.instances)
             .total_memories(limits.instances)
@@ -71,7 +76,9 @@ impl Wasm {
             ))
         })?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
-        Ok(Self { modules: Arc::new(Modules::new(engine)?), ticker, limits })
+        let cache = disk.map(|disk| Cache::new(disk, &engine));
+        let modules = Arc::new(Modules::new(engine, cache, metrics.clone())?);
+        Ok(Self { modules, ticker, limits, metrics })
     }
 }
 
@@ -85,18 +92,21 @@ impl Runtime for Wasm {
         if spec.class.binary.is_empty() {
             return Err(Error::rejected(format!("the function class '{}' comes without code", spec.class.id)));
         }
-        let module = self.modules.get(&spec.class.binary).await?;
+        let module = self.modules.get(&spec.class).await?;
         let payload = spec.annotations.get(INIT_PAYLOAD).cloned();
-        Ok(Arc::new(WasmProgram { module, payload, ticker: self.ticker.clone(), limits: self.limits }))
+        let (class, ticker, metrics) = (spec.class.id, self.ticker.clone(), self.metrics.clone());
+        Ok(Arc::new(WasmProgram { module, class, payload, ticker, limits: self.limits, metrics }))
     }
 }
 
 /// A module, and what its instances are initialised with.
 struct WasmProgram {
     module: guest::Module,
+    class: String,
     payload: Option<String>,
     ticker: Arc<Ticker>,
     limits: Limits,
+    metrics: Arc<Metrics>,
 }
 
 #[async_trait]
@@ -107,7 +117,10 @@ impl Program for WasmProgram {
         let log = context.log.clone();
         // The start section of a module is code of the guest like any other.
         let instantiate = Guest::instantiate(&self.module, context, self.limits, clock.clone());
+        let begin = Instant::now();
         let mut guest = self.ticker.run(&clock, instantiate).await?;
+        self.metrics.observe_start(&self.class, StartStep::Instantiate, begin.elapsed());
+        let begin = Instant::now();
         let init = guest.init(self.payload.as_deref().map(str::as_bytes), saved.as_deref());
         let initialised = self.ticker.run(&clock, init).await;
         initialised.map_err(|trap| {
@@ -116,6 +129,7 @@ impl Program for WasmProgram {
             let said = said.map(|line| format!("{}: ", line.message)).unwrap_or_default();
             Error::rejected(format!("its initialisation failed: {said}{trap}"))
         })?;
+        self.metrics.observe_start(&self.class, StartStep::Init, begin.elapsed());
         Ok(Box::new(WasmInstance { guest: Mutex::new(guest), ticker: self.ticker.clone(), clock }))
     }
 }
