@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod code;
 mod control;
 mod guest_abi;
 mod promises;
