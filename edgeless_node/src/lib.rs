@@ -109,7 +109,8 @@ fn runtimes(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<dyn Runti
         time: config.wasm_runtime.cpu_limit,
         payload: config.limits.api().payload,
     };
-    Ok(vec![Arc::new(Wasm::new(limits, config.module_cache(), metrics.clone())?)])
+    let wasm = Wasm::new(limits, config.module_cache(), metrics.clone())?;
+    Ok(vec![Arc::new(wasm)])
 }
 
 async fn offers(config: &Config, tasks: &Tasks, metrics: &Arc<Metrics>) -> Result<Vec<Offer>, Error> {
