@@ -13,6 +13,7 @@
 //! - [`host`]: the loop that serves an instance; [`mailbox`], [`outputs`]: its two ends.
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
 //!   replies that are waited for; [`budget`]: the bytes that may wait.
+//! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
@@ -32,6 +33,7 @@ pub mod registration;
 pub mod resources;
 pub mod router;
 pub mod runtimes;
+pub mod starts;
 pub mod state;
 
 use std::sync::Arc;
@@ -54,6 +56,7 @@ use registration::{Announcer, Farewell};
 use resources::Surroundings;
 use router::{Options as RouterOptions, Router};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
+use starts::StartTimes;
 use state::StateStore;
 
 /// A node that runs.
@@ -99,7 +102,7 @@ impl Node {
     }
 }
 
-fn runtimes(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<dyn Runtime>>, Error> {
+fn runtimes(config: &Config, starts: &StartTimes) -> Result<Vec<Arc<dyn Runtime>>, Error> {
     if !config.wasm_runtime.enabled {
         return Ok(Vec::new());
     }
@@ -109,7 +112,7 @@ fn runtimes(config: &Config, metrics: &Arc<Metrics>) -> Result<Vec<Arc<dyn Runti
         time: config.wasm_runtime.cpu_limit,
         payload: config.limits.api().payload,
     };
-    let wasm = Wasm::new(limits, config.module_cache(), metrics.clone())?;
+    let wasm = Wasm::new(limits, config.module_cache(), starts.clone())?;
     Ok(vec![Arc::new(wasm)])
 }
 
@@ -160,7 +163,7 @@ impl Node {
         // They end with the front: requests in hand are answered by components that still run.
         let offers = offers(config, front, &metrics).await?;
         tracing::info!("Starting Edgeless Runner");
-        let runtimes = runtimes(config, &metrics)?;
+        let runtimes = runtimes(config, metrics.starts())?;
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();
         let capabilities = capabilities::capabilities(capabilities::detect(), &config.user_node_capabilities, kinds);
         let (agent_listener, agent_url) = listen(&config.general.agent_url).await?;

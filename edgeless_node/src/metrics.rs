@@ -1,10 +1,8 @@
 //! What the node measures, as OpenMetrics text.
 //!
 //! Series of single instances are kept up to a limit; beyond it an instance is counted under its
-//! class (`function_id="other"`), so that workflows cannot grow the memory of a monitor. So are the
-//! classes of functions that are told apart.
+//! class (`function_id="other"`), so that workflows cannot grow the memory of a monitor.
 
-use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +16,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::event::EventKind;
+use crate::starts::StartTimes;
 
 /// Why an event did not reach a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue, thiserror::Error)]
@@ -92,26 +91,6 @@ enum InvocationType {
     Call,
 }
 
-/// What a start takes time for, before a function handles its first event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-pub enum StartStep {
-    /// Its code is compiled.
-    Compile,
-    /// Its compiled code is read from the disk.
-    Load,
-    /// An instance is made of it.
-    Instantiate,
-    /// The instance initialises itself.
-    Init,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct StartLabels {
-    node_id: String,
-    function_class: String,
-    step: StartStep,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StatusLabels {
     status: u32,
@@ -130,19 +109,6 @@ fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
 }
 
-/// Seconds: from what an instance takes to what the compilation of a large module does.
-const START_BUCKETS: [f64; 12] = [0.000_03, 0.000_1, 0.000_3, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0];
-
-fn start_histogram() -> Histogram {
-    Histogram::new(START_BUCKETS)
-}
-
-/// The classes of functions that are told apart; the others share the series of [`OTHER`].
-const MAX_CLASSES: usize = 100;
-/// The longest name of a class that is shown, bytes.
-const MAX_CLASS_NAME: usize = 256;
-const OTHER: &str = "other";
-
 /// The metrics of one node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -151,14 +117,13 @@ pub struct Metrics {
     function_count: Family<TypeLabels, Gauge>,
     execution_times: Family<ExecutionLabels, Histogram, fn() -> Histogram>,
     transfer_times: Family<InstanceLabels, Histogram, fn() -> Histogram>,
-    start_times: Family<StartLabels, Histogram, fn() -> Histogram>,
-    classes: Mutex<BTreeSet<String>>,
     handled: Counter,
     restarts: Counter,
     dropped: Family<CauseLabels, Counter>,
     in_flight: Gauge<i64, AtomicI64>,
     refused: Counter,
     requests_refused: Family<StatusLabels, Counter>,
+    starts: StartTimes,
     series: AtomicUsize,
     max_series: usize,
 }
@@ -172,14 +137,13 @@ impl Metrics {
             function_count: Family::default(),
             execution_times: Family::new_with_constructor(histogram),
             transfer_times: Family::new_with_constructor(histogram),
-            start_times: Family::new_with_constructor(start_histogram),
-            classes: Mutex::default(),
             handled: Counter::default(),
             restarts: Counter::default(),
             dropped: Family::default(),
             in_flight: Gauge::default(),
             refused: Counter::default(),
             requests_refused: Family::default(),
+            starts: StartTimes::new(node),
             series: AtomicUsize::new(0),
             max_series,
         };
@@ -192,11 +156,6 @@ impl Metrics {
                 "Time from the making of an event to its handler, seconds",
                 metrics.transfer_times.clone(),
             );
-            registry.register(
-                "function_start_times",
-                "Time that a function takes before its first event, by step, seconds",
-                metrics.start_times.clone(),
-            );
             registry.register("events_handled", "Events that a handler took", metrics.handled.clone());
             registry.register("events_dropped", "Events that no handler took, by cause", metrics.dropped.clone());
             registry.register("events_in_flight", "Events that handlers have in hand", metrics.in_flight.clone());
@@ -206,6 +165,7 @@ impl Metrics {
                 "HTTP requests that the ingress answered with an error, by its status",
                 metrics.requests_refused.clone(),
             );
+            metrics.starts.register(&mut registry);
             registry.register("instance_restarts", "Instances that were started again", metrics.restarts.clone());
         }
         metrics
@@ -219,6 +179,11 @@ impl Metrics {
             Ok(()) => text,
             Err(error) => format!("# the metrics cannot be written: {error}\n"),
         }
+    }
+
+    /// What functions take before their first event.
+    pub fn starts(&self) -> &StartTimes {
+        &self.starts
     }
 
     /// Counts an event that no handler took.
@@ -236,29 +201,12 @@ impl Metrics {
         self.requests_refused.get_or_create_owned(&StatusLabels { status: u32::from(status) }).inc();
     }
 
-    /// Takes note of a step of the start of a function.
-    pub fn observe_start(&self, class: &str, step: StartStep, took: Duration) {
-        let labels = StartLabels { node_id: self.node.to_string(), function_class: self.function_class(class), step };
-        self.start_times.get_or_create_owned(&labels).observe(took.as_secs_f64());
-    }
-
-    fn function_class(&self, class: &str) -> String {
-        let mut classes = self.classes.lock().unwrap_or_else(PoisonError::into_inner);
-        if !classes.contains(class) {
-            if classes.len() >= MAX_CLASSES || class.len() > MAX_CLASS_NAME {
-                return OTHER.to_string();
-            }
-            classes.insert(class.to_string());
-        }
-        class.to_string()
-    }
-
     /// The measures of one more instance.
     pub fn instance(self: &Arc<Self>, id: InstanceId, function_type: &str) -> InstanceMetrics {
         let node_id = self.node.to_string();
         let function_type = function_type.to_string();
         let single = self.series.fetch_add(1, Ordering::Relaxed) < self.max_series;
-        let function_id = if single { id.function.to_string() } else { OTHER.to_string() };
+        let function_id = if single { id.function.to_string() } else { "other".to_string() };
         let execution = |invocation_type| ExecutionLabels {
             node_id: node_id.clone(),
             function_id: function_id.clone(),
@@ -413,21 +361,6 @@ impl InstanceMetrics {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn classes_are_told_apart_up_to_a_limit() {
-        let metrics = Metrics::new(NodeId::random(), 1);
-        for number in 0..MAX_CLASSES + 2 {
-            metrics.observe_start(&format!("class-{number}"), StartStep::Init, Duration::from_millis(1));
-        }
-        metrics.observe_start(&"x".repeat(MAX_CLASS_NAME + 1), StartStep::Init, Duration::from_millis(1));
-        let text = metrics.text();
-        let series = |class: &str, count: u32| {
-            let labels = format!("node_id=\"{}\",function_class=\"{class}\",step=\"Init\"", metrics.node);
-            text.contains(&format!("function_start_times_count{{{labels}}} {count}\n"))
-        };
-        assert!(series("class-0", 1) && series("class-99", 1) && series("other", 3), "{text}");
-    }
 
     #[test]
     fn series_are_bounded_and_forgotten() {

@@ -25,7 +25,7 @@ use tokio::sync::Mutex;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Program, Runtime};
-use crate::metrics::{Metrics, StartStep};
+use crate::starts::{StartTimes, Step};
 use cache::{Cache, Disk};
 use guest::Guest;
 use modules::Modules;
@@ -51,7 +51,7 @@ pub struct Wasm {
     modules: Arc<Modules>,
     ticker: Arc<Ticker>,
     limits: Limits,
-    metrics: Arc<Metrics>,
+    starts: StartTimes,
 }
 
 impl Wasm {
@@ -60,7 +60,7 @@ impl Wasm {
     ///
     /// # Errors
     /// The machine cannot give it that room.
-    pub fn new(limits: Limits, disk: Option<Disk>, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    pub fn new(limits: Limits, disk: Option<Disk>, starts: StartTimes) -> Result<Self, Error> {
         let mut pool = PoolingAllocationConfig::default();
         pool.total_core_instances(limits.instances)
             .total_memories(limits.instances)
@@ -77,8 +77,8 @@ impl Wasm {
         })?;
         let ticker = Arc::new(Ticker::start(engine.clone())?);
         let cache = disk.map(|disk| Cache::new(disk, &engine));
-        let modules = Arc::new(Modules::new(engine, cache, metrics.clone())?);
-        Ok(Self { modules, ticker, limits, metrics })
+        let modules = Arc::new(Modules::new(engine, cache, starts.clone())?);
+        Ok(Self { modules, ticker, limits, starts })
     }
 }
 
@@ -94,8 +94,8 @@ impl Runtime for Wasm {
         }
         let module = self.modules.get(&spec.class).await?;
         let payload = spec.annotations.get(INIT_PAYLOAD).cloned();
-        let (class, ticker, metrics) = (spec.class.id, self.ticker.clone(), self.metrics.clone());
-        Ok(Arc::new(WasmProgram { module, class, payload, ticker, limits: self.limits, metrics }))
+        let (class, ticker, starts) = (spec.class.id, self.ticker.clone(), self.starts.clone());
+        Ok(Arc::new(WasmProgram { module, class, payload, ticker, limits: self.limits, starts }))
     }
 }
 
@@ -106,7 +106,7 @@ struct WasmProgram {
     payload: Option<String>,
     ticker: Arc<Ticker>,
     limits: Limits,
-    metrics: Arc<Metrics>,
+    starts: StartTimes,
 }
 
 #[async_trait]
@@ -119,7 +119,7 @@ impl Program for WasmProgram {
         let instantiate = Guest::instantiate(&self.module, context, self.limits, clock.clone());
         let begin = Instant::now();
         let mut guest = self.ticker.run(&clock, instantiate).await?;
-        self.metrics.observe_start(&self.class, StartStep::Instantiate, begin.elapsed());
+        self.starts.observe(&self.class, Step::Instantiate, begin.elapsed());
         let begin = Instant::now();
         let init = guest.init(self.payload.as_deref().map(str::as_bytes), saved.as_deref());
         let initialised = self.ticker.run(&clock, init).await;
@@ -129,7 +129,7 @@ impl Program for WasmProgram {
             let said = said.map(|line| format!("{}: ", line.message)).unwrap_or_default();
             Error::rejected(format!("its initialisation failed: {said}{trap}"))
         })?;
-        self.metrics.observe_start(&self.class, StartStep::Init, begin.elapsed());
+        self.starts.observe(&self.class, Step::Init, begin.elapsed());
         Ok(Box::new(WasmInstance { guest: Mutex::new(guest), ticker: self.ticker.clone(), clock }))
     }
 }

@@ -18,7 +18,7 @@ use wasmtime::{Engine, ExternType, Linker, Module};
 
 use super::cache::Cache;
 use super::guest::{self, Guest};
-use crate::metrics::{Metrics, StartStep};
+use crate::starts::{StartTimes, Step};
 
 /// Modules that are kept for the next use. Those in use live as long as their functions anyway.
 const KEPT: usize = 128;
@@ -51,13 +51,13 @@ pub(super) struct Modules {
     /// The least recently used first.
     kept: Mutex<VecDeque<Kept>>,
     cache: Option<Arc<Cache>>,
-    metrics: Arc<Metrics>,
+    starts: StartTimes,
 }
 
 impl Modules {
-    pub(super) fn new(engine: Engine, cache: Option<Cache>, metrics: Arc<Metrics>) -> Result<Self, Error> {
+    pub(super) fn new(engine: Engine, cache: Option<Cache>, starts: StartTimes) -> Result<Self, Error> {
         let linker = Guest::linker(&engine).map_err(Error::bug)?;
-        Ok(Self { engine, linker, kept: Mutex::default(), cache: cache.map(Arc::new), metrics })
+        Ok(Self { engine, linker, kept: Mutex::default(), cache: cache.map(Arc::new), starts })
     }
 
     /// The module of this class, ready to be instantiated.
@@ -104,7 +104,7 @@ impl Modules {
         let load = tokio::task::spawn_blocking(move || cache.load(&engine, code));
         let module = load.await.map_err(Error::bug)?;
         if module.is_some() {
-            self.metrics.observe_start(&class.id, StartStep::Load, begin.elapsed());
+            self.starts.observe(&class.id, Step::Load, begin.elapsed());
         }
         Ok(module)
     }
@@ -113,7 +113,7 @@ impl Modules {
         let (engine, begin) = (self.engine.clone(), Instant::now());
         let compile = tokio::task::spawn_blocking(move || build(&engine, &code));
         let module = compile.await.map_err(Error::bug)??;
-        self.metrics.observe_start(&class.id, StartStep::Compile, begin.elapsed());
+        self.starts.observe(&class.id, Step::Compile, begin.elapsed());
         Ok(module)
     }
 
