@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::binary::Binary;
 use crate::id::{ComponentId, InstanceId, StateId, WorkflowId};
 
 /// Keys and values that a user gives a component.
@@ -26,8 +26,8 @@ pub struct FunctionClass {
     pub function_type: String,
     /// Free text.
     pub version: String,
-    /// The code itself, where it travels inline.
-    pub binary: Bytes,
+    /// The code itself, where it is not named by `code`.
+    pub binary: Binary,
     /// A reference to the code.
     pub code: String,
     /// The output channels that it declares.

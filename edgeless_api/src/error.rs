@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::binary::Digest;
+
 /// What a caller can do about an error. Mapped once to gRPC codes, in `wire`, and once to exit
 /// codes, here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -14,6 +16,9 @@ pub enum Code {
     Unimplemented,
     /// A limit was met.
     Exhausted,
+    /// The request names code by a digest that this peer does not have; the same request with the code
+    /// may succeed.
+    NeedsCode,
     /// The peer cannot be reached or cannot answer now; the same request may succeed later.
     Unavailable,
     /// The peer did not answer in time; whether it acted is unknown.
@@ -25,13 +30,13 @@ pub enum Code {
 impl Code {
     /// Whether the outcome is an answer, as opposed to the lack of one.
     pub fn is_refusal(self) -> bool {
-        matches!(self, Self::Rejected | Self::NotFound | Self::Unimplemented | Self::Exhausted)
+        matches!(self, Self::Rejected | Self::NotFound | Self::Unimplemented | Self::Exhausted | Self::NeedsCode)
     }
 
     /// The exit code of a command that ends with this error.
     pub fn exit_code(self) -> u8 {
         match self {
-            Self::Rejected | Self::NotFound | Self::Unimplemented | Self::Exhausted => 1,
+            Self::Rejected | Self::NotFound | Self::Unimplemented | Self::Exhausted | Self::NeedsCode => 1,
             Self::Unavailable | Self::Timeout => 3,
             Self::Bug => 70,
         }
@@ -66,6 +71,12 @@ impl Error {
     /// A request beyond a limit.
     pub fn exhausted(message: impl fmt::Display) -> Self {
         Self { code: Code::Exhausted, message: message.to_string() }
+    }
+
+    /// A request that names code which is not known here.
+    pub fn needs_code(digest: Digest) -> Self {
+        let message = format!("the code {digest} is not known here: send it along");
+        Self { code: Code::NeedsCode, message }
     }
 
     /// A request that may succeed later.

@@ -2,12 +2,13 @@
 //! them.
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
-//! - [`workflow`], [`component`], [`requirements`], [`node`], [`domain`], [`status`], [`event`]:
+//! - [`workflow`], [`component`], [`binary`], [`requirements`], [`node`], [`domain`], [`status`], [`event`]:
 //!   what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
 
+pub mod binary;
 pub mod client;
 pub mod component;
 pub mod domain;
@@ -22,6 +23,7 @@ pub mod url;
 mod wire;
 pub mod workflow;
 
+pub use binary::{Binary, Digest};
 pub use component::{ComponentSpec, FunctionClass, FunctionSpec, ResourceSpec};
 pub use error::{Code, Error};
 pub use event::Event;
@@ -31,7 +33,7 @@ pub use url::Url;
 /// Limits of what a peer may send; each can be set in the configuration of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest message of the control plane, bytes. Code travels inline, so this bounds it.
+    /// The largest message of the control plane, bytes. Code travels in one, so this bounds it.
     pub message: usize,
     /// The largest payload of an event, bytes.
     pub payload: usize,

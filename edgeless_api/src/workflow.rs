@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::binary::Binary;
 use crate::component::{Annotations, FunctionClass};
 use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::requirements::{KEYS, Requirements};
@@ -97,6 +98,17 @@ impl Workflow {
     /// What the user asks of the whole.
     pub fn annotations(&self) -> &Annotations {
         &self.annotations
+    }
+
+    /// The same workflow with the code of each function as `keep` gives it back.
+    ///
+    /// # Errors
+    /// The first error of `keep`.
+    pub fn with_binaries<E>(mut self, mut keep: impl FnMut(Binary) -> Result<Binary, E>) -> Result<Self, E> {
+        for function in &mut self.functions {
+            function.class.binary = keep(std::mem::take(&mut function.class.binary))?;
+        }
+        Ok(self)
     }
 
     /// Functions, then resources: place, name, outputs, annotations.

@@ -156,7 +156,7 @@ pub(crate) fn function(name: &str, module: &Bytes, init: &str) -> Start {
         "" => BTreeMap::new(),
         init => [("init-payload".to_string(), init.to_string())].into(),
     };
-    let class = FunctionClass { binary: module.clone(), ..class(name) };
+    let class = FunctionClass { binary: module.clone().into(), ..class(name) };
     let state = StateSpec { id: StateId::random(), policy: StatePolicy::Transient };
     let spec = FunctionSpec { class, annotations, state, workflow: WorkflowId::random() };
     start(ComponentSpec::Function(spec), name)

@@ -62,7 +62,7 @@ impl Platform {
 
 /// A workflow of one function without outputs.
 pub(crate) fn workflow(module: &Bytes) -> Result<Workflow> {
-    let class = FunctionClass { binary: module.clone(), ..class("function") };
+    let class = FunctionClass { binary: module.clone().into(), ..class("function") };
     let function = Function { name: "function".to_string(), class, outputs: [].into(), annotations: [].into() };
     Ok(Workflow::new(vec![function], vec![], [].into())?)
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use anyhow::Result;
 use async_trait::async_trait;
 use edgeless_api::component::FunctionSpec;
-use edgeless_api::{Error, Limits};
+use edgeless_api::{Error, Limits, NodeId};
 use edgeless_node::instance::{Context, Incoming, Instance, InstanceError, Payload, Program, Runtime};
 use edgeless_node::runtimes::wasm::{self, Wasm};
+use edgeless_node::starts::StartTimes;
 
 use crate::node::Size;
 
@@ -21,13 +22,14 @@ pub(crate) trait Watcher: Send + Sync + 'static {
 
 /// The runtime of a node of this size, watched.
 pub(crate) fn watched(size: &Size, watcher: Arc<dyn Watcher>) -> Result<Arc<dyn Runtime>> {
-    let wasm = Wasm::new(wasm::Limits {
+    let limits = wasm::Limits {
         instances: u32::try_from(size.instances)?,
         stacks: u32::try_from(size.instances)?.min(1024),
         memory: size.memory_mib << 20,
         time: size.cpu_limit,
         payload: Limits::default().payload,
-    })?;
+    };
+    let wasm = Wasm::new(limits, None, StartTimes::new(NodeId::NONE))?;
     Ok(Arc::new(WatchedRuntime { wasm, watcher }))
 }
 

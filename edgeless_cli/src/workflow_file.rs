@@ -8,10 +8,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use edgeless_api::component::RUST_WASM;
 use edgeless_api::workflow::{Function, InvalidWorkflow, Problem, Resource, Workflow};
-use edgeless_api::{FunctionClass, Limits};
+use edgeless_api::{Binary, FunctionClass, Limits};
 use serde::Deserialize;
 
 use crate::failure::{Failure, reason};
@@ -122,7 +121,7 @@ impl CodeReader<'_> {
                 version: class.version,
                 binary: binary.unwrap_or_else(|problem| {
                     self.problems.push(problem);
-                    Bytes::new()
+                    Binary::default()
                 }),
                 code,
                 outputs: class.outputs,
@@ -132,7 +131,7 @@ impl CodeReader<'_> {
         }
     }
 
-    fn binary(&mut self, place: &str, function_type: &str, code: &str, binary: Vec<u8>) -> Result<Bytes, Problem> {
+    fn binary(&mut self, place: &str, function_type: &str, code: &str, binary: Vec<u8>) -> Result<Binary, Problem> {
         let problem = |key: &str, reason: String| Problem { place: format!("{place}{key}"), reason };
         if function_type != RUST_WASM {
             return match code.is_empty() && binary.is_empty() {
@@ -218,7 +217,7 @@ mod tests {
     fn wasm_is_read_from_beside_the_file_and_its_path_is_kept() {
         let loaded = load_with("RUST_WASM", r#""code": "a.wasm","#, &[("a.wasm", b"\0asm1")]).unwrap();
         let class = &loaded.workflow.functions()[0].class;
-        assert_eq!((class.binary.as_ref(), class.code.as_str()), (b"\0asm1".as_slice(), "a.wasm"));
+        assert_eq!((&class.binary, class.code.as_str()), (&b"\0asm1".to_vec().into(), "a.wasm"));
         assert!(loaded.warnings.is_empty());
     }
 
@@ -255,14 +254,14 @@ mod tests {
     #[test]
     fn wasm_may_be_in_the_file() {
         let loaded = load_with("RUST_WASM", r#""binary": [0, 97, 115, 109],"#, &[]).unwrap();
-        assert_eq!(loaded.workflow.functions()[0].class.binary.as_ref(), WASM_MAGIC);
+        assert_eq!(loaded.workflow.functions()[0].class.binary, WASM_MAGIC.to_vec().into());
     }
 
     #[test]
     fn the_code_of_a_container_passes_through() {
         let loaded = load_with("CONTAINER", r#""code": "container:hello:1","#, &[]).unwrap();
         let class = &loaded.workflow.functions()[0].class;
-        assert_eq!((class.binary.len(), class.code.as_str()), (0, "container:hello:1"));
+        assert_eq!((class.binary.is_empty(), class.code.as_str()), (true, "container:hello:1"));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub struct Config {
     pub metrics_url: Option<Url>,
     /// The largest message that is accepted. Code travels in messages.
     pub max_message_size: ByteSize,
+    /// The code that is kept, each once: that of the workflows that run, and what was used last.
+    pub code_memory: ByteSize,
     /// The most workflows at a time.
     pub max_workflows: usize,
     /// The most domains at a time.
@@ -61,6 +63,7 @@ impl Default for Config {
             persistence_filename: String::new(),
             metrics_url: None,
             max_message_size: ByteSize::mib(64),
+            code_memory: ByteSize::mib(256),
             max_workflows: 10_000,
             max_domains: 1_000,
             call_timeout: Duration::from_secs(30),
@@ -165,6 +168,10 @@ metrics_url = ""
 
 # The largest message that is accepted. The code of a workflow's functions travels in one message.
 max_message_size = "64MiB"
+
+# The code that is kept in memory, each once: that of the workflows that run, and what was used last.
+# Workflows whose code does not fit are refused.
+code_memory = "256MiB"
 
 # The most workflows at a time; further ones are refused.
 max_workflows = 10000

@@ -18,11 +18,13 @@ mod shell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use edgeless_api::client::{self, Connection};
 use edgeless_api::error::Error;
 use edgeless_api::id::DomainId;
 use edgeless_api::server::Server;
 use edgeless_api::{Limits, Url};
+use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::config::Config as _;
 use edgeless_daemon::engine::Driver;
 use edgeless_daemon::tasks::Failure;
@@ -76,7 +78,7 @@ impl Daemon for Controller {
     async fn start(config: Config) -> Result<Self, Error> {
         config.check().map_err(Error::rejected)?;
         let ports = Ports::bind(&config).await?;
-        let limits = Limits { message: message_limit(&config), ..Limits::default() };
+        let limits = Limits { message: bytes(config.max_message_size), ..Limits::default() };
         let options = client::Options { deadline: config.call_timeout, limits, ..client::Options::default() };
         let controller = Self {
             url: ports.workflows.1.clone(),
@@ -135,9 +137,9 @@ async fn listen_if_set(url: Option<&Url>) -> Result<Option<(TcpListener, Url)>, 
     }
 }
 
-/// The limit that the configuration has checked to be small enough for any machine.
-fn message_limit(config: &Config) -> usize {
-    usize::try_from(config.max_message_size.as_u64()).unwrap_or(usize::MAX)
+/// Saturates where addresses are too short for a limit that nobody can meet then.
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
 impl Controller {
@@ -152,14 +154,16 @@ impl Controller {
         let settings = Settings { orchestrators, max_workflows: config.max_workflows, max_domains: config.max_domains };
         let driver = Driver::new(Engine::new(settings, rand::random()));
         let inbox = driver.inbox();
-        let executor = Executor::new(peers.clone(), driver.replies());
+        let metrics = Arc::new(Metrics::default());
+        let executor = Executor::new(peers.clone(), driver.replies(), metrics.clone());
         let engine = self.engine.clone();
         self.tasks.vital("engine", async move {
             driver.run(executor, TICK, engine).await;
             Ok::<_, Error>(())
         });
 
-        let service = Arc::new(Service::new(inbox.clone(), peers));
+        let binaries = Binaries::new(bytes(config.code_memory), "'code_memory' of the controller");
+        let service = Arc::new(Service::new(inbox.clone(), peers, binaries));
         let engine_needed = Arc::new(self.engine.clone().drop_guard());
         let mut workflows = Server::new(limits, cancel.clone()).workflows(service.clone());
         if let Some((listener, _)) = ports.registry {
@@ -179,7 +183,6 @@ impl Controller {
             served
         });
         if let Some((listener, _)) = ports.metrics {
-            let metrics = Arc::new(Metrics::default());
             self.tasks.helper("metrics", metrics::refresh(metrics.clone(), inbox.clone(), cancel.clone()));
             self.tasks.vital("status port", edgeless_daemon::status::serve(listener, metrics, cancel.clone()));
         }

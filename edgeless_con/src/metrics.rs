@@ -2,6 +2,7 @@
 //!
 //! The engine is read once a second, so that a monitor that asks often costs it nothing.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,13 +12,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, Summary};
 
-/// The last summary that was read.
+/// The last summary that was read, and what the engine does not know.
 #[derive(Debug, Default)]
-pub(crate) struct Metrics(Mutex<Summary>);
+pub(crate) struct Metrics {
+    summary: Mutex<Summary>,
+    code_sent: AtomicU64,
+}
 
 impl Metrics {
     fn last(&self) -> Summary {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.summary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a start that carries code.
+    pub(crate) fn count_code(&self) {
+        self.code_sent.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -30,7 +39,7 @@ pub(crate) async fn refresh(metrics: std::sync::Arc<Metrics>, inbox: Inbox<Engin
             _ = seconds.tick() => {}
         }
         if let Ok(summary) = inbox.read(|engine, _| engine.summary()).await {
-            *metrics.0.lock().unwrap_or_else(PoisonError::into_inner) = summary;
+            *metrics.summary.lock().unwrap_or_else(PoisonError::into_inner) = summary;
         }
     }
 }
@@ -43,6 +52,7 @@ impl Status for Metrics {
 
     fn metrics(&self) -> String {
         let Summary { domains_in_reach, domains, workflows, started, refused } = self.last();
+        let code_sent = self.code_sent.load(Ordering::Relaxed);
         format!(
             "\
 # TYPE edgeless_controller_domains gauge
@@ -60,6 +70,9 @@ edgeless_controller_workflows_started_total {started}
 # TYPE edgeless_controller_workflows_refused counter
 # HELP edgeless_controller_workflows_refused Workflows that were refused.
 edgeless_controller_workflows_refused_total {refused}
+# TYPE edgeless_controller_code_sent counter
+# HELP edgeless_controller_code_sent Starts that carried the code to a domain.
+edgeless_controller_code_sent_total {code_sent}
 # EOF
 "
         )

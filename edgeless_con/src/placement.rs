@@ -121,7 +121,7 @@ pub fn refusal(mut misses: Vec<(DomainId, Miss)>) -> Error {
 pub fn miss(error: Error) -> Miss {
     match error.code {
         Code::Unavailable | Code::Timeout => Miss::OutOfReach(format!("is out of reach: {error}")),
-        Code::Rejected | Code::NotFound | Code::Unimplemented | Code::Exhausted | Code::Bug => {
+        Code::Rejected | Code::NotFound | Code::Unimplemented | Code::Exhausted | Code::NeedsCode | Code::Bug => {
             Miss::Refused(error.message)
         }
     }

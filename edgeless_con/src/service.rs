@@ -13,6 +13,7 @@ use edgeless_api::node::NodeInfo;
 use edgeless_api::server::{DomainRegistry, Values, Workflows};
 use edgeless_api::status::{ComponentStatus, LogLine, Placement, State};
 use edgeless_api::workflow::{Workflow, WorkflowStatus};
+use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::{Inbox, Ticket};
 use futures_util::StreamExt;
 use uuid::Uuid;
@@ -28,11 +29,13 @@ const ASKED: usize = 16;
 pub(crate) struct Service {
     inbox: Inbox<Engine>,
     peers: Peers,
+    /// The code of the workflows that run.
+    binaries: Binaries,
 }
 
 impl Service {
-    pub(crate) fn new(inbox: Inbox<Engine>, peers: Peers) -> Self {
-        Self { inbox, peers }
+    pub(crate) fn new(inbox: Inbox<Engine>, peers: Peers, binaries: Binaries) -> Self {
+        Self { inbox, peers, binaries }
     }
 
     async fn ask<T>(
@@ -102,6 +105,7 @@ fn merge(view: &WorkflowView, answer: Result<Vec<ComponentStatus>, Error>) -> Ve
 #[async_trait]
 impl Workflows for Service {
     async fn start(&self, workflow: Workflow, request: Option<Uuid>) -> Result<WorkflowStatus, Error> {
+        let workflow = workflow.with_binaries(|binary| self.binaries.keep(binary))?;
         let event = |ticket| Event::Start { ticket, workflow, request };
         self.ask(event, |answer| if let Answer::Started(status) = answer { Some(status) } else { None }).await
     }

@@ -13,11 +13,13 @@ use edgeless_api::component::ComponentRef;
 use edgeless_api::error::Error;
 use edgeless_api::id::DomainId;
 use edgeless_daemon::engine::{Replies, Running, Shell};
+use edgeless_daemon::supply::Supply;
 use tokio::sync::Semaphore;
 
 use crate::engine::{Effect, Engine, Event, Peer, Reply};
+use crate::metrics::Metrics;
 
-/// The most calls to one domain at a time. A start carries code: this bounds the memory it takes.
+/// The most calls to one domain at a time. A start may carry code: this bounds the memory it takes.
 const CALLS: usize = 32;
 /// The time for a question that is answered without starting anything.
 const QUICK: Duration = Duration::from_secs(5);
@@ -37,6 +39,7 @@ pub(crate) struct Link {
     url: edgeless_api::Url,
     pub(crate) components: client::Components,
     pub(crate) domain: client::Domain,
+    supply: Supply,
     calls: Arc<Semaphore>,
 }
 
@@ -52,9 +55,11 @@ impl Peers {
             return Ok(link.clone());
         }
         let connection = Connection::lazy(&peer.url, self.options)?;
+        let components = client::Components::new(connection.clone());
         let link = Link {
             url: peer.url.clone(),
-            components: client::Components::new(connection.clone()),
+            supply: Supply::new(components.clone()),
+            components,
             domain: client::Domain::new(connection),
             calls: Arc::new(Semaphore::new(CALLS)),
         };
@@ -101,11 +106,12 @@ where
 pub(crate) struct Executor {
     peers: Peers,
     replies: Replies<Reply>,
+    metrics: Arc<Metrics>,
 }
 
 impl Executor {
-    pub(crate) fn new(peers: Peers, replies: Replies<Reply>) -> Self {
-        Self { peers, replies }
+    pub(crate) fn new(peers: Peers, replies: Replies<Reply>, metrics: Arc<Metrics>) -> Self {
+        Self { peers, replies, metrics }
     }
 }
 
@@ -118,10 +124,12 @@ impl Shell<Engine> for Executor {
                 let plan = async move { quick(link?.domain.plan(items)).await };
                 Box::pin(async move { Event::Planned { workflow, result: plan.await.map_err(brief) } })
             }
-            Effect::Create { peer, part, start } => {
-                let link = self.peers.link(&peer);
+            Effect::Create { peer, part, start, native } => {
+                let (link, metrics) = (self.peers.link(&peer), self.metrics.clone());
                 Box::pin(async move {
-                    let result = call(link, |link| async move { link.components.start(*start).await }).await;
+                    let start =
+                        |link: Link| async move { link.supply.start(*start, native, || metrics.count_code()).await };
+                    let result = call(link, start).await;
                     Event::Created { part, result }
                 })
             }

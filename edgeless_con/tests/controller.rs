@@ -19,7 +19,7 @@ use edgeless_api::node::{Capabilities, NodeInfo};
 use edgeless_api::server::{Components, Domain, Server, Values};
 use edgeless_api::status::{ComponentStatus, Level, LogLine, Placement, State};
 use edgeless_api::workflow::{Function, Resource, Workflow};
-use edgeless_api::{Limits, Url};
+use edgeless_api::{Digest, Limits, Url};
 use edgeless_con::{Config, Controller, Orchestrator};
 use edgeless_daemon::{Daemon, Handle, Stopped};
 use futures_util::StreamExt;
@@ -57,6 +57,8 @@ struct Orc {
 struct Told {
     state: watch::Sender<DomainState>,
     started: Mutex<Vec<Start>>,
+    /// The code that it was sent.
+    kept: Mutex<BTreeSet<Digest>>,
     patched: Mutex<Vec<Patch>>,
     activated: Mutex<Vec<Vec<Uuid>>>,
     stopped: Mutex<Vec<ComponentId>>,
@@ -68,6 +70,11 @@ struct Told {
 
 impl Orc {
     async fn serve(domain: &str) -> Self {
+        Self::serve_as(domain, true).await
+    }
+
+    /// One that is not native has the services of EDGELESS 1.2 only.
+    async fn serve_as(domain: &str, native: bool) -> Self {
         let capabilities = DomainCapabilities {
             num_nodes: 1,
             runtimes: BTreeSet::from(["RUST_WASM".to_string()]),
@@ -79,6 +86,7 @@ impl Orc {
         let told = Arc::new(Told {
             state: watch::Sender::new(state),
             started: Mutex::default(),
+            kept: Mutex::default(),
             patched: Mutex::default(),
             activated: Mutex::default(),
             stopped: Mutex::default(),
@@ -87,7 +95,8 @@ impl Orc {
         });
         let (listener, url) = edgeless_daemon::listen(&any_port()).await.unwrap();
         let cancel = CancellationToken::new();
-        let server = Server::new(Limits::default(), cancel.clone()).components(told.clone()).domain(told.clone());
+        let server = Server::new(Limits::default(), cancel.clone()).components(told.clone());
+        let server = if native { server.domain(told.clone()) } else { server };
         tokio::spawn(server.serve(listener));
         Self { url, cancel, told }
     }
@@ -96,12 +105,28 @@ impl Orc {
         Orchestrator { domain_id: DomainId(domain.into()), orchestrator_url: self.url.clone() }
     }
 
+    /// How it announces itself.
+    fn registration(&self) -> DomainRegistration {
+        let DomainState { domain, nonce, capabilities, lifetime } = self.told.state.borrow().clone();
+        let orchestrator_url = self.url.clone();
+        DomainRegistration { domain, orchestrator_url, capabilities, lifetime, counter: 0, nonce }
+    }
+
     fn refuse(&self, component: &str, error: Error) {
         *self.told.refused.lock().unwrap() = Some((component.into(), error));
     }
 
     fn started(&self) -> Vec<Start> {
         self.told.started.lock().unwrap().clone()
+    }
+
+    /// Of each start of a function, whether it carried the code.
+    fn carried(&self) -> Vec<bool> {
+        let carries = |start: Start| match start.spec {
+            ComponentSpec::Function(function) => Some(function.class.binary.bytes().is_some()),
+            ComponentSpec::Resource(_) => None,
+        };
+        self.started().into_iter().filter_map(carries).collect()
     }
 
     fn stopped(&self) -> Vec<ComponentId> {
@@ -124,6 +149,15 @@ impl Components for Told {
             && *name == context.name
         {
             return Err(error.clone());
+        }
+        if let ComponentSpec::Function(function) = &start.spec {
+            let binary = &function.class.binary;
+            let is_new = !self.kept.lock().unwrap().contains(&binary.digest());
+            match binary.bytes() {
+                Some(_) => drop(self.kept.lock().unwrap().insert(binary.digest())),
+                None if is_new => return Err(Error::needs_code(binary.digest())),
+                None => {}
+            }
         }
         self.started.lock().unwrap().push(start);
         Ok(ComponentRef::Component(context.component))
@@ -158,6 +192,7 @@ impl Components for Told {
             log: Vec::new(),
             handled: 7,
             dropped: 0,
+            outputs: Vec::new(),
         }])
     }
 
@@ -276,7 +311,7 @@ async fn a_workflow_is_started_shown_and_stopped() {
     else {
         panic!("f is a function")
     };
-    assert_eq!(function.class.binary.len(), 1000);
+    assert_eq!(function.class.binary, vec![0; 1000].into());
     assert_eq!(function.annotations, pairs(&[("init-payload", "hello")]));
     assert_eq!((function.state.policy, function.workflow), (StatePolicy::NodeLocal, status.workflow));
     assert_eq!(started.len(), 2);
@@ -301,6 +336,56 @@ async fn a_workflow_is_started_shown_and_stopped() {
     assert_eq!(orc.stopped().into_iter().collect::<BTreeSet<_>>(), BTreeSet::from([f, l]));
     assert!(user.list().await.unwrap().is_empty());
     assert_eq!(controller.stop().await, Stopped::Clean);
+}
+
+#[tokio::test]
+async fn code_travels_to_a_domain_once() {
+    let Fixture { orc, controller, user } = Fixture::start().await;
+    let started = user.start(workflow(&[]), None).await.unwrap();
+    user.start(workflow(&[]), None).await.unwrap();
+    user.stop(started.workflow).await.unwrap();
+    user.start(workflow(&[]), None).await.unwrap();
+    assert_eq!(orc.carried(), [true, false, false]);
+
+    orc.told.kept.lock().unwrap().clear();
+    user.start(workflow(&[]), None).await.unwrap();
+    assert_eq!(orc.carried(), [true, false, false, true], "a domain that has forgotten it is given it again");
+    assert_eq!(controller.stop().await, Stopped::Clean);
+}
+
+#[tokio::test]
+async fn an_orchestrator_of_edgeless_1_2_gets_the_code_with_each_start() {
+    let orc = Orc::serve_as("domain-1", false).await;
+    let controller = Controller::start(Config { controller_url: any_port(), ..Config::default() }).await.unwrap();
+    let user = user_of(&controller);
+    let registry = client::DomainRegistry::new(Connection::lazy(controller.url(), Options::default()).unwrap());
+    let registration = orc.registration();
+    while registry.update_domain(registration.clone()).await.unwrap().reset {}
+    for _ in 0..2 {
+        user.start(workflow(&[]), None).await.unwrap();
+    }
+    assert_eq!(orc.carried(), [true, true]);
+}
+
+/// What does not fit beside the code of what runs is refused with the key to turn.
+#[tokio::test]
+async fn the_code_that_is_kept_is_bounded() {
+    let orc = Orc::serve("domain-1").await;
+    let config = Config {
+        controller_url: any_port(),
+        orchestrators: vec![orc.listed_as("domain-1")],
+        code_memory: bytesize::ByteSize::b(1500),
+        ..Config::default()
+    };
+    let controller = Controller::start(config).await.unwrap();
+    let user = user_of(&controller);
+    wait_until("the domain is known", || has_domains(&user, 1)).await;
+    let other = workflow(&[]).with_binaries(|_| Ok::<_, Error>(vec![1; 1000].into())).unwrap();
+    let started = user.start(workflow(&[]), None).await.unwrap();
+    let error = user.start(other.clone(), None).await.unwrap_err();
+    assert!(error.code == Code::Exhausted && error.message.contains("'code_memory'"), "{error}");
+    user.stop(started.workflow).await.unwrap();
+    wait_until("there is room again", || async { user.start(other.clone(), None).await.ok() }).await;
 }
 
 #[tokio::test]
@@ -397,9 +482,7 @@ async fn an_orchestrator_may_announce_itself() {
 
     let connection = Connection::lazy(controller.domain_register_url(), Options::default()).unwrap();
     let registry = client::DomainRegistry::new(connection);
-    let DomainState { domain, nonce, capabilities, lifetime } = orc.told.state.borrow().clone();
-    let orchestrator_url = orc.url.clone();
-    let registration = DomainRegistration { domain, orchestrator_url, capabilities, lifetime, counter: 0, nonce };
+    let registration = orc.registration();
     assert!(registry.update_domain(registration.clone()).await.unwrap().reset, "a domain that is not known");
     assert!(!registry.update_domain(registration.clone()).await.unwrap().reset);
     let status = user.start(workflow(&[]), None).await.unwrap();

@@ -5,13 +5,16 @@
 //! - [`run`]: what every `main` does with a daemon.
 //! - [`tasks`]: named tasks, one cancellation, one deadline for the end.
 //! - [`engine`]: the loop that feeds a pure engine and runs its effects.
+//! - [`binaries`]: the code that it keeps; [`supply`]: how code gets to the next daemon, once.
 //! - [`status`]: the port of `/healthz`, `/readyz` and `/metrics`.
 //! - [`telemetry`]: how it logs.
 
+pub mod binaries;
 pub mod config;
 pub mod engine;
 pub mod run;
 pub mod status;
+pub mod supply;
 pub mod tasks;
 pub mod telemetry;
 

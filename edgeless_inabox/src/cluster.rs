@@ -1,5 +1,6 @@
 //! A platform on free ports, for tests: daemons are killed and started again one by one.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use edgeless_api::client::{Connection, Options, Workflows};
@@ -49,10 +50,12 @@ impl Builder {
         let config = edgeless_con::Config {
             controller_url: free_port(),
             orchestrators: vec![domain],
+            metrics_url: Some(free_port()),
             ..edgeless_con::Config::default()
         };
         let controller = Controller::start(config).await?;
-        let mut cluster = Cluster { controller, orchestrator, nodes: Vec::new(), builder: self };
+        let mut cluster =
+            Cluster { controller, orchestrator, nodes: Vec::new(), configs: BTreeMap::new(), builder: self };
         for index in 0..cluster.builder.nodes {
             let labels = cluster.builder.labels.get(index).cloned().unwrap_or_default();
             cluster.add_node(labels).await?;
@@ -70,6 +73,7 @@ fn orchestrator_config() -> Result<edgeless_orc::Config, Error> {
     let mut config: edgeless_orc::Config =
         parse(&edgeless_orc::Config::template(), std::iter::empty()).map_err(Error::bug)?;
     config.general.orchestrator_url = free_port();
+    config.general.metrics_url = Some(free_port());
     Ok(config)
 }
 
@@ -78,6 +82,8 @@ pub struct Cluster {
     controller: Controller,
     orchestrator: Orchestrator,
     nodes: Vec<Node>,
+    /// Of all nodes that there ever were.
+    configs: BTreeMap<NodeId, edgeless_node::Config>,
     builder: Builder,
 }
 
@@ -115,9 +121,11 @@ impl Cluster {
         let general = &mut config.general;
         general.agent_url = free_port();
         general.invocation_url = free_port();
-        general.metrics_url = None;
+        general.metrics_url = Some(free_port());
         general.orchestrator_url = Some(self.orchestrator.url().clone());
         general.state_directory = self.builder.directory.join("state");
+        let id = general.node_id;
+        config.wasm_runtime.cache_directory = Some(self.builder.directory.join(format!("cache-{id}")));
         // Many of them share an address space.
         config.wasm_runtime.max_instances = 64;
         config.user_node_capabilities.labels = labels;
@@ -125,10 +133,25 @@ impl Cluster {
         config.resources.insert("http_ingress_url".to_string(), text(free_port().to_string()));
         let logs = self.builder.directory.display().to_string();
         config.resources.insert("file_log_directory".to_string(), text(logs));
-        let node = Node::start(config).await?;
-        let id = node.id();
-        self.nodes.push(node);
+        self.nodes.push(Node::start(config.clone()).await?);
+        self.configs.insert(id, config);
         Ok(id)
+    }
+
+    /// Stops a node and starts it again, with the same identity and the same directories.
+    ///
+    /// # Errors
+    /// There was never such a node, or it cannot be started.
+    pub async fn restart_node(&mut self, id: NodeId) -> Result<(), Error> {
+        self.stop_node(id).await;
+        let config = self.configs.get(&id).ok_or_else(|| Error::not_found(format!("there is no node {id}")))?;
+        self.nodes.push(Node::start(config.clone()).await?);
+        Ok(())
+    }
+
+    /// Where monitoring finds the controller, and the orchestrator.
+    pub fn metrics_urls(&self) -> [Option<&Url>; 2] {
+        [self.controller.metrics_url(), self.orchestrator.metrics_url()]
     }
 
     /// Ends a node without a goodbye, as a crash would.

@@ -23,6 +23,7 @@ use edgeless_node::metrics::Metrics;
 use edgeless_node::outputs::Outputs;
 use edgeless_node::router::{Options, Router};
 use edgeless_node::runtimes::wasm::{Limits, Wasm};
+use edgeless_node::starts::StartTimes;
 use edgeless_node::state::State;
 use tokio_util::sync::CancellationToken;
 
@@ -152,9 +153,8 @@ fn into_a_guest(bencher: Bencher, kind: &str) {
 }
 
 async fn guest() -> Box<dyn Instance> {
-    let limits =
-        Limits { instances: 1, stacks: 1, memory: 4 << 20, time: Duration::from_secs(10), payload: 4 << 20 };
-    let wasm = Wasm::new(limits).unwrap();
+    let limits = Limits { instances: 1, stacks: 1, memory: 4 << 20, time: Duration::from_secs(10), payload: 4 << 20 };
+    let wasm = Wasm::new(limits, None, StartTimes::new(NodeId::NONE)).unwrap();
     let class = FunctionClass {
         id: "silent".to_string(),
         function_type: RUST_WASM.to_string(),

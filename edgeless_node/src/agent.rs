@@ -14,7 +14,7 @@ use edgeless_api::component::{
 use edgeless_api::node::PeerUpdate;
 use edgeless_api::server::{Components, NodeManagement, Values};
 use edgeless_api::status::{ComponentStatus, LogLine};
-use edgeless_api::{ComponentId, Error, InstanceId};
+use edgeless_api::{Code, ComponentId, Error, InstanceId};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
 use tokio::sync::OnceCell;
@@ -326,7 +326,10 @@ impl Agent {
             Ok(hosted) => hosted.clone(),
             Err(error) => {
                 self.vacate(context.component, &slot);
-                tracing::warn!(name = %context.name, %error, "a component could not be started");
+                // Whoever starts it sends the code along next.
+                if error.code != Code::NeedsCode {
+                    tracing::warn!(name = %context.name, %error, "a component could not be started");
+                }
                 return Err(error);
             }
         };

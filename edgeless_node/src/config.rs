@@ -13,6 +13,7 @@ use toml::Value;
 
 use crate::capabilities::{self, Overrides};
 use crate::resources::{CLASSES, Class, Settings};
+use crate::runtimes::wasm::cache::Disk;
 
 /// A node's configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -113,6 +114,10 @@ pub struct WasmRuntime {
     /// Processor time of each handler.
     #[serde(with = "humantime_serde")]
     pub cpu_limit: Duration,
+    /// Where compiled modules are kept; empty: nowhere; not set: beside the state directory.
+    pub cache_directory: Option<PathBuf>,
+    /// The size of what is kept there.
+    pub cache_size: ByteSize,
 }
 
 impl Default for WasmRuntime {
@@ -123,6 +128,8 @@ impl Default for WasmRuntime {
             max_stacks: 1024,
             memory_limit: ByteSize::mib(128),
             cpu_limit: Duration::from_secs(10),
+            cache_directory: None,
+            cache_size: ByteSize::mib(256),
         }
     }
 }
@@ -197,6 +204,17 @@ impl Config {
     /// Where the node registers.
     pub fn register_url(&self) -> Option<&Url> {
         self.general.node_register_url.as_ref().or(self.general.orchestrator_url.as_ref())
+    }
+
+    /// Where compiled modules are kept, if anywhere.
+    pub fn module_cache(&self) -> Option<Disk> {
+        let WasmRuntime { cache_directory, cache_size, .. } = &self.wasm_runtime;
+        let directory = match cache_directory {
+            Some(directory) if directory.as_os_str().is_empty() => return None,
+            Some(directory) => directory.clone(),
+            None => self.general.state_directory.with_file_name("function_cache"),
+        };
+        Some(Disk { directory, quota: cache_size.as_u64() })
     }
 
     /// Where metrics are served.
@@ -371,6 +389,9 @@ enabled = true
 # max_stacks = 1024
 # memory_limit = "128MiB"
 # cpu_limit = "10s"
+# Where compiled modules are kept for the next start of this node, and how much of them; empty: nowhere.
+# cache_directory = "function_cache"
+# cache_size = "256MiB"
 
 [container_runtime]
 # Whether this node runs functions in containers. Not available yet.

@@ -13,6 +13,7 @@
 //! - [`host`]: the loop that serves an instance; [`mailbox`], [`outputs`]: its two ends.
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
 //!   replies that are waited for; [`budget`]: the bytes that may wait.
+//! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
@@ -35,6 +36,7 @@ pub mod registration;
 pub mod resources;
 pub mod router;
 pub mod runtimes;
+pub mod starts;
 pub mod state;
 
 use std::sync::Arc;
@@ -57,6 +59,7 @@ use registration::{Announcer, Farewell};
 use resources::Surroundings;
 use router::{Options as RouterOptions, Router};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
+use starts::StartTimes;
 use state::StateStore;
 
 /// A node that runs.
@@ -102,17 +105,18 @@ impl Node {
     }
 }
 
-fn runtimes(config: &Config) -> Result<Vec<Arc<dyn Runtime>>, Error> {
+fn runtimes(config: &Config, starts: &StartTimes) -> Result<Vec<Arc<dyn Runtime>>, Error> {
     if !config.wasm_runtime.enabled {
         return Ok(Vec::new());
     }
-    let wasm = Wasm::new(WasmLimits {
+    let limits = WasmLimits {
         instances: config.wasm_runtime.max_instances,
         stacks: config.wasm_runtime.max_stacks.min(config.wasm_runtime.max_instances),
         memory: usize::try_from(config.wasm_runtime.memory_limit.as_u64()).unwrap_or(usize::MAX),
         time: config.wasm_runtime.cpu_limit,
         payload: config.limits.api().payload,
-    })?;
+    };
+    let wasm = Wasm::new(limits, config.module_cache(), starts.clone())?;
     Ok(vec![Arc::new(wasm)])
 }
 
@@ -143,12 +147,12 @@ impl Node {
     /// # Errors
     /// Something local is wrong, as when a node is started from its configuration alone.
     pub async fn start_with(config: Config, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Self, Error> {
-        Self::start_from(config, |_| Ok(runtimes)).await
+        Self::start_from(config, |_, _| Ok(runtimes)).await
     }
 
     async fn start_from(
         config: Config,
-        runtimes: impl FnOnce(&Config) -> Result<Vec<Arc<dyn Runtime>>, Error> + Send,
+        runtimes: impl FnOnce(&Config, &StartTimes) -> Result<Vec<Arc<dyn Runtime>>, Error> + Send,
     ) -> Result<Self, Error> {
         config.check().map_err(Error::rejected)?;
         tracing::info!("Starting Edgeless Node");
@@ -164,7 +168,7 @@ impl Node {
 
     async fn open(
         config: &Config,
-        runtimes: impl FnOnce(&Config) -> Result<Vec<Arc<dyn Runtime>>, Error> + Send,
+        runtimes: impl FnOnce(&Config, &StartTimes) -> Result<Vec<Arc<dyn Runtime>>, Error> + Send,
         front: &Tasks,
         base: &Tasks,
     ) -> Result<Self, Error> {
@@ -184,7 +188,7 @@ impl Node {
         // They end with the front: requests in hand are answered by components that still run.
         let offers = offers(config, front, &metrics).await?;
         tracing::info!("Starting Edgeless Runner");
-        let runtimes = runtimes(config)?;
+        let runtimes = runtimes(config, metrics.starts())?;
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();
         let capabilities = capabilities::capabilities(capabilities::detect(), &config.user_node_capabilities, kinds);
         let (agent_listener, agent_url) = listen(&config.general.agent_url).await?;

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 pub use crate::measures::InstanceMetrics;
 use crate::measures::Instances;
+use crate::starts::StartTimes;
 
 /// Why an event did not reach a handler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue, thiserror::Error)]
@@ -119,6 +120,7 @@ pub struct Metrics {
     dropped: Family<CauseLabels, Counter>,
     refused: Counter,
     requests_refused: Family<StatusLabels, Counter>,
+    starts: StartTimes,
 }
 
 impl Metrics {
@@ -130,6 +132,7 @@ impl Metrics {
             dropped: Family::default(),
             refused: Counter::default(),
             requests_refused: Family::default(),
+            starts: StartTimes::new(node),
         };
         {
             let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,6 +144,7 @@ impl Metrics {
                 "HTTP requests that the ingress answered with an error, by its status",
                 metrics.requests_refused.clone(),
             );
+            metrics.starts.register(&mut registry);
         }
         metrics
     }
@@ -153,6 +157,11 @@ impl Metrics {
             Ok(()) => text,
             Err(error) => format!("# the metrics cannot be written: {error}\n"),
         }
+    }
+
+    /// What functions take before their first event.
+    pub fn starts(&self) -> &StartTimes {
+        &self.starts
     }
 
     /// Counts an event that no handler took.

@@ -162,20 +162,37 @@ pub struct Limits {
     pub max_watchers: usize,
     /// The size of a message, code included.
     pub max_message_size: ByteSize,
+    /// The code that is kept, each once: that of the components, and what was used last.
+    pub code_memory: ByteSize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_nodes: 1000, max_components: 100_000, max_watchers: 64, max_message_size: ByteSize::mib(64) }
+        Self {
+            max_nodes: 1000,
+            max_components: 100_000,
+            max_watchers: 64,
+            max_message_size: ByteSize::mib(64),
+            code_memory: ByteSize::mib(256),
+        }
     }
 }
 
 impl Limits {
     /// The limits of the connections.
     pub fn wire(&self) -> edgeless_api::Limits {
-        let message = usize::try_from(self.max_message_size.as_u64()).unwrap_or(usize::MAX);
-        edgeless_api::Limits { message, ..edgeless_api::Limits::default() }
+        edgeless_api::Limits { message: bytes(self.max_message_size), ..edgeless_api::Limits::default() }
     }
+
+    /// The bytes of code that are kept.
+    pub fn code_memory(&self) -> usize {
+        bytes(self.code_memory)
+    }
+}
+
+/// Saturates where addresses are too short for a limit that nobody can meet then.
+fn bytes(size: ByteSize) -> usize {
+    usize::try_from(size.as_u64()).unwrap_or(usize::MAX)
 }
 
 impl edgeless_daemon::config::Config for Config {
@@ -291,6 +308,8 @@ redis_url = ""
 # max_components = 100000
 # max_watchers = 64
 # max_message_size = "64MiB"
+# The code that is kept in memory, each once: that of the components, and what was used last.
+# code_memory = "256MiB"
 "#;
 
 #[cfg(test)]

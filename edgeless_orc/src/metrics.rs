@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     refused: Counter,
     stopped: Counter,
     nodes_lost: Counter,
+    code_sent: Counter,
 }
 
 impl Metrics {
@@ -33,7 +34,13 @@ impl Metrics {
         let refused = counter("components_refused", "Starts that were refused");
         let stopped = counter("components_stopped", "Components that were stopped as asked");
         let nodes_lost = counter("nodes_lost", "Nodes that were silent, restarted or said goodbye");
-        Self { registry, nodes, spawned, refused, stopped, nodes_lost }
+        let code_sent = counter("code_sent", "Starts that carried the code to a node");
+        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent }
+    }
+
+    /// Counts a start that carries code.
+    pub(crate) fn count_code(&self) {
+        self.code_sent.inc();
     }
 
     pub(crate) fn count(&self, note: &Note) {

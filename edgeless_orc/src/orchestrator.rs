@@ -8,6 +8,7 @@ use edgeless_api::error::Error;
 use edgeless_api::id::DomainId;
 use edgeless_api::server::Server;
 use edgeless_api::url::Url;
+use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::Driver;
 use edgeless_daemon::tasks::Failure;
 use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
@@ -94,6 +95,7 @@ impl Daemon for Orchestrator {
             capabilities: capabilities.clone(),
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
             owner: owner.clone(),
+            binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
         let mut main = server().components(service.clone()).domain(service.clone());

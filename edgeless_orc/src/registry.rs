@@ -14,7 +14,7 @@ use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_api::node::Registration;
 use edgeless_daemon::engine::Millis;
 
-use crate::engine::Lane;
+use crate::engine::{Lane, Peer};
 use crate::placement::Candidate;
 
 /// The longest name that a node may give to anything.
@@ -77,6 +77,11 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn home(&self) -> Home {
         Home { node: self.about.node, incarnation: self.incarnation }
+    }
+
+    /// How to reach it.
+    pub(crate) fn peer(&self) -> Peer {
+        Peer { node: self.about.node, agent_url: self.about.agent_url.clone(), native: self.about.native }
     }
 
     /// Whether it has been told the latest about another node. It need not be told about itself.

@@ -15,6 +15,7 @@ use edgeless_api::id::{ComponentId, DomainId};
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
 use edgeless_api::status::{ComponentStatus, LogLine, Placement};
+use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::{Inbox, Ticket};
 use futures_util::future::join_all;
 use futures_util::stream;
@@ -40,6 +41,8 @@ pub(crate) struct Service {
     pub(crate) watchers: Arc<Semaphore>,
     /// The controller that the domain works for.
     pub(crate) owner: Owner,
+    /// The code of the components.
+    pub(crate) binaries: Binaries,
 }
 
 impl Service {
@@ -90,7 +93,10 @@ fn wanted(start: Start) -> Wanted {
 
 #[async_trait]
 impl Components for Service {
-    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+    async fn start(&self, mut start: Start) -> Result<ComponentRef, Error> {
+        if let ComponentSpec::Function(function) = &mut start.spec {
+            function.class.binary = self.binaries.keep(std::mem::take(&mut function.class.binary))?;
+        }
         let wanted = Box::new(wanted(start));
         match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
             Reply::Started(id) => Ok(ComponentRef::Component(id)),

@@ -14,6 +14,7 @@ use edgeless_api::error::Error;
 use edgeless_api::id::NodeId;
 use edgeless_api::url::Url;
 use edgeless_daemon::engine::{Replies, Running};
+use edgeless_daemon::supply::Supply;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +30,7 @@ const CALL: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) components: client::Components,
+    supply: Supply,
     management: client::NodeManagement,
     /// Ends the calls that are under way.
     cancel: CancellationToken,
@@ -56,8 +58,10 @@ impl Links {
         }
         let options = client::Options { deadline: CREATE, limits: self.limits, ..client::Options::default() };
         let connection = Connection::lazy(&peer.agent_url, options)?;
+        let components = client::Components::new(connection.clone());
         let link = Link {
-            components: client::Components::new(connection.clone()),
+            supply: Supply::new(components.clone()),
+            components,
             management: client::NodeManagement::new(connection),
             cancel: CancellationToken::new(),
         };
@@ -85,10 +89,10 @@ impl edgeless_daemon::engine::Shell<Engine> for Shell {
     fn run(&mut self, effect: Effect) -> Option<Running<Engine>> {
         match effect {
             Effect::Call(op, peer, call) => {
-                let link = self.links.to(&peer);
+                let (link, metrics) = (self.links.to(&peer), self.metrics.clone());
                 return Some(Box::pin(async move {
                     let result = match link {
-                        Ok(link) => within_deadline(&peer, call, &link).await,
+                        Ok(link) => within_deadline(&peer, call, &link, &metrics).await,
                         Err(error) => Err(error),
                     };
                     Event::Done(op, result)
@@ -113,17 +117,26 @@ impl edgeless_daemon::engine::Shell<Engine> for Shell {
     }
 }
 
-async fn within_deadline(peer: &Peer, call: Call, link: &Link) -> Result<Option<ComponentRef>, Error> {
+async fn within_deadline(
+    peer: &Peer,
+    call: Call,
+    link: &Link,
+    metrics: &Metrics,
+) -> Result<Option<ComponentRef>, Error> {
     let deadline = if matches!(call, Call::Create(_)) { CREATE } else { CALL };
     let late = || Error::timeout(format!("{} did not answer in {} seconds", peer.agent_url, deadline.as_secs()));
     let gone = || Error::unavailable(format!("node {} was lost", peer.node));
-    let performed = link.cancel.run_until_cancelled(tokio::time::timeout(deadline, perform(call, link))).await;
+    let call = tokio::time::timeout(deadline, perform(peer, call, link, metrics));
+    let performed = link.cancel.run_until_cancelled(call).await;
     performed.map_or_else(|| Err(gone()), |result| result.unwrap_or_else(|_| Err(late())))
 }
 
-async fn perform(call: Call, link: &Link) -> Result<Option<ComponentRef>, Error> {
+async fn perform(peer: &Peer, call: Call, link: &Link, metrics: &Metrics) -> Result<Option<ComponentRef>, Error> {
     match call {
-        Call::Create(start) => return link.components.start(*start).await.map(Some),
+        Call::Create(start) => {
+            let carries = || metrics.count_code();
+            return link.supply.start(*start, peer.native, carries).await.map(Some);
+        }
         Call::Reset => link.management.reset().await?,
         Call::UpdatePeers(update) => link.management.update_peers(update).await?,
         Call::SetOutputs(kind, patch) => link.components.patch(kind, patch).await?,

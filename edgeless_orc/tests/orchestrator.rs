@@ -7,7 +7,7 @@
     reason = "a test that meets the unexpected shall fail"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ use edgeless_api::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
 use edgeless_api::node::{Capabilities, Health, PeerUpdate, ProviderSpec, Registration};
 use edgeless_api::server::{Components, DomainRegistry, NodeManagement, Server, Values};
 use edgeless_api::status::{ComponentStatus, Level, LogLine, State};
-use edgeless_api::{Limits, Url};
+use edgeless_api::{Binary, Digest, Limits, Url};
 use edgeless_daemon::{Daemon, Handle, Stopped, listen};
 use edgeless_orc::{Config, Orchestrator};
 use futures_util::{StreamExt, stream};
@@ -65,6 +65,8 @@ struct Asked {
     resets: usize,
     peers: Vec<PeerUpdate>,
     started: Vec<(Start, InstanceId)>,
+    /// The code that it was sent.
+    kept: BTreeSet<Digest>,
     patches: Vec<Patch>,
     activated: Vec<Uuid>,
     stopped: Vec<ComponentRef>,
@@ -101,6 +103,15 @@ impl Components for Played {
     async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
         if matches!(&start.spec, ComponentSpec::Function(function) if function.class.id == "garbage") {
             return Err(Error::rejected("the code is not WebAssembly"));
+        }
+        if let ComponentSpec::Function(function) = &start.spec {
+            let binary = &function.class.binary;
+            let mut asked = self.asked.lock().unwrap();
+            if binary.bytes().is_some() {
+                asked.kept.insert(binary.digest());
+            } else if !asked.kept.contains(&binary.digest()) {
+                return Err(Error::needs_code(binary.digest()));
+            }
         }
         let instance = InstanceId::random(self.node);
         self.asked.lock().unwrap().started.push((start, instance));
@@ -161,6 +172,11 @@ struct Node {
 
 impl Node {
     async fn join(orchestrator: &Url) -> Self {
+        Self::join_as(orchestrator, true).await
+    }
+
+    /// One that is not native says nothing of our fields and services.
+    async fn join_as(orchestrator: &Url, native: bool) -> Self {
         let node = NodeId::random();
         let played = Arc::new(Played { node, asked: Mutex::default(), log: broadcast::Sender::new(16) });
         let (listener, url) = listen(&free()).await.unwrap();
@@ -169,7 +185,8 @@ impl Node {
         let server = server.components(played.clone()).node_management(played.clone());
         tokio::spawn(async move { server.serve(listener).await.unwrap() });
         let registry = client::NodeRegistry::new(connection(orchestrator));
-        let registration = registration(node, &url);
+        let lifetime = (!native).then_some(PATIENCE);
+        let registration = Registration { native, lifetime, ..registration(node, &url) };
         assert!(registry.update_node(registration.clone()).await.unwrap().keep_alive.is_some());
         let beat = CancellationToken::new();
         let stop = beat.clone();
@@ -193,6 +210,15 @@ impl Node {
 
     fn see<T>(&self, look: impl FnOnce(&Asked) -> T) -> T {
         look(&self.played.asked.lock().unwrap())
+    }
+
+    /// Of each start, whether it carried the code.
+    fn carried(&self) -> Vec<bool> {
+        let carries = |(start, _): &(Start, InstanceId)| match &start.spec {
+            ComponentSpec::Function(function) => function.class.binary.bytes().is_some(),
+            ComponentSpec::Resource(_) => false,
+        };
+        self.see(|asked| asked.started.iter().map(carries).collect())
     }
 
     fn runs(&self, component: ComponentId) -> Option<InstanceId> {
@@ -274,6 +300,13 @@ fn function(class: &str, annotations: &[(&str, &str)]) -> ComponentSpec {
     })
 }
 
+fn with_code(mut spec: ComponentSpec, binary: Binary) -> ComponentSpec {
+    if let ComponentSpec::Function(function) = &mut spec {
+        function.class.binary = binary;
+    }
+    spec
+}
+
 fn targets(patch: &Patch) -> Vec<InstanceId> {
     patch
         .outputs
@@ -317,6 +350,43 @@ async fn components_live_and_end_on_a_node() {
     let error = controller.components.stop(ComponentKind::Function, instance).await.unwrap_err();
     assert_eq!(error.code, Code::Rejected, "an orchestrator knows components only");
     assert_eq!(orchestrator.stop().await, Stopped::Clean);
+}
+
+#[tokio::test]
+async fn code_travels_to_the_domain_once_and_to_each_node_once() {
+    let mut config = config();
+    config.baseline.keep_alive_interval_secs = 2;
+    let orchestrator = Orchestrator::start(config).await.unwrap();
+    let node = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    controller.until_nodes(1).await;
+    let code = Binary::from(vec![7; 1000]);
+    let start = async |code: Binary| controller.start(ComponentId::random(), with_code(function("f", &[]), code)).await;
+    let error = start(code.without_bytes()).await.unwrap_err();
+    assert_eq!(error.code, Code::NeedsCode, "{error}");
+    start(code.clone()).await.unwrap();
+    start(code.without_bytes()).await.unwrap();
+    assert_eq!(node.carried(), [true, false]);
+
+    // Components that lose their node are started elsewhere, where the code is not known.
+    let second = Node::join(orchestrator.url()).await;
+    controller.until_nodes(2).await;
+    node.beat.cancel();
+    wait_until("both run on the other node", || second.carried().len() == 2).await;
+    assert_eq!(second.carried().into_iter().filter(|carried| *carried).count(), 1);
+}
+
+#[tokio::test]
+async fn a_node_of_edgeless_1_2_gets_the_code_with_each_start() {
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let node = Node::join_as(orchestrator.url(), false).await;
+    let controller = Controller::of(&orchestrator);
+    controller.until_nodes(1).await;
+    let code = Binary::from(vec![7; 1000]);
+    for code in [code.clone(), code.without_bytes()] {
+        controller.start(ComponentId::random(), with_code(function("f", &[]), code)).await.unwrap();
+    }
+    assert_eq!(node.carried(), [true, true]);
 }
 
 #[tokio::test]

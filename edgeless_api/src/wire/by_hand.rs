@@ -9,7 +9,7 @@ use prost::Message;
 use uuid::Uuid;
 
 use super::pb;
-use crate::component::{ComponentRef, ComponentSpec, Patch, Start, StatePolicy, Target};
+use crate::component::{ComponentRef, ComponentSpec, FunctionClass, Patch, Start, StatePolicy, Target};
 use crate::domain::DomainRegistration;
 use crate::id::{ComponentId, InstanceId, NodeId, WorkflowId};
 use crate::node::{PeerUpdate, Registration};
@@ -70,6 +70,13 @@ fn class() -> Vec<u8> {
     .concat()
 }
 
+/// The SHA-256 of the code of [`class`].
+const DIGEST: &str = "06eb7d6a69ee19e5fbdf749018d3d2abfa04bcbd1365db312eb86dc7169389b8";
+
+fn digest() -> Vec<u8> {
+    (0..32).map(|byte| u8::from_str_radix(&DIGEST[2 * byte..2 * byte + 2], 16).unwrap()).collect()
+}
+
 #[test]
 fn the_services_have_the_names_of_the_protocol() {
     let names = [
@@ -101,25 +108,49 @@ fn the_services_have_the_names_of_the_protocol() {
 
 #[test]
 fn the_start_of_a_function() {
-    let bytes = [
-        field(2, class()),
-        entry(3, "init-payload", "hello"),
-        field(4, [field(1, TWO), number(2, 1)].concat()),
-        field(5, ONE),
-    ]
-    .concat();
+    let request = |class: Vec<u8>| {
+        let state = [field(1, TWO), number(2, 1)].concat();
+        [field(2, class), entry(3, "init-payload", "hello"), field(4, state), field(5, ONE)].concat()
+    };
+    let bytes = request(class());
     let start = Start::try_from(pb::SpawnFunctionRequest::decode(bytes.as_slice()).unwrap()).unwrap();
     let ComponentSpec::Function(spec) = &start.spec else { panic!("a function") };
     assert_eq!((spec.class.id.as_str(), spec.class.function_type.as_str()), ("id", "RUST_WASM"));
     assert_eq!((spec.class.version.as_str(), spec.class.code.as_str()), ("0.1", "code"));
-    assert_eq!(spec.class.binary, Bytes::from_static(&[0, 0xff]));
+    assert_eq!(spec.class.binary.bytes(), Some(&Bytes::from_static(&[0, 0xff])));
     assert_eq!(spec.class.outputs, ["out", "err"]);
     assert_eq!(spec.annotations["init-payload"], "hello");
     assert_eq!((spec.state.id.0, spec.state.policy), (Uuid::from_u128(2), StatePolicy::NodeLocal));
     assert_eq!(spec.workflow, WorkflowId(Uuid::from_u128(1)));
     assert_eq!(start.context, None);
     let ComponentSpec::Function(spec) = start.spec else { panic!("a function") };
-    assert_eq!(super::component::function_request(spec, None).encode_to_vec(), bytes);
+    let with_digest = request([class(), field(1000, digest())].concat());
+    assert_eq!(super::component::function_request(spec, None).encode_to_vec(), with_digest);
+}
+
+#[test]
+fn code_by_its_digest() {
+    let parse = |class: Vec<u8>| {
+        FunctionClass::try_from(pb::FunctionClassSpecification::decode(class.as_slice()).unwrap())
+            .map(|class| class.binary)
+    };
+    let named = [field(1, "id"), field(2, "RUST_WASM"), field(1000, digest())].concat();
+    let binary = parse(named.clone()).unwrap();
+    assert_eq!((binary.digest().to_string().as_str(), binary.bytes()), (DIGEST, None));
+    let class = FunctionClass { binary, id: "id".into(), function_type: "RUST_WASM".into(), ..Default::default() };
+    assert_eq!(pb::FunctionClassSpecification::from(class).encode_to_vec(), named);
+
+    let whole = parse([class_with(&[0, 0xff]), field(1000, digest())].concat()).unwrap();
+    assert_eq!(whole.bytes().map(|bytes| bytes.len()), Some(2));
+    let error = parse([class_with(&[0, 0xfe]), field(1000, digest())].concat()).unwrap_err();
+    assert!(error.message.contains(&format!("not {DIGEST} as its digest says")), "{error}");
+    let error = parse(field(1000, [0; 31])).unwrap_err();
+    assert!(error.message.contains("31 bytes"), "{error}");
+    assert!(parse(field(1, "id")).unwrap().is_empty(), "no code at all");
+}
+
+fn class_with(code: &[u8]) -> Vec<u8> {
+    [field(1, "id"), field(2, "RUST_WASM"), field(4, code)].concat()
 }
 
 #[test]
@@ -255,7 +286,8 @@ fn the_registration_of_a_domain() {
 
 #[test]
 fn a_workflow_and_what_became_of_it() {
-    let function = [field(1, "f"), field(2, class()), entry(3, "out", "r"), entry(4, "tee", "required")].concat();
+    let class = [class(), field(1000, digest())].concat();
+    let function = [field(1, "f"), field(2, class), entry(3, "out", "r"), entry(4, "tee", "required")].concat();
     let resource = [field(1, "r"), field(2, "file-log"), entry(3, "back", "f"), entry(4, "filename", "log")].concat();
     let bytes = [field(1, function), field(2, resource), entry(3, "key", "value")].concat();
     let request = pb::SpawnWorkflowRequest::decode(bytes.as_slice()).unwrap();

@@ -1,6 +1,9 @@
 //! Components: starts, stops and outputs.
 
+use bytes::Bytes;
+
 use super::{pb, required, uuid};
+use crate::binary::{Binary, Digest};
 use crate::component::{
     ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, ResourceSpec, Row, Start, StartContext,
     StatePolicy, StateSpec, Target,
@@ -16,23 +19,47 @@ impl From<FunctionClass> for pb::FunctionClassSpecification {
             id: class.id,
             function_type: class.function_type,
             version: class.version,
-            binary: class.binary,
+            digest: if class.binary.is_empty() { Bytes::new() } else { class.binary.digest().0.to_vec().into() },
+            binary: class.binary.bytes().cloned().unwrap_or_default(),
             code: class.code,
             outputs: class.outputs,
         }
     }
 }
 
-impl From<pb::FunctionClassSpecification> for FunctionClass {
-    fn from(class: pb::FunctionClassSpecification) -> Self {
-        Self {
+/// Code by its digest, where there is one; the code itself must be what the digest says.
+fn binary(bytes: Bytes, digest: &[u8]) -> Result<Binary, Error> {
+    if digest.is_empty() {
+        return Ok(bytes.into());
+    }
+    let length = digest.len();
+    let digest = Digest(digest.try_into().map_err(|_| {
+        Error::rejected(format!("'digest' has {length} bytes, which is no SHA-256: send 32, or the code alone"))
+    })?);
+    if bytes.is_empty() {
+        return Ok(Binary::named(digest));
+    }
+    let binary = Binary::from(bytes);
+    if binary.digest() == digest {
+        Ok(binary)
+    } else {
+        let found = binary.digest();
+        Err(Error::rejected(format!("the code is {found}, not {digest} as its digest says: send it again")))
+    }
+}
+
+impl TryFrom<pb::FunctionClassSpecification> for FunctionClass {
+    type Error = Error;
+
+    fn try_from(class: pb::FunctionClassSpecification) -> Result<Self, Error> {
+        Ok(Self {
             id: class.id,
             function_type: class.function_type,
             version: class.version,
-            binary: class.binary,
+            binary: binary(class.binary, &class.digest)?,
             code: class.code,
             outputs: class.outputs,
-        }
+        })
     }
 }
 
@@ -108,7 +135,7 @@ impl TryFrom<pb::SpawnFunctionRequest> for Start {
     type Error = Error;
 
     fn try_from(request: pb::SpawnFunctionRequest) -> Result<Self, Error> {
-        let class: FunctionClass = required(request.code, "code")?.into();
+        let class: FunctionClass = required(request.code, "code")?.try_into()?;
         if class.function_type.is_empty() {
             return Err(Error::rejected("'function_type' is empty: name a runtime such as RUST_WASM"));
         }
@@ -256,7 +283,7 @@ pub(crate) fn plan_request(items: Vec<(String, ComponentSpec)>) -> pb::PlanReque
     let item = |(name, spec): (String, ComponentSpec)| {
         let item = match spec {
             ComponentSpec::Function(mut spec) => {
-                spec.class.binary = bytes::Bytes::new();
+                spec.class.binary = Binary::default();
                 pb::plan_item::Item::Function(function_request(spec, None))
             }
             ComponentSpec::Resource(spec) => pb::plan_item::Item::Resource(resource_request(spec, None)),

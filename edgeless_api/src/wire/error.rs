@@ -8,11 +8,12 @@ use tonic::{Code as Grpc, Status};
 use super::pb;
 use crate::error::{Code, Error};
 
-const CODES: [(Code, Grpc); 7] = [
+const CODES: [(Code, Grpc); 8] = [
     (Code::Rejected, Grpc::InvalidArgument),
     (Code::NotFound, Grpc::NotFound),
     (Code::Unimplemented, Grpc::Unimplemented),
     (Code::Exhausted, Grpc::ResourceExhausted),
+    (Code::NeedsCode, Grpc::FailedPrecondition),
     (Code::Unavailable, Grpc::Unavailable),
     (Code::Timeout, Grpc::DeadlineExceeded),
     (Code::Bug, Grpc::Internal),
@@ -30,7 +31,7 @@ impl From<Status> for Error {
         let is_too_large = status.message().contains(TOO_LARGE);
         let code = match status.code() {
             Grpc::OutOfRange if is_too_large => Code::Exhausted,
-            Grpc::FailedPrecondition | Grpc::OutOfRange | Grpc::AlreadyExists => Code::Rejected,
+            Grpc::OutOfRange | Grpc::AlreadyExists => Code::Rejected,
             Grpc::Cancelled if Fault::of(&status) == Fault::Closed => Code::Unavailable,
             // An answer that was cut off.
             Grpc::Unknown if Fault::of(&status) == Fault::NoGrpc => Code::Unavailable,
@@ -112,11 +113,12 @@ fn too_large(message: &str) -> String {
 }
 
 /// The kinds of refusal, as answers carry them.
-const KINDS: [(Code, &str); 4] = [
+const KINDS: [(Code, &str); 5] = [
     (Code::Rejected, "rejected"),
     (Code::NotFound, "not_found"),
     (Code::Unimplemented, "unimplemented"),
     (Code::Exhausted, "exhausted"),
+    (Code::NeedsCode, "needs_code"),
 ];
 
 /// The refusal that goes into an answer. Scripts take any '-' on the first line for a success, so

@@ -1,6 +1,7 @@
 //! Workflows, as users send them and controllers report them.
 
 use super::{pb, required, uuid};
+use crate::component::FunctionClass;
 use crate::error::Error;
 use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::workflow::{Function, Mapping, Resource, Workflow, WorkflowStatus};
@@ -47,11 +48,11 @@ impl TryFrom<pb::SpawnWorkflowRequest> for Workflow {
 
     fn try_from(request: pb::SpawnWorkflowRequest) -> Result<Self, Error> {
         let function = |function: pb::WorkflowFunction| {
-            let class = required(function.class_spec, "class_spec")
-                .map_err(|error| error.context(format!("function '{}'", function.name)))?;
+            let class = required(function.class_spec, "class_spec").and_then(FunctionClass::try_from);
+            let class = class.map_err(|error| error.context(format!("function '{}'", function.name)))?;
             Ok(Function {
                 name: function.name,
-                class: class.into(),
+                class,
                 outputs: function.output_mapping,
                 annotations: function.annotations,
             })

@@ -24,7 +24,7 @@ fn a_start_prints_the_id_and_nothing_else() {
     folder.run("workflow start workflow.json").prints(&format!("{}\n", id(1)));
     let started = controller.started();
     let class = &started[0].functions()[0].class;
-    assert_eq!(class.binary.as_ref(), b"\0asm\x01\0\0\0", "the code travels with the workflow");
+    assert_eq!(class.binary, b"\0asm\x01\0\0\0".to_vec().into(), "the code travels with the workflow");
     assert_eq!(class.code, "count.wasm");
     assert!(controller.requests.lock().unwrap()[0].is_some(), "a repeat can be told from a second start");
 }

@@ -137,6 +137,8 @@ pub enum Effect {
         part: Part,
         /// What to say.
         start: Box<Start>,
+        /// The domain speaks our fields and services, not only EDGELESS 1.2.
+        native: bool,
     },
     /// Set the outputs of a component.
     Patch {

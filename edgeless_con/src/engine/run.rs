@@ -487,7 +487,8 @@ impl Run {
                     provider: String::new(),
                 };
                 let spec = spec(self.workflow.as_ref()?, self.id, place, component)?;
-                Effect::Create { peer, part, start: Box::new(Start { spec, context: Some(context) }) }
+                let start = Box::new(Start { spec, context: Some(context) });
+                Effect::Create { peer, part, start, native: reach.native }
             }
             Stage::Wire => {
                 let output = |(channel, target): &(String, usize)| {

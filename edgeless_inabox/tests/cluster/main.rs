@@ -13,6 +13,7 @@
 
 mod box_process;
 mod cluster;
+mod code;
 mod examples;
 mod guide;
 mod programs;

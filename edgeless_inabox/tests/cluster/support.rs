@@ -65,7 +65,7 @@ pub fn function(name: &str, module: &Bytes, outputs: &[(&str, &str)], annotation
             id: "test".to_string(),
             function_type: "RUST_WASM".to_string(),
             version: "0.1".to_string(),
-            binary: module.clone(),
+            binary: module.clone().into(),
             code: String::new(),
             outputs: vec!["out".to_string()],
         },

@@ -9,6 +9,7 @@
 )]
 
 mod books;
+mod code;
 mod control;
 mod guest_abi;
 mod promises;

@@ -43,11 +43,13 @@ pub(crate) struct TestNode {
     pub(crate) invocation: client::Invocation,
     pub(crate) peer: FakePeer,
     pub(crate) directory: tempfile::TempDir,
+    /// Its configuration.
+    text: String,
 }
 
 /// The text of a configuration with free ports, in which nothing is written outside `directory`.
 pub(crate) fn config_text(directory: &std::path::Path) -> String {
-    let state = directory.join("state");
+    let (state, cache) = (directory.join("state"), directory.join("cache"));
     format!(
         r#"[general]
 node_id = "{}"
@@ -62,6 +64,7 @@ max_instances = 32
 max_stacks = 32
 memory_limit = "4MiB"
 cpu_limit = "300ms"
+cache_directory = "{}"
 [limits]
 call_timeout = "5s"
 emit_wait = "500ms"
@@ -71,7 +74,8 @@ components = 64
 grace = "1s"
 "#,
         NodeId::random(),
-        state.display()
+        state.display(),
+        cache.display()
     )
 }
 
@@ -100,7 +104,16 @@ impl TestNode {
             let end = start + text[start..].find('\n').unwrap();
             text.replace_range(start..end, &format!("{key} = {value}"));
         }
-        let text = format!("{text}\n[resources]\n{resources}\n");
+        Self::run(directory, format!("{text}\n[resources]\n{resources}\n")).await
+    }
+
+    /// The same node in another process, as it were.
+    pub(crate) async fn restart(self) -> Self {
+        assert_eq!(self.node.stop().await, edgeless_daemon::Stopped::Clean);
+        Self::run(self.directory, self.text).await
+    }
+
+    async fn run(directory: tempfile::TempDir, text: String) -> Self {
         let config: Config = parse(&text, std::iter::empty()).unwrap();
         let node = Node::start(config).await.unwrap();
         let connection = |url: &Url| Connection::lazy(url, Options::default()).unwrap();
@@ -114,11 +127,16 @@ impl TestNode {
             node,
             peer,
             directory,
+            text,
         }
     }
 
     pub(crate) fn id(&self) -> NodeId {
         self.node.id()
+    }
+
+    pub(crate) fn agent_url(&self) -> &Url {
+        self.node.addr()
     }
 
     pub(crate) fn invocation_url(&self) -> &Url {
@@ -272,7 +290,7 @@ pub(crate) fn function(module: &[u8], annotations: &[(&str, &str)]) -> Component
             id: "test".into(),
             function_type: "RUST_WASM".into(),
             version: "0.1".into(),
-            binary: Bytes::copy_from_slice(module),
+            binary: Bytes::copy_from_slice(module).into(),
             code: String::new(),
             outputs: vec![],
         },

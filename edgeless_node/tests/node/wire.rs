@@ -1,11 +1,13 @@
-//! Bytes on the wire that are no events: each is an error to its sender and a count here.
+//! Bytes on the wire that no client of ours would send: each is an error to its sender.
 
 use bytes::{Buf, BufMut, Bytes};
+use edgeless_api::Binary;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
 
+use super::code::code;
 use super::support::TestNode;
 
 /// Messages as they are.
@@ -46,9 +48,12 @@ impl Decoder for Raw {
     }
 }
 
-fn field(number: u8, content: impl AsRef<[u8]>) -> Vec<u8> {
+/// A field of text, bytes or a message. Numbers and lengths take two bytes, which is one more than small
+/// ones need and is understood.
+fn field(number: u16, content: impl AsRef<[u8]>) -> Vec<u8> {
     let content = content.as_ref();
-    [&[number << 3 | 2, u8::try_from(content.len()).unwrap()], content].concat()
+    let varint = |value: u16| [u8::try_from(value & 0x7f).unwrap() | 0x80, u8::try_from(value >> 7).unwrap()];
+    [&varint(number << 3 | 2), &varint(u16::try_from(content.len()).unwrap()), content].concat()
 }
 
 #[tokio::test]
@@ -88,4 +93,31 @@ async fn what_is_no_event_is_refused_and_counted() {
     }
     let garbage = send(vec![0xff; 100]).await;
     assert_eq!(garbage.code(), Code::Internal, "bytes that are no message at all: {garbage}");
+}
+
+/// Were it started, it would be kept under the name of the other, and run in its place ever after.
+#[tokio::test]
+async fn code_that_is_not_what_its_digest_says_is_refused() {
+    let node = TestNode::start().await;
+    let channel = Endpoint::from_shared(node.agent_url().to_string()).unwrap().connect().await.unwrap();
+    let start = async |code: &[u8], digest: &[u8]| {
+        let class = [field(1, "f"), field(2, "RUST_WASM"), field(4, code), field(1000, digest)].concat();
+        let uuid = "00000000-0000-0000-0000-000000000001";
+        let message = [field(2, class), field(4, field(1, uuid)), field(5, uuid)].concat();
+        let mut grpc = tonic::client::Grpc::new(channel.clone());
+        grpc.ready().await.unwrap();
+        let path = PathAndQuery::from_static("/edgeless_api.FunctionInstance/Start");
+        let answer = grpc.unary(Request::new(Bytes::from(message)), path, Raw).await.unwrap().into_inner();
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    let (code, other) = (code(1), code(2));
+    let digest = Binary::from(code.clone()).digest().0;
+    let refusal = start(&other, &digest).await;
+    assert!(refusal.contains("as its digest says"), "{refusal}");
+    let unknown = start(b"", &digest).await;
+    assert!(unknown.contains("needs_code"), "nothing was kept under that name: {unknown}");
+    let started = start(&code, &digest).await;
+    assert!(started.contains(&node.id().to_string()), "{started}");
+    let started = start(b"", &digest).await;
+    assert!(started.contains(&node.id().to_string()), "{started}");
 }

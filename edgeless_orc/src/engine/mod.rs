@@ -116,6 +116,8 @@ pub struct Peer {
     pub node: NodeId,
     /// Where it takes commands.
     pub agent_url: Url,
+    /// It speaks our fields and services, not only EDGELESS 1.2.
+    pub native: bool,
 }
 
 /// A call at a node.
@@ -277,7 +279,7 @@ impl Engine {
         let view = |id: &ComponentId| {
             let component = self.components.get(id)?;
             let node = component.home().and_then(|home| self.registry.at(home)).filter(|node| node.about.native);
-            let peer = node.map(|node| Peer { node: node.about.node, agent_url: node.about.agent_url.clone() });
+            let peer = node.map(crate::registry::Node::peer);
             Some(View { status: component.status(*id), peer })
         };
         ids.iter().filter_map(view).collect()
@@ -304,11 +306,11 @@ impl Engine {
 
     /// Sends a call to a node. `None`: the node is gone.
     fn call(&mut self, node: NodeId, job: Job, call: Call) -> Option<Op> {
-        let agent_url = self.registry.nodes.get(&node)?.about.agent_url.clone();
+        let peer = self.registry.nodes.get(&node)?.peer();
         self.last_op += 1;
         let op = Op(self.last_op);
         self.jobs.insert(op, job);
-        self.effects.push(Effect::Call(op, Peer { node, agent_url }, call));
+        self.effects.push(Effect::Call(op, peer, call));
         Some(op)
     }
 

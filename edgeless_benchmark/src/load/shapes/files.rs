@@ -57,7 +57,7 @@ pub(super) fn single(files: &[PathBuf]) -> Result<Box<dyn Shape>> {
         id: class.id,
         function_type: class.function_type,
         version: class.version,
-        binary,
+        binary: binary.into(),
         code: wasm.display().to_string(),
         outputs: class.outputs,
     };
@@ -142,7 +142,7 @@ impl Spec {
             id: class.id,
             function_type: class.function_type,
             version: class.version,
-            binary,
+            binary: binary.into(),
             code: class.code,
             outputs: class.outputs,
         })
@@ -209,7 +209,7 @@ mod tests {
         for number in [0, 7] {
             let workflow = draw(shape.as_mut(), number);
             assert_eq!(workflow.functions()[0].annotations["init-payload"], format!("workflow {number}"));
-            assert_eq!(workflow.functions()[0].class.binary.as_ref(), b"\0asm1");
+            assert_eq!(workflow.functions()[0].class.binary.bytes().unwrap().as_ref(), b"\0asm1");
         }
     }
 
@@ -222,7 +222,7 @@ mod tests {
         let workflow = draw(single(&[class.clone(), wasm.clone()]).unwrap().as_mut(), 0);
         let function = &workflow.functions()[0];
         assert_eq!((function.name.as_str(), function.class.outputs.as_slice()), ("noop", ["a".to_string()].as_slice()));
-        assert_eq!(function.class.binary.as_ref(), b"\0asm1");
+        assert_eq!(function.class.binary.bytes().unwrap().as_ref(), b"\0asm1");
         for (files, expected) in [
             ([&wasm, &wasm], "is not a function.json"),
             ([&class, &class], "is not a WebAssembly module"),

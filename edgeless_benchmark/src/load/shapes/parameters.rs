@@ -48,7 +48,7 @@ pub(super) fn class(id: &str, outputs: Vec<String>, wasm: &Path) -> Result<Funct
         id: id.to_string(),
         function_type: RUST_WASM.to_string(),
         version: "0.1".to_string(),
-        binary: module(wasm)?,
+        binary: module(wasm)?.into(),
         code: wasm.display().to_string(),
         outputs,
     })

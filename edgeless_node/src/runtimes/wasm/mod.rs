@@ -1,17 +1,18 @@
 //! WebAssembly functions, on wasmtime.
 //!
-//! Modules are compiled once per content. An instance is a store of its own with a limit on its
+//! Modules are compiled once per content and kept on disk. An instance is a store of its own with a limit on its
 //! memory and a budget of processor time for each event; a guest that uses up a time slice yields
 //! to others, one that uses up its budget is stopped. Waiting in a host call suspends the guest and
 //! costs it nothing.
 //!
 //! - `guest`: the interface between host and guest, both ways.
-//! - `modules`: compilation and its cache.
+//! - `modules`: compilation, and what is kept of it; [`cache`]: on disk.
 //! - `places`, `stacks`: how many instances there may be, and how many of them may run at once.
 //! - `background`: where guests go on that burn their time.
 //! - `ticker`: the clock of time slices, which runs only while a guest does.
 
 mod background;
+pub mod cache;
 mod guest;
 mod modules;
 mod places;
@@ -21,7 +22,7 @@ mod ticker;
 use std::future::Future as _;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use edgeless_api::Error;
@@ -32,7 +33,9 @@ use tokio_util::task::AbortOnDropHandle;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Program, Runtime};
+use crate::starts::{StartTimes, Step};
 use background::Background;
+use cache::{Cache, Disk};
 use guest::{Entry, Guest};
 use modules::Modules;
 use places::{Place, Places};
@@ -68,15 +71,17 @@ struct Shared {
     background: Background,
     places: Places,
     stacks: Stacks,
+    starts: StartTimes,
     limits: Limits,
 }
 
 impl Wasm {
-    /// An engine with room for the instances that the limits allow.
+    /// An engine with room for the instances that the limits allow, which keeps what it compiles on
+    /// `disk`, if there is one.
     ///
     /// # Errors
     /// The machine cannot give it that room.
-    pub fn new(limits: Limits) -> Result<Self, Error> {
+    pub fn new(limits: Limits, disk: Option<Disk>, starts: StartTimes) -> Result<Self, Error> {
         let mut pool = PoolingAllocationConfig::default();
         pool.total_core_instances(limits.instances.saturating_mul(2))
             .total_memories(limits.instances)
@@ -96,9 +101,12 @@ impl Wasm {
             background: Background::default(),
             places: Places::new(limits.instances, Stacks::total(limits.stacks)),
             stacks: Stacks::new(limits.stacks),
+            starts: starts.clone(),
             limits,
         };
-        Ok(Self { modules: Arc::new(Modules::new(engine)?), shared: Arc::new(shared) })
+        let cache = disk.map(|disk| Cache::new(disk, &engine));
+        let modules = Arc::new(Modules::new(engine, cache, starts)?);
+        Ok(Self { modules, shared: Arc::new(shared) })
     }
 }
 
@@ -112,15 +120,22 @@ impl Runtime for Wasm {
         if spec.class.binary.is_empty() {
             return Err(Error::rejected(format!("the function class '{}' comes without code", spec.class.id)));
         }
-        let module = self.modules.get(&spec.class.binary).await?;
+        let module = self.modules.get(&spec.class).await?;
         let payload = spec.annotations.get(INIT_PAYLOAD).cloned();
-        Ok(Arc::new(WasmProgram { module, entry: self.modules.entry().clone(), payload, shared: self.shared.clone() }))
+        Ok(Arc::new(WasmProgram {
+            module,
+            class: spec.class.id,
+            entry: self.modules.entry().clone(),
+            payload,
+            shared: self.shared.clone(),
+        }))
     }
 }
 
 /// A module, and what its instances are initialised with.
 struct WasmProgram {
     module: guest::Module,
+    class: String,
     entry: Arc<Entry>,
     payload: Option<String>,
     shared: Arc<Shared>,
@@ -129,7 +144,7 @@ struct WasmProgram {
 #[async_trait]
 impl Program for WasmProgram {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
-        let Shared { ticker, places, stacks, limits, .. } = &*self.shared;
+        let Shared { ticker, places, stacks, starts, limits, .. } = &*self.shared;
         let place = places.take()?;
         let saved = context.state.load().await?;
         let clock = ticker.clock();
@@ -137,7 +152,10 @@ impl Program for WasmProgram {
         // The start section of a module is code of the guest like any other.
         let instantiate =
             Guest::instantiate(&self.module, &self.entry, context, *limits, clock.clone(), stacks.clone());
+        let began = Instant::now();
         let mut guest = ticker.run(&clock, instantiate).await?;
+        starts.observe(&self.class, Step::Instantiate, began.elapsed());
+        let began = Instant::now();
         let init = guest.init(self.payload.as_deref().map(str::as_bytes), saved.as_deref());
         let initialised = ticker.run(&clock, init).await;
         initialised.map_err(|trap| {
@@ -146,6 +164,7 @@ impl Program for WasmProgram {
             let said = said.map(|line| format!("{}: ", line.message)).unwrap_or_default();
             Error::rejected(format!("its initialisation failed: {said}{trap}"))
         })?;
+        starts.observe(&self.class, Step::Init, began.elapsed());
         let guest = Arc::new(Mutex::new(guest));
         Ok(Box::new(WasmInstance { guest, shared: self.shared.clone(), clock, _place: place }))
     }

@@ -1,29 +1,47 @@
 //! Compiled modules: each content is compiled once, also when several ask for it at the same time,
-//! and kept for the next that asks, the least recently used ones making room.
+//! and kept for the next that asks, the least recently used ones making room: in memory here, and on
+//! disk by `cache`.
+//!
+//! ```text
+//!  digest -> in memory -> on disk -> code, if it came along -> compiled
+//!                                    else: whoever starts the function is asked for it
+//! ```
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use bytes::Bytes;
-use edgeless_api::Error;
-use sha2::{Digest, Sha256};
+use edgeless_api::{Digest, Error, FunctionClass};
 use tokio::sync::OnceCell;
 use wasmtime::{Engine, ExternType, Linker, Module};
 
+use super::cache::Cache;
 use super::guest::{self, Entry, Guest};
+use crate::starts::{StartTimes, Step};
 
 /// Modules that are kept for the next use. Those in use live as long as their functions anyway.
 const KEPT: usize = 128;
-/// The code of the modules that are kept, bytes as WebAssembly.
-const KEPT_BYTES: usize = 64 << 20;
+/// The size of the modules that are kept, bytes of compiled code and data.
+const KEPT_BYTES: usize = 256 << 20;
 
-type Sha = [u8; 32];
-type Slot = Arc<OnceCell<guest::Module>>;
+type Slot = Arc<OnceCell<Ready>>;
+
+#[derive(Clone)]
+struct Ready {
+    module: guest::Module,
+    bytes: usize,
+}
 
 struct Kept {
-    sha: Sha,
-    bytes: usize,
+    code: Digest,
     slot: Slot,
+}
+
+impl Kept {
+    fn bytes(&self) -> usize {
+        self.slot.get().map_or(0, |ready| ready.bytes)
+    }
 }
 
 /// The modules of one engine.
@@ -33,13 +51,15 @@ pub(super) struct Modules {
     entry: Arc<Entry>,
     /// The least recently used first.
     kept: Mutex<VecDeque<Kept>>,
+    cache: Option<Arc<Cache>>,
+    starts: StartTimes,
 }
 
 impl Modules {
-    pub(super) fn new(engine: Engine) -> Result<Self, Error> {
+    pub(super) fn new(engine: Engine, cache: Option<Cache>, starts: StartTimes) -> Result<Self, Error> {
         let linker = Guest::linker(&engine).map_err(Error::bug)?;
         let entry = Arc::new(Entry::new(&engine).map_err(Error::bug)?);
-        Ok(Self { engine, linker, entry, kept: Mutex::default() })
+        Ok(Self { engine, linker, entry, kept: Mutex::default(), cache: cache.map(Arc::new), starts })
     }
 
     /// What stands between the host and every guest.
@@ -47,34 +67,71 @@ impl Modules {
         &self.entry
     }
 
-    /// The module of this code, ready to be instantiated.
+    /// The module of this class, ready to be instantiated.
     ///
     /// # Errors
-    /// The code is no module, imports what no host has or lacks what every function has.
-    pub(super) async fn get(&self, code: &Bytes) -> Result<guest::Module, Error> {
-        let slot = self.slot(Sha256::digest(code).into(), code.len());
-        slot.get_or_try_init(|| self.compile(code.clone())).await.cloned()
+    /// The code is no module, imports what no host has or lacks what every function has; or it did not
+    /// come along and is not known here.
+    pub(super) async fn get(&self, class: &FunctionClass) -> Result<guest::Module, Error> {
+        let slot = self.slot(class.binary.digest());
+        let ready = slot.get_or_try_init(|| self.make(class)).await?;
+        Ok(ready.module.clone())
     }
 
-    fn slot(&self, sha: Sha, bytes: usize) -> Slot {
+    fn slot(&self, code: Digest) -> Slot {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.iter().position(|known| known.sha == sha).and_then(|index| kept.remove(index));
-        let used = found.unwrap_or_else(|| Kept { sha, bytes, slot: Slot::default() });
+        let found = kept.iter().position(|known| known.code == code).and_then(|index| kept.remove(index));
+        let used = found.unwrap_or_else(|| Kept { code, slot: Slot::default() });
         let slot = used.slot.clone();
         kept.push_back(used);
-        while kept.len() > KEPT || (kept.len() > 1 && kept.iter().map(|kept| kept.bytes).sum::<usize>() > KEPT_BYTES) {
+        while kept.len() > KEPT || (kept.len() > 1 && kept.iter().map(Kept::bytes).sum::<usize>() > KEPT_BYTES) {
             kept.pop_front();
         }
         slot
     }
 
-    async fn compile(&self, code: Bytes) -> Result<guest::Module, Error> {
-        let engine = self.engine.clone();
-        let module = tokio::task::spawn_blocking(move || build(&engine, &code)).await.map_err(Error::bug)??;
-        check_exports(&module)?;
-        self.linker
-            .instantiate_pre(&module)
-            .map_err(|error| Error::rejected(format!("the code imports what this node does not offer: {error:#}")))
+    async fn make(&self, class: &FunctionClass) -> Result<Ready, Error> {
+        let code = class.binary.digest();
+        if let Some(module) = self.load(class).await? {
+            return self.link(&module);
+        }
+        let bytes = class.binary.bytes().ok_or_else(|| Error::needs_code(code))?;
+        let module = self.compile(class, bytes.clone()).await?;
+        let ready = self.link(&module)?;
+        if let Some(cache) = self.cache.clone() {
+            // The start does not wait for the disk.
+            drop(tokio::task::spawn_blocking(move || cache.store(&module, code)));
+        }
+        Ok(ready)
+    }
+
+    async fn load(&self, class: &FunctionClass) -> Result<Option<Module>, Error> {
+        let Some(cache) = self.cache.clone() else { return Ok(None) };
+        let (engine, code, begin) = (self.engine.clone(), class.binary.digest(), Instant::now());
+        let load = tokio::task::spawn_blocking(move || cache.load(&engine, code));
+        let module = load.await.map_err(Error::bug)?;
+        if module.is_some() {
+            self.starts.observe(&class.id, Step::Load, begin.elapsed());
+        }
+        Ok(module)
+    }
+
+    async fn compile(&self, class: &FunctionClass, code: Bytes) -> Result<Module, Error> {
+        let (engine, begin) = (self.engine.clone(), Instant::now());
+        let compile = tokio::task::spawn_blocking(move || build(&engine, &code));
+        let module = compile.await.map_err(Error::bug)??;
+        self.starts.observe(&class.id, Step::Compile, begin.elapsed());
+        Ok(module)
+    }
+
+    fn link(&self, module: &Module) -> Result<Ready, Error> {
+        check_exports(module)?;
+        let linked = self
+            .linker
+            .instantiate_pre(module)
+            .map_err(|error| Error::rejected(format!("the code imports what this node does not offer: {error:#}")))?;
+        let image = module.image_range();
+        Ok(Ready { module: linked, bytes: image.end.addr() - image.start.addr() })
     }
 }
 
