@@ -147,6 +147,7 @@ impl Components for Played {
             log: vec![],
             handled: 7,
             dropped: 1,
+            outputs: vec![],
         };
         Ok(known.map(status).collect())
     }
