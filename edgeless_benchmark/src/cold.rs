@@ -22,13 +22,13 @@ use tokio_util::sync::CancellationToken;
 use wasmtime::Module;
 
 use crate::Bench;
-use crate::bare::{self, Guest};
+use crate::bare::{self, Guest, Guests};
 use crate::modules::module;
 use crate::node::{Size, cast, function};
 use crate::report::{Figure, Report, Row, Unit};
 use crate::stats::{micros, millis, quantile};
 use crate::watched::{Watcher, watched};
-use crate::worker::{on_thread, on_worker};
+use crate::worker::on_worker;
 
 /// How often a module is compiled.
 const COMPILATIONS: u8 = 5;
@@ -39,7 +39,7 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     let Measured { times, compilations } = on_worker(on_node(module.clone(), bench.seconds)).await?;
     bench.progress.say("the limit: instances on wasmtime alone");
     let window = bench.seconds;
-    let Measured { times: bare, compilations: limits } = on_thread(move || alone(&module, window)).await?;
+    let Measured { times: bare, compilations: limits } = on_worker(async move { alone(&module, window).await }).await?;
 
     let mut report = Report::new("cold");
     let us = |key: &str, times: &[Duration], q| Figure::new(key, micros(quantile(times, q)), Unit::Microseconds);
@@ -78,7 +78,7 @@ async fn on_node(module: Bytes, window: Duration) -> Result<Measured> {
     Ok(Measured { times, compilations })
 }
 
-fn alone(module: &Bytes, window: Duration) -> Result<Measured> {
+async fn alone(module: &Bytes, window: Duration) -> Result<Measured> {
     let engine = bare::node_engine(&Size::default()).map_err(bare::error)?;
     let mut compilations = Vec::new();
     for number in 0..COMPILATIONS {
@@ -87,14 +87,14 @@ fn alone(module: &Bytes, window: Duration) -> Result<Measured> {
         Module::from_binary(&engine, &unseen).map_err(bare::error)?;
         compilations.push(began.elapsed());
     }
-    let module = bare::prepare(&engine, module).map_err(bare::error)?;
+    let module = bare::prepare(&engine, module, Guests::CanWait).map_err(bare::error)?;
     let (out, _in) = mpsc::channel(1);
     let until = Instant::now() + window;
     let mut times = Vec::new();
     while Instant::now() < until || times.is_empty() {
         let out = out.clone();
         let began = Instant::now();
-        let guest = Guest::new(&module, out).map_err(bare::error)?;
+        let guest = Guest::new(&module, out).await.map_err(bare::error)?;
         times.push(began.elapsed());
         drop(guest);
     }

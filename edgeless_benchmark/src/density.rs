@@ -12,12 +12,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::Bench;
-use crate::bare::{self, Guest};
+use crate::bare::{self, Guest, Guests};
 use crate::modules::module;
 use crate::node::{Access, ChildNode, Size};
 use crate::process::{maps, resident_kib, threads};
 use crate::report::{Figure, Report, Row, Unit};
-use crate::worker::on_thread;
+use crate::worker::on_worker;
 
 /// Starts under way at once.
 const CLIENTS: usize = 16;
@@ -42,7 +42,7 @@ pub(crate) async fn measure(bench: &Bench, instances: usize) -> Result<Report> {
     drop(node);
 
     bench.progress.say("the limit: instances on wasmtime alone");
-    let limit = on_thread(move || limit(&module, &size, instances)).await?;
+    let limit = on_worker(async move { limit(&module, &size, instances).await }).await?;
     let mut report = Report::new("density");
     report.add(
         Row::new("resident memory of an idle instance", Figure::new("kib_per_instance", kib, Unit::Kib))
@@ -91,16 +91,18 @@ struct Limit {
     maps: u64,
 }
 
-fn limit(module: &Bytes, size: &Size, instances: usize) -> Result<Limit> {
+async fn limit(module: &Bytes, size: &Size, instances: usize) -> Result<Limit> {
     let engine = bare::node_engine(size).map_err(bare::error)?;
-    let module = bare::prepare(&engine, module).map_err(bare::error)?;
+    let module = bare::prepare(&engine, module, Guests::CanWait).map_err(bare::error)?;
     let (out, _in) = mpsc::channel(1);
     let own = std::process::id();
-    let _first = Guest::new(&module, out.clone()).map_err(bare::error)?;
+    let _first = Guest::new(&module, out.clone()).await.map_err(bare::error)?;
     let before = resident_kib(own)?;
     let began = Instant::now();
-    let guests = (0..instances).map(|_| Guest::new(&module, out.clone()));
-    let guests = guests.collect::<wasmtime::Result<Vec<_>>>().map_err(bare::error)?;
+    let mut guests = Vec::with_capacity(instances);
+    for _ in 0..instances {
+        guests.push(Guest::new(&module, out.clone()).await.map_err(bare::error)?);
+    }
     let took = began.elapsed();
     let count = guests.len() as f64;
     Ok(Limit {

@@ -1,7 +1,8 @@
 //! `ring`: two functions on one node that pass tokens round.
 //!
 //! The limit is the same module on wasmtime alone, in the same kind of runtime, each instance a task that
-//! reads a channel.
+//! reads a channel, with guests that can wait where they cast to, as they can on a node. What they reach that
+//! can never wait stands beside it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use tokio::task::JoinSet;
 use wasmtime::InstancePre;
 
 use crate::Bench;
-use crate::bare::{self, Guest};
+use crate::bare::{self, Guest, Guests};
 use crate::modules::module;
 use crate::node::{Access, LocalNode, Size};
 use crate::report::{Figure, Report, Row, Unit};
@@ -32,25 +33,31 @@ pub(crate) const TOKEN: &str = "token";
 pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     let relay = module(bench, "relay").await?;
     let mut report = Report::new("ring");
-    let bare = bare::prepare(&bare::plain_engine(), &relay).map_err(bare::error)?;
+    let bare = |guests| bare::prepare(&bare::plain_engine(), &relay, guests).map_err(bare::error);
+    let (waiting, quick) = (bare(Guests::CanWait)?, bare(Guests::NeverWait)?);
     for tokens in TOKENS {
         bench.progress.say(&format!("ring of two functions, tokens: {tokens}"));
         let node = LocalNode::start(&Size::default()).await?;
         let hops = hops_per_second(&node.access, &node.access, &relay, tokens, bench.seconds).await?;
         node.stop().await;
         bench.progress.say(&format!("the limit: wasmtime alone, tokens: {tokens}"));
-        let limit = limit(&bare, tokens, bench.seconds).await?;
+        let reached = limit(&waiting, Guests::CanWait, tokens, bench.seconds).await?;
+        let at_once = limit(&quick, Guests::NeverWait, tokens, bench.seconds).await?;
         report.add(
             Row::new(
                 format!("hops between two functions of one node, tokens: {tokens}"),
                 Figure::new(format!("hops_per_s_{tokens}"), hops, Unit::PerSecond),
             )
             .limit(
-                Figure::new(format!("limit_hops_per_s_{tokens}"), limit, Unit::PerSecond),
+                Figure::new(format!("limit_hops_per_s_{tokens}"), reached, Unit::PerSecond),
                 &format!("ratio_{tokens}"),
             )
-            .aim(if tokens == 64 { "1 µs a hop" } else { "" }),
+            .aim("ratio 0.5"),
         );
+        report.add(Row::new(
+            format!("wasmtime alone with guests that can never wait, tokens: {tokens}"),
+            Figure::new(format!("at_once_hops_per_s_{tokens}"), at_once, Unit::PerSecond),
+        ));
     }
     Ok(report)
 }
@@ -77,15 +84,15 @@ pub(crate) async fn hops_per_second(
     Ok(hops)
 }
 
-async fn limit(relay: &InstancePre<bare::Data>, tokens: usize, window: Duration) -> Result<f64> {
+async fn limit(relay: &InstancePre<bare::Data>, guests: Guests, tokens: usize, window: Duration) -> Result<f64> {
     let hops = Arc::new(AtomicU64::new(0));
     let (to_one, of_one) = mpsc::channel(ROOM);
     let (to_other, of_other) = mpsc::channel(ROOM);
     let mut tasks = JoinSet::new();
     for (inbox, out) in [(of_one, to_other), (of_other, to_one.clone())] {
-        let mut guest = Guest::new(relay, out).map_err(bare::error)?;
-        guest.init().map_err(bare::error)?;
-        tasks.spawn(serve(guest, inbox, hops.clone()));
+        let mut guest = Guest::new(relay, out).await.map_err(bare::error)?;
+        guest.init().await.map_err(bare::error)?;
+        tasks.spawn(serve(guest, guests, inbox, hops.clone()));
     }
     for _ in 0..tokens {
         to_one.send(Bytes::from_static(TOKEN.as_bytes())).await?;
@@ -98,9 +105,13 @@ async fn limit(relay: &InstancePre<bare::Data>, tokens: usize, window: Duration)
     }
 }
 
-async fn serve(mut guest: Guest, mut inbox: mpsc::Receiver<Bytes>, hops: Arc<AtomicU64>) -> Result<()> {
+async fn serve(mut guest: Guest, guests: Guests, mut inbox: mpsc::Receiver<Bytes>, hops: Arc<AtomicU64>) -> Result<()> {
     while let Some(payload) = inbox.recv().await {
-        guest.handle(InstanceId::NONE, &payload).map_err(bare::error)?;
+        let handled = match guests {
+            Guests::CanWait => guest.handle(InstanceId::NONE, &payload).await,
+            Guests::NeverWait => guest.handle_at_once(InstanceId::NONE, &payload),
+        };
+        handled.map_err(bare::error)?;
         hops.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())

@@ -12,8 +12,3 @@ pub(crate) async fn on_worker<T: Send + 'static>(
     task.spawn(future);
     task.join_next().await.context("there is one task")??
 }
-
-/// Runs what never waits on a thread of its own, so that a signal is still heard.
-pub(crate) async fn on_thread<T: Send + 'static>(run: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(run).await?
-}

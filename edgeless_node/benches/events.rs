@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -71,8 +71,7 @@ fn through_a_mailbox(bencher: Bencher) {
     let (books, runtime) = (Arc::new(Books::default()), in_tokio());
     bencher.bench_local(|| {
         let fate = Told::Here(books.open());
-        let delivery =
-            Delivery { incoming: incoming(EventKind::Cast), created: SystemTime::UNIX_EPOCH, reply: None, fate };
+        let delivery = Delivery { incoming: incoming(EventKind::Cast), sent: Instant::now(), reply: None, fate };
         runtime.block_on(async {
             mailbox.put(delivery, Duration::from_secs(1)).await.unwrap();
             receiver.take().await.unwrap().fate.settle(Fate::Handled);

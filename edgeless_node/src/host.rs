@@ -9,7 +9,7 @@ use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use edgeless_api::component::{ComponentKind, Target};
 use edgeless_api::event::Reply;
@@ -387,9 +387,8 @@ impl Hand {
             self.lose(delivery, Dropped::Expired);
             return Ok(Handled::Expired);
         }
-        let Delivery { incoming, created, reply, fate } = delivery;
-        let transfer = SystemTime::now().duration_since(created).unwrap_or_default();
-        let in_hand = InHand::new(&self.metrics, fate, transfer);
+        let Delivery { incoming, sent, reply, fate } = delivery;
+        let in_hand = InHand::new(&self.metrics, fate, started.saturating_duration_since(sent));
         let kind = incoming.kind;
         let deadline = match (self.limit.map(|limit| started + limit), incoming.cause.deadline) {
             (Some(limit), Some(deadline)) => Some(limit.min(deadline)),

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use edgeless_api::event::{Kind, Reply, Trace};
 use edgeless_api::{Event, InstanceId};
@@ -24,8 +24,8 @@ use crate::peer::Peers;
 pub struct Delivery {
     /// What the handler sees.
     pub incoming: Incoming,
-    /// When it was made, by the sender's clock.
-    pub created: SystemTime,
+    /// When it was made.
+    pub sent: Instant,
     /// How the reply reaches the caller; `None` for casts.
     pub reply: Option<Replier>,
     /// How its sender learns what became of it.
@@ -66,7 +66,17 @@ pub struct Replier(Option<Caller>);
 #[derive(Debug)]
 enum Caller {
     Here(oneshot::Sender<Reply>),
-    Elsewhere { peers: Arc<Peers>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace },
+    /// Seldom, and large.
+    Elsewhere(Box<Elsewhere>),
+}
+
+#[derive(Debug)]
+struct Elsewhere {
+    peers: Arc<Peers>,
+    callee: InstanceId,
+    caller: InstanceId,
+    stream: u64,
+    trace: Trace,
 }
 
 impl Replier {
@@ -77,7 +87,7 @@ impl Replier {
 
     /// Answers a caller on another node.
     pub fn elsewhere(peers: Arc<Peers>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace) -> Self {
-        Self(Some(Caller::Elsewhere { peers, callee, caller, stream, trace }))
+        Self(Some(Caller::Elsewhere(Box::new(Elsewhere { peers, callee, caller, stream, trace }))))
     }
 
     /// Answers.
@@ -91,12 +101,12 @@ impl Replier {
             Some(Caller::Here(caller)) => {
                 caller.send(reply).ok();
             }
-            Some(Caller::Elsewhere { peers, callee, caller, stream, trace }) => peers.reply(Event {
-                source: callee,
-                target: caller,
-                kind: Kind::Reply { reply, stream },
+            Some(Caller::Elsewhere(call)) => call.peers.reply(Event {
+                source: call.callee,
+                target: call.caller,
+                kind: Kind::Reply { reply, stream: call.stream },
                 created: SystemTime::UNIX_EPOCH,
-                trace,
+                trace: call.trace,
             }),
             None => {}
         }
@@ -234,23 +244,37 @@ impl Mailbox {
         Put::Done(queues.receiver.take())
     }
 
+    /// Puts an event in, if there is room.
+    ///
+    /// # Errors
+    /// The event, if there is none; see [`put_later`](Self::put_later).
+    pub fn try_put(&self, delivery: Delivery) -> Result<Result<(), Dropped>, Delivery> {
+        match self.attempt(delivery, |queues| &mut queues.others, self.0.capacity) {
+            Put::Done(waker) => {
+                Put::wake(waker);
+                Ok(Ok(()))
+            }
+            Put::Closed(delivery) => Ok(Err(self.0.refuse(delivery, Dropped::Stopping))),
+            Put::NoRoom(delivery) => Err(delivery),
+        }
+    }
+
     /// Puts an event in, and waits for room at most for `wait`.
     ///
     /// # Errors
     /// There was no room in time, or the component is gone. Its sender is told.
     pub async fn put(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
-        match self.attempt(delivery, |queues| &mut queues.others, self.0.capacity) {
-            Put::Done(waker) => {
-                Put::wake(waker);
-                Ok(())
-            }
-            Put::Closed(delivery) => Err(self.0.refuse(delivery, Dropped::Stopping)),
-            // Mostly there is room, and then no timer is needed.
-            Put::NoRoom(delivery) => self.put_later(delivery, wait).await,
+        match self.try_put(delivery) {
+            Ok(done) => done,
+            Err(delivery) => self.put_later(delivery, wait).await,
         }
     }
 
-    async fn put_later(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
+    /// Puts an event in that there was no room for, and waits for it at most for `wait`.
+    ///
+    /// # Errors
+    /// There was no room in time, or the component is gone. Its sender is told.
+    pub async fn put_later(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
         let _sender = Waiting::new(&self.0);
         let deadline = tokio::time::Instant::now() + wait;
         let mut delivery = delivery;

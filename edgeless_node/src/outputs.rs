@@ -3,7 +3,7 @@
 //! A component that is being started emits nothing: what it sends is held back, bounded, until the
 //! whole workflow is wired and [`Outputs::activate`] lets it go, in order.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,7 +46,7 @@ pub struct Outputs {
 struct Shared {
     id: InstanceId,
     router: Arc<Router>,
-    mapped: ArcSwap<HashMap<String, Arc<Output>>>,
+    mapped: ArcSwap<Vec<(String, Arc<Output>)>>,
     /// What needs no mapping is made when it is first used: most instances never do.
     itself: OnceLock<Arc<Output>>,
     raw: OnceLock<Arc<Books>>,
@@ -137,6 +137,7 @@ impl Outputs {
             let books = self.shared.ledger.of(&name);
             (name, Arc::new(Output { route: route(target), books }))
         };
+        // In the order of their names.
         self.shared.mapped.store(Arc::new(outputs.into_iter().map(output).collect()));
     }
 
@@ -191,7 +192,7 @@ impl Outputs {
 
     /// Whether an output leads anywhere.
     pub fn is_mapped(&self, output: &str) -> bool {
-        output == SELF || self.shared.mapped.load().contains_key(output)
+        output == SELF || self.shared.mapped.load().iter().any(|(name, _)| name == output)
     }
 
     /// Sends an event on an output.
@@ -200,7 +201,7 @@ impl Outputs {
     /// It got lost; that is counted.
     pub async fn cast(&self, output: &str, payload: Payload, cause: Cause) -> Result<(), Dropped> {
         if !self.is_active() {
-            return self.hold(To::Output(output.to_string()), payload, cause).await;
+            return Box::pin(self.hold(To::Output(output.to_string()), payload, cause)).await;
         }
         let Some(output) = self.output(output) else { return Err(self.lost(Dropped::Unmapped)) };
         self.shared.router.cast(self.shared.id, &output.route, output.books.open(), payload, cause).await
@@ -212,7 +213,7 @@ impl Outputs {
     /// It got lost; that is counted.
     pub async fn cast_raw(&self, target: InstanceId, payload: Payload, cause: Cause) -> Result<(), Dropped> {
         if !self.is_active() {
-            return self.hold(To::Instance(target), payload, cause).await;
+            return Box::pin(self.hold(To::Instance(target), payload, cause)).await;
         }
         let route = Route::Instance(target);
         self.shared.router.cast(self.shared.id, &route, self.raw().open(), payload, cause).await
@@ -337,8 +338,9 @@ impl Outputs {
     }
 
     fn output(&self, name: &str) -> Option<Arc<Output>> {
-        match self.shared.mapped.load().get(name) {
-            Some(output) => Some(output.clone()),
+        // A component has few outputs: to compare their names is quicker than to hash one.
+        match self.shared.mapped.load().iter().find(|(known, _)| known == name) {
+            Some((_, output)) => Some(output.clone()),
             None if name == SELF => Some(self.itself().clone()),
             None => None,
         }

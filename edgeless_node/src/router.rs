@@ -202,15 +202,8 @@ impl Router {
         self.metrics.drop_event(cause);
     }
 
-    /// Where the next event on a route goes. Waits a while for a component that runs nowhere.
-    async fn resolve(&self, route: &Route) -> Result<InstanceId, Dropped> {
-        let cell = match route {
-            Route::Instance(id) => return Ok(*id),
-            Route::Row(cell) => cell,
-        };
-        if let Some(id) = cell.pick() {
-            return Ok(id);
-        }
+    /// Where the next event to a component goes. Waits a while for one that runs nowhere.
+    async fn resolve(&self, cell: &RowCell) -> Result<InstanceId, Dropped> {
         let wait = async {
             loop {
                 let changed = cell.changed.notified();
@@ -238,47 +231,8 @@ impl Router {
         payload: Payload,
         cause: Cause,
     ) -> Result<(), Dropped> {
-        let sent = match self.aim(route, payload.len()).await {
-            Err(cause) => Err(refuse(entry, cause)),
-            Ok(target) if target.node == self.node => {
-                let cause = Cause { deadline: None, ..cause };
-                let incoming = Incoming { source, kind: EventKind::Cast, payload, cause };
-                self.put(target, incoming, None, entry).await
-            }
-            Ok(target) => match self.peers.get(target.node) {
-                Err(cause) => Err(refuse(entry, cause)),
-                Ok(peer) => {
-                    let (kind, trace) = (Kind::Cast(payload), cause.trace);
-                    peer.send(Event { source, target, kind, created: SystemTime::now(), trace }, entry).await
-                }
-            },
-        };
-        sent.inspect_err(|cause| self.count(*cause))
-    }
-
-    /// Where the next event on a route goes, if it is not too large.
-    async fn aim(&self, route: &Route, size: usize) -> Result<InstanceId, Dropped> {
-        if size > self.options.max_payload {
-            return Err(Dropped::TooLarge);
-        }
-        self.resolve(route).await
-    }
-
-    /// Puts an event into a mailbox of this node.
-    async fn put(
-        &self,
-        target: InstanceId,
-        incoming: Incoming,
-        reply: Option<Replier>,
-        entry: Entry,
-    ) -> Result<(), Dropped> {
-        let mailbox = match self.mailbox(target.function) {
-            Ok(mailbox) => mailbox,
-            Err(cause) => return Err(refuse(entry, cause)),
-        };
-        let is_own = incoming.source == target;
-        let delivery = Delivery { incoming, created: SystemTime::now(), reply, fate: Told::Here(entry) };
-        if is_own { mailbox.put_own(delivery) } else { mailbox.put(delivery, self.options.emit_wait).await }
+        let sending = Sending { source, entry, payload, kind: EventKind::Cast, cause, reply: None };
+        self.send(route, Sending { cause: Cause { deadline: None, ..cause }, ..sending }).await.map(|_| ())
     }
 
     /// Sends an event and waits for the reply, until the deadline of its cause or the limit of this
@@ -298,10 +252,10 @@ impl Router {
         let deadline = cause.deadline.map_or(limit, |deadline| deadline.min(limit));
         let cause = Cause { deadline: Some(deadline), ..cause };
         let (sender, reply) = oneshot::channel();
+        let sending = Sending { source, entry, payload, kind: EventKind::Call, cause, reply: Some(sender) };
         let answered = async {
             // Keeps the call known until it is answered or given up.
-            let sent = self.send_call(source, route, entry, payload, cause, sender).await;
-            let _expected = sent.inspect_err(|cause| self.count(*cause))?;
+            let _expected = self.send(route, sending).await?;
             reply.await.map_err(|_| CallError::Failed)
         };
         match tokio::time::timeout_at(deadline.into(), answered).await {
@@ -313,33 +267,78 @@ impl Router {
         }
     }
 
-    async fn send_call(
-        &self,
-        source: InstanceId,
-        route: &Route,
-        entry: Entry,
-        payload: Payload,
-        cause: Cause,
-        reply: oneshot::Sender<Reply>,
-    ) -> Result<Option<Expected<'_>>, Dropped> {
-        let target = match self.aim(route, payload.len()).await {
-            Ok(target) => target,
-            Err(cause) => return Err(refuse(entry, cause)),
+    /// Sends an event on its way. What it is kept small for: mostly nothing has to be waited for.
+    async fn send(&self, route: &Route, sending: Sending) -> Result<Option<Expected<'_>>, Dropped> {
+        let sent = match self.send_now(route, sending) {
+            Ok(sent) => sent.map(|()| None),
+            Err(waits) => Box::pin(self.send_later(waits)).await,
         };
-        if target.node == self.node {
-            let incoming = Incoming { source, kind: EventKind::Call, payload, cause };
-            self.put(target, incoming, Some(Replier::here(reply)), entry).await?;
-            return Ok(None);
+        sent.inspect_err(|cause| self.count(*cause))
+    }
+
+    /// Sends an event as far as that takes no waiting.
+    fn send_now(&self, route: &Route, sending: Sending) -> Result<Result<(), Dropped>, Waits> {
+        if sending.payload.len() > self.options.max_payload {
+            return Ok(Err(refuse(sending.entry, Dropped::TooLarge)));
         }
+        let target = match route {
+            Route::Instance(target) => *target,
+            Route::Row(cell) => match cell.pick() {
+                Some(target) => target,
+                None => return Err(Waits::ForAnInstance(cell.clone(), sending)),
+            },
+        };
+        if target.node == self.node { self.put(target, sending) } else { Err(Waits::ForAPeer(target, sending)) }
+    }
+
+    /// Puts an event into a mailbox of this node.
+    fn put(&self, target: InstanceId, sending: Sending) -> Result<Result<(), Dropped>, Waits> {
+        let Some(mailbox) = self.mailbox(target.function) else {
+            return Ok(Err(refuse(sending.entry, Dropped::UnknownTarget)));
+        };
+        let Sending { source, entry, payload, kind, cause, reply } = sending;
+        let incoming = Incoming { source, kind, payload, cause };
+        let (reply, fate) = (reply.map(Replier::here), Told::Here(entry));
+        let delivery = Delivery { incoming, sent: Instant::now(), reply, fate };
+        if source == target {
+            return Ok(mailbox.put_own(delivery));
+        }
+        mailbox.try_put(delivery).map_err(|delivery| Waits::ForRoom(mailbox, delivery))
+    }
+
+    async fn send_later(&self, waits: Waits) -> Result<Option<Expected<'_>>, Dropped> {
+        match waits {
+            Waits::ForRoom(mailbox, delivery) => {
+                mailbox.put_later(delivery, self.options.emit_wait).await.map(|()| None)
+            }
+            Waits::ForAPeer(target, sending) => self.send_to_peer(target, sending).await,
+            Waits::ForAnInstance(cell, sending) => match self.resolve(&cell).await {
+                Err(cause) => Err(refuse(sending.entry, cause)),
+                Ok(target) if target.node != self.node => self.send_to_peer(target, sending).await,
+                Ok(target) => match self.put(target, sending) {
+                    Ok(sent) => sent.map(|()| None),
+                    Err(waits) => Box::pin(self.send_later(waits)).await,
+                },
+            },
+        }
+    }
+
+    async fn send_to_peer(&self, target: InstanceId, sending: Sending) -> Result<Option<Expected<'_>>, Dropped> {
+        let Sending { source, entry, payload, cause, reply, .. } = sending;
         let peer = match self.peers.get(target.node) {
             Ok(peer) => peer,
             Err(cause) => return Err(refuse(entry, cause)),
         };
-        let expected = self.calls.expect(source, target, reply);
-        let remaining = cause.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let kind = Kind::Call { payload, stream: expected.stream(), remaining };
-        peer.send(Event { source, target, kind, created: SystemTime::now(), trace: cause.trace }, entry).await?;
-        Ok(Some(expected))
+        let expected = reply.map(|reply| self.calls.expect(source, target, reply));
+        let kind = match &expected {
+            None => Kind::Cast(payload),
+            Some(expected) => {
+                let remaining = cause.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                Kind::Call { payload, stream: expected.stream(), remaining }
+            }
+        };
+        let event = Event { source, target, kind, created: SystemTime::now(), trace: cause.trace };
+        peer.send(event, entry).await.map(|()| expected)
     }
 
     /// Takes an event from another node.
@@ -373,8 +372,8 @@ impl Router {
             if incoming.payload.len() > self.options.max_payload {
                 return Err(Dropped::TooLarge);
             }
-            let mailbox = self.mailbox(event.target.function)?;
-            let delivery = Delivery { incoming, created: event.created, reply, fate: Told::Nobody };
+            let mailbox = self.mailbox(event.target.function).ok_or(Dropped::UnknownTarget)?;
+            let delivery = Delivery { incoming, sent: made(event.created), reply, fate: Told::Nobody };
             mailbox.put(delivery, self.options.emit_wait).await
         };
         // The sender did what it could; what is lost here is counted here.
@@ -384,9 +383,34 @@ impl Router {
         Ok(())
     }
 
-    fn mailbox(&self, instance: Uuid) -> Result<Mailbox, Dropped> {
-        self.mailboxes.pin().get(&instance).cloned().ok_or(Dropped::UnknownTarget)
+    fn mailbox(&self, instance: Uuid) -> Option<Mailbox> {
+        self.mailboxes.pin().get(&instance).cloned()
     }
+}
+
+/// An event that is being sent.
+#[derive(Debug)]
+struct Sending {
+    source: InstanceId,
+    entry: Entry,
+    payload: Payload,
+    kind: EventKind,
+    cause: Cause,
+    reply: Option<oneshot::Sender<Reply>>,
+}
+
+/// What an event waits for before it is on its way.
+#[derive(Debug)]
+enum Waits {
+    ForAnInstance(Arc<RowCell>, Sending),
+    ForRoom(Mailbox, Delivery),
+    ForAPeer(InstanceId, Sending),
+}
+
+/// A moment on another node's clock, by the clock of this one.
+fn made(created: SystemTime) -> Instant {
+    let now = Instant::now();
+    now.checked_sub(created.elapsed().unwrap_or_default()).unwrap_or(now)
 }
 
 /// Closes the entry of an event that is lost.

@@ -20,7 +20,7 @@ mod stacks;
 mod ticker;
 
 use std::future::Future as _;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,6 @@ use async_trait::async_trait;
 use edgeless_api::Error;
 use edgeless_api::component::{FunctionSpec, INIT_PAYLOAD, RUST_WASM};
 use edgeless_api::status::Level;
-use tokio::sync::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
@@ -165,7 +164,7 @@ impl Program for WasmProgram {
             Error::rejected(format!("its initialisation failed: {said}{trap}"))
         })?;
         starts.observe(&self.class, Step::Init, began.elapsed());
-        let guest = Arc::new(Mutex::new(guest));
+        let guest = Arc::new(Mutex::new(Some(Box::new(guest))));
         Ok(Box::new(WasmInstance { guest, shared: self.shared.clone(), clock, _place: place }))
     }
 }
@@ -176,8 +175,9 @@ fn slices(time: Duration) -> u64 {
 }
 
 struct WasmInstance {
-    /// Never contended: the host loop gives a function one event at a time.
-    guest: Arc<Mutex<Guest>>,
+    /// Empty while a handler has it, for the host loop gives a function one event at a time; and for good
+    /// if that handler was cut off.
+    guest: Arc<Mutex<Option<Box<Guest>>>>,
     shared: Arc<Shared>,
     clock: Clock,
     _place: Place,
@@ -190,10 +190,12 @@ const SMALL: usize = 4 << 20;
 #[async_trait]
 impl Instance for WasmInstance {
     async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError> {
-        let (guest, shared, clock) = (self.guest.clone(), self.shared.clone(), self.clock.clone());
+        let (slot, shared, clock) = (self.guest.clone(), self.shared.clone(), self.clock.clone());
         let mut handling = Box::pin(async move {
-            let mut guest = guest.lock().await;
-            shared.ticker.run(&clock, guest.handle(event)).await
+            let Some(mut guest) = take(&slot) else { return Err(gone()) };
+            let handled = shared.ticker.run(&clock, guest.handle(event)).await;
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(guest);
+            handled
         });
         let in_a_slice = std::future::poll_fn(|context| match handling.as_mut().poll(context) {
             Poll::Ready(handled) => Poll::Ready(Some(handled)),
@@ -206,21 +208,28 @@ impl Instance for WasmInstance {
         let rest = AbortOnDropHandle::new(self.shared.background.handle().spawn(handling));
         match rest.await {
             Ok(handled) => handled,
-            Err(error) => Err(InstanceError::Broken(format!("its handler was cut off: {error}"))),
+            Err(_) => Err(gone()),
         }
     }
 
     async fn stop(&self) {
-        let mut guest = self.guest.lock().await;
-        self.shared.ticker.run(&self.clock, guest.stop()).await;
+        if let Some(mut guest) = take(&self.guest) {
+            self.shared.ticker.run(&self.clock, guest.stop()).await;
+        }
     }
+}
+
+fn take(slot: &Mutex<Option<Box<Guest>>>) -> Option<Box<Guest>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn gone() -> InstanceError {
+    InstanceError::Broken("a handler was cut off in the middle".to_string())
 }
 
 impl Drop for WasmInstance {
     fn drop(&mut self) {
-        let is_large = self.guest.try_lock().is_ok_and(|guest| guest.size() > SMALL);
-        if is_large {
-            let guest = self.guest.clone();
+        if let Some(guest) = take(&self.guest).filter(|guest| guest.size() > SMALL) {
             self.shared.background.handle().spawn(async move { drop(guest) });
         }
     }

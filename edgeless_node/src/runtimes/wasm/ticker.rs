@@ -8,7 +8,7 @@
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -31,7 +31,9 @@ pub(super) struct Ticker {
 struct Shared {
     /// How often it ticked.
     ticks: AtomicU64,
-    running: AtomicUsize,
+    /// A guest ran since the last tick. Mostly read, so that guests on several processors do not wait for
+    /// each other.
+    is_used: AtomicBool,
     parked: AtomicBool,
     ended: AtomicBool,
 }
@@ -44,7 +46,7 @@ impl Ticker {
     pub(super) fn start(engine: Engine) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
             ticks: AtomicU64::new(0),
-            running: AtomicUsize::new(0),
+            is_used: AtomicBool::new(false),
             parked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
         });
@@ -56,58 +58,69 @@ impl Ticker {
 
     /// The clock of one guest.
     pub(super) fn clock(&self) -> Clock {
-        Clock { shared: self.shared.clone(), charged: Arc::default(), burned: Arc::default() }
+        Clock(Arc::new(Time {
+            shared: self.shared.clone(),
+            charged: AtomicU64::new(0),
+            burned: AtomicBool::new(false),
+        }))
     }
 
     /// Runs what enters a guest, with the clock ticking while it does.
     pub(super) async fn run<F: Future>(&self, clock: &Clock, guest: F) -> F::Output {
         let mut guest = pin!(guest);
         std::future::poll_fn(move |context| {
-            let _running = self.running();
+            self.wake();
             clock.resume();
             guest.as_mut().poll(context)
         })
         .await
     }
 
-    fn running(&self) -> Running<'_> {
-        self.shared.running.fetch_add(1, Ordering::SeqCst);
-        if self.shared.parked.load(Ordering::SeqCst) {
-            self.thread.unpark();
+    /// A guest is about to run: the clock has to tick.
+    fn wake(&self) {
+        if !self.shared.is_used.load(Ordering::Relaxed) {
+            self.shared.is_used.store(true, Ordering::SeqCst);
+            if self.shared.parked.load(Ordering::SeqCst) {
+                self.thread.unpark();
+            }
         }
-        Running(&self.shared.running)
     }
 }
 
 /// Counts the ticks that pass while one guest runs.
 #[derive(Clone, Debug)]
-pub(super) struct Clock {
+pub(super) struct Clock(Arc<Time>);
+
+#[derive(Debug)]
+struct Time {
     shared: Arc<Shared>,
     /// Up to which tick the guest was charged.
-    charged: Arc<AtomicU64>,
+    charged: AtomicU64,
     /// Whether it used up a slice and has not been asked since.
-    burned: Arc<AtomicBool>,
+    burned: AtomicBool,
 }
 
 impl Clock {
     /// The guest runs from now on: what passed while it waited is not charged.
     fn resume(&self) {
-        self.charged.store(self.shared.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.0.charged.store(self.0.shared.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// The ticks that passed while the guest ran and that it was not charged for yet.
     pub(super) fn charge(&self) -> u64 {
-        let now = self.shared.ticks.load(Ordering::Relaxed);
-        let ticks = now.saturating_sub(self.charged.swap(now, Ordering::Relaxed));
+        // It may be all that runs, for longer than the clock lingers.
+        self.0.shared.is_used.store(true, Ordering::Relaxed);
+        let now = self.0.shared.ticks.load(Ordering::Relaxed);
+        let ticks = now.saturating_sub(self.0.charged.swap(now, Ordering::Relaxed));
         if ticks > 0 {
-            self.burned.store(true, Ordering::Relaxed);
+            self.0.burned.store(true, Ordering::Relaxed);
         }
         ticks
     }
 
     /// Whether the guest used up a slice since this was asked last.
     pub(super) fn take_burned(&self) -> bool {
-        self.burned.load(Ordering::Relaxed) && self.burned.swap(false, Ordering::Relaxed)
+        self.0.burned.load(Ordering::Relaxed) && self.0.burned.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -118,27 +131,14 @@ impl Drop for Ticker {
     }
 }
 
-/// A guest that runs; also when it panics, it runs no more.
-struct Running<'a>(&'a AtomicUsize);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
 fn tick(engine: &Engine, shared: &Shared) {
     let mut idle = 0;
     while !shared.ended.load(Ordering::SeqCst) {
-        if shared.running.load(Ordering::SeqCst) > 0 {
-            idle = 0;
-        } else {
-            idle += 1;
-        }
+        idle = if shared.is_used.swap(false, Ordering::SeqCst) { 0 } else { idle + 1 };
         if idle > LINGER {
             shared.parked.store(true, Ordering::SeqCst);
             // Looked at again after the flag is up: whoever ran before it did not wake us.
-            if shared.running.load(Ordering::SeqCst) == 0 && !shared.ended.load(Ordering::SeqCst) {
+            if !shared.is_used.load(Ordering::SeqCst) && !shared.ended.load(Ordering::SeqCst) {
                 thread::park();
             }
             shared.parked.store(false, Ordering::SeqCst);
