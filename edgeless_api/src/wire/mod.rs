@@ -11,6 +11,7 @@ pub(crate) mod domain;
 pub(crate) mod error;
 mod event;
 pub(crate) mod node;
+mod peer;
 pub(crate) mod status;
 mod workflow;
 
