@@ -21,6 +21,7 @@ pub mod calls;
 pub mod capabilities;
 pub mod config;
 pub mod event;
+pub mod fate;
 pub mod host;
 pub mod instance;
 pub mod log;
