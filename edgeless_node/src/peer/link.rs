@@ -29,7 +29,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 use super::sending::Full;
-use super::session::{self, Arrival, Counts, LinkId, Next, Refusal, Session};
+use super::session::{self, Arrival, Attempt, Counts, LinkId, Next, Refusal, Session};
 use super::settler::{Desk, Settler};
 use super::unary::{self, Unary};
 use crate::fate::{Fate, Ticket};
@@ -622,14 +622,13 @@ impl<T: Ticket> Shared<T> {
     }
 
     async fn dial(self: &Arc<Self>) -> Result<(), Error> {
-        let (hello, url) = {
-            let state = self.lock();
+        let ((attempt, hello), url) = {
+            let mut state = self.lock();
             if state.session.is_linked() {
                 return Ok(());
             }
-            (state.session.hello(), state.url.clone())
+            (state.session.dial(), state.url.clone())
         };
-        let asked = hello.session;
         let options = CallOptions { connect: self.options.connect, limits: self.limits(), ..CallOptions::default() };
         // A new connection each time: the old one may be dead without having noticed.
         let stream = PeerStream::new(Connection::for_link(&url, options)?);
@@ -643,16 +642,16 @@ impl<T: Ticket> Shared<T> {
         let answer = frames.next().await.ok_or_else(|| Error::unavailable("the link ended at once"))??;
         let hello = answer.hello.ok_or_else(|| Error::rejected("the first frame has no hello"))?;
         // Fails if the stream is over already, which the reader will see.
-        agreed.send(self.agree(asked, &hello, frames)?).ok();
+        agreed.send(self.agree(attempt, &hello, frames)?).ok();
         Ok(())
     }
 
-    fn agree(self: &Arc<Self>, asked: u64, hello: &Hello, frames: Values<Frame>) -> Result<Outbound<T>, Error> {
+    fn agree(self: &Arc<Self>, attempt: Attempt, hello: &Hello, frames: Values<Frame>) -> Result<Outbound<T>, Error> {
         let mut state = self.lock();
         if state.is_closed {
             return Err(Error::unavailable("the other node is forgotten"));
         }
-        let link = state.session.answered(asked, hello).map_err(|refusal| self.refusal(refusal))?;
+        let link = state.session.answered(attempt, hello).map_err(|refusal| self.refusal(refusal))?;
         Ok(self.begin(state, link, frames))
     }
 

@@ -212,9 +212,10 @@ impl<T: Ticket> Sending<T> {
         self.max_frame = self.options.frame_bytes.min(max_payload.saturating_mul(2).saturating_add(64 << 10));
     }
 
-    /// Whether the other side can have taken so much and nothing more.
+    /// Whether the other side can have taken so much. Less than it has accepted is no offence: what it
+    /// says may be older.
     pub(super) fn can_resume(&self, taken: u64) -> bool {
-        taken <= self.last && self.last - taken <= self.sent.len() as u64
+        taken <= self.last
     }
 
     /// Goes on over a new link, behind what the other side has taken. Returns how many events were

@@ -84,6 +84,10 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkId(u64);
 
+/// Names one attempt to dial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attempt(u64);
+
 /// The link that carries the frames at present.
 #[derive(Debug)]
 struct Active {
@@ -155,6 +159,9 @@ pub struct Session<T: Ticket> {
     theirs: Option<u64>,
     links: u64,
     active: Option<Active>,
+    attempts: u64,
+    /// What was known of the other side when it was dialled last.
+    dialled: Option<(Attempt, Option<u64>)>,
     sending: Sending<T>,
     receiving: Receiving,
 }
@@ -171,6 +178,8 @@ impl<T: Ticket> Session<T> {
             theirs: None,
             links: 0,
             active: None,
+            attempts: 0,
+            dialled: None,
             sending: Sending::new(options),
             receiving: Receiving::new(options),
         }
@@ -178,8 +187,15 @@ impl<T: Ticket> Session<T> {
 
     // Links.
 
-    /// What this side says first.
-    pub fn hello(&self) -> Hello {
+    /// Begins to dial. The answer to any attempt before this one is too late.
+    pub fn dial(&mut self) -> (Attempt, Hello) {
+        self.attempts += 1;
+        let attempt = Attempt(self.attempts);
+        self.dialled = Some((attempt, self.theirs));
+        (attempt, self.hello())
+    }
+
+    fn hello(&self) -> Hello {
         Hello {
             node: self.node,
             session: self.own,
@@ -220,12 +236,14 @@ impl<T: Ticket> Session<T> {
         Ok((link, self.hello()))
     }
 
-    /// The other side has answered a hello that named our session `asked`.
+    /// The other side has answered.
     ///
     /// # Errors
     /// There is no such link; nothing has changed.
-    pub fn answered(&mut self, asked: u64, hello: &Hello) -> Result<LinkId, Refusal> {
-        if asked != self.own {
+    pub fn answered(&mut self, attempt: Attempt, hello: &Hello) -> Result<LinkId, Refusal> {
+        let Some((last, theirs)) = self.dialled else { return Err(Refusal::Stale) };
+        // The answer is newer than what was known when it was asked for, and nothing else is sure.
+        if attempt != last || self.theirs != theirs && self.theirs != Some(hello.session) {
             return Err(Refusal::Stale);
         }
         if self.active.as_ref().is_some_and(|active| !active.is_dialled) && self.node > self.peer {
@@ -249,10 +267,11 @@ impl<T: Ticket> Session<T> {
             return wrong("it comes from another node");
         }
         if resumes && !self.sending.can_resume(taken) {
-            return wrong("it has taken what was not sent, or gives back what it took");
+            return wrong("it has taken what was not sent");
         }
         if !resumes && taken > 0 {
-            return wrong("it has taken what was not sent in its session");
+            // It speaks of a session before this one.
+            return Err(Refusal::Stale);
         }
         Ok(())
     }
@@ -312,6 +331,7 @@ impl<T: Ticket> Session<T> {
         self.own = nonce.max(1);
         self.theirs = None;
         self.active = None;
+        self.dialled = None;
         self.sending.forget_sent();
         self.receiving.start_again();
     }
