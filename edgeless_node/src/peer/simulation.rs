@@ -332,7 +332,8 @@ impl World {
                 is_quiet &= is_empty && held.is_empty() && settled.is_empty();
             }
             self.bury();
-            let agree = |side: usize, wire: &Wire| wire.ids[side].is_some_and(|id| self.sides[side].session.has_link(id));
+            let agree =
+                |side: usize, wire: &Wire| wire.ids[side].is_some_and(|id| self.sides[side].session.has_link(id));
             let is_still = |wire: &Wire| {
                 agree(0, wire) && agree(1, wire) && !wire.is_cut && wire.queues.iter().all(VecDeque::is_empty)
             };

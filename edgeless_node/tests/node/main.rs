@@ -10,6 +10,7 @@
 
 mod control;
 mod guest_abi;
+mod links;
 mod promises;
 mod resources;
 mod support;
