@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use prost::Message;
 use uuid::Uuid;
 
 use super::node::millis;
@@ -39,6 +40,21 @@ fn nanos(time: SystemTime) -> u64 {
 
 fn time(nanos: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_nanos(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+impl Frame {
+    /// As it is on the wire.
+    pub fn encode(self) -> Bytes {
+        pb::PeerFrame::from(self).encode_to_vec().into()
+    }
+
+    /// What these bytes are on the wire.
+    ///
+    /// # Errors
+    /// They are no frame.
+    pub fn decode(bytes: Bytes) -> Result<Self, Error> {
+        pb::PeerFrame::decode(bytes).map_err(Error::rejected)?.try_into()
+    }
 }
 
 impl From<Frame> for pb::PeerFrame {
@@ -104,11 +120,11 @@ impl TryFrom<pb::PeerHello> for Hello {
 
 impl From<Item> for pb::PeerItem {
     fn from(item: Item) -> Self {
-        use pb::peer_item::Item as Message;
+        use pb::peer_item::Item as Kind;
         let item = match item {
-            Item::Event(event) => Message::Event(event.into()),
-            Item::Reply(reply) => Message::Reply(reply.into()),
-            Item::Settled(settled) => Message::Settled(settled.into()),
+            Item::Event(event) => Kind::Event(event.into()),
+            Item::Reply(reply) => Kind::Reply(reply.into()),
+            Item::Settled(settled) => Kind::Settled(settled.into()),
         };
         Self { item: Some(item) }
     }
@@ -118,11 +134,11 @@ impl TryFrom<pb::PeerItem> for Item {
     type Error = Error;
 
     fn try_from(item: pb::PeerItem) -> Result<Self, Error> {
-        use pb::peer_item::Item as Message;
+        use pb::peer_item::Item as Kind;
         Ok(match required(item.item, "item")? {
-            Message::Event(event) => Self::Event(event.into()),
-            Message::Reply(reply) => Self::Reply(reply.into()),
-            Message::Settled(settled) => Self::Settled(settled.try_into()?),
+            Kind::Event(event) => Self::Event(event.into()),
+            Kind::Reply(reply) => Self::Reply(reply.into()),
+            Kind::Settled(settled) => Self::Settled(settled.try_into()?),
         })
     }
 }
@@ -223,8 +239,7 @@ impl TryFrom<pb::PeerSettled> for Settled {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message;
-
+    use super::super::frame::ITEMS;
     use super::*;
 
     /// Numbers without a pattern, the same for each seed.
@@ -303,9 +318,7 @@ mod tests {
                 items: (0..numbers.below(20)).map(|_| numbers.item()).collect(),
                 accepted: numbers.next(),
             };
-            let bytes = pb::PeerFrame::from(frame.clone()).encode_to_vec();
-            let decoded = pb::PeerFrame::decode(Bytes::from(bytes)).unwrap();
-            assert_eq!(Frame::try_from(decoded).unwrap(), frame, "seed {seed}");
+            assert_eq!(Frame::decode(frame.clone().encode()).unwrap(), frame, "seed {seed}");
         }
     }
 
@@ -314,15 +327,13 @@ mod tests {
     fn damaged_frames_do_no_harm() {
         let mut numbers = Numbers(1);
         let frame = Frame { items: (0..20).map(|_| numbers.item()).collect(), ..Frame::default() };
-        let whole = pb::PeerFrame::from(frame).encode_to_vec();
+        let whole = frame.encode().to_vec();
         for _ in 0..2000 {
             let mut bytes = whole.clone();
             let at = usize::try_from(numbers.below(whole.len() as u64)).unwrap();
             bytes[at] = u8::try_from(numbers.below(256)).unwrap();
             bytes.truncate(bytes.len() - usize::try_from(numbers.below(3)).unwrap());
-            if let Ok(frame) = pb::PeerFrame::decode(Bytes::from(bytes)) {
-                drop(Frame::try_from(frame));
-            }
+            drop(Frame::decode(bytes.into()));
         }
     }
 
@@ -343,13 +354,20 @@ mod tests {
     }
 
     #[test]
+    fn a_frame_of_countless_items_is_refused_before_they_fill_the_memory() {
+        let mut bytes = [0x1a, 0].repeat(ITEMS);
+        assert!(Frame::decode(bytes.clone().into()).unwrap_err().message.contains("'item'"));
+        bytes.extend([0x1a, 0]);
+        assert!(Frame::decode(bytes.into()).unwrap_err().message.contains("more than 4096 items"));
+    }
+
+    #[test]
     fn a_small_payload_does_not_keep_its_frame_in_memory() {
         let payload = |length: usize| {
             let event = pb::PeerEvent { payload: vec![7; length].into(), ..pb::PeerEvent::default() };
             let item = pb::PeerItem { item: Some(pb::peer_item::Item::Event(event)) };
             let bytes = Bytes::from(pb::PeerFrame { items: vec![item], ..pb::PeerFrame::default() }.encode_to_vec());
-            let frame = pb::PeerFrame::decode(bytes.clone()).unwrap();
-            let Item::Event(event) = Frame::try_from(frame).unwrap().items.remove(0) else { panic!("an event") };
+            let Item::Event(event) = Frame::decode(bytes.clone()).unwrap().items.remove(0) else { panic!("an event") };
             (bytes.as_ptr_range(), event.payload)
         };
         let (frame, small) = payload(SMALL - 1);

@@ -238,7 +238,7 @@ impl<T: Ticket> Sending<T> {
 
     fn forget(&mut self, sequence: u64) -> u64 {
         let mut settled = 0;
-        while self.last - self.sent.len() as u64 + 1 <= sequence {
+        while self.last - (self.sent.len() as u64) < sequence {
             let Some(item) = self.sent.pop_front() else { break };
             self.written = self.written.saturating_sub(1);
             match item {

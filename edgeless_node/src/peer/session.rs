@@ -12,8 +12,10 @@ use edgeless_api::NodeId;
 use edgeless_api::peer::{Event, Fate as Said, Frame, Hello, Item, Reply, Window};
 use uuid::Uuid;
 
-use super::receiving::{Receipt, Receiving};
-use super::sending::{Full, Sending};
+pub use super::receiving::Receipt;
+use super::receiving::Receiving;
+pub use super::sending::Full;
+use super::sending::Sending;
 use crate::fate::{Fate, Ticket};
 use crate::metrics::Dropped;
 
@@ -28,7 +30,7 @@ pub struct Options {
     pub queue: usize,
     /// Their payloads, bytes; and the payloads of replies.
     pub queue_bytes: usize,
-    /// Items in one frame.
+    /// Items in one frame; no node takes more than 4096.
     pub frame_items: usize,
     /// Bytes in one frame. One item it may always have.
     pub frame_bytes: usize,
@@ -55,7 +57,7 @@ impl Options {
         Self {
             queue: self.queue.max(128),
             queue_bytes: self.queue_bytes.max(self.max_payload.saturating_add(512 << 10)),
-            frame_items: self.frame_items.max(1),
+            frame_items: self.frame_items.clamp(1, 4096),
             ..self
         }
     }
