@@ -331,7 +331,8 @@ async fn dials_that_cross_end_with_one_connection() {
         let (ends, proxies) = pair(options()).await;
         let [one, two] = &ends;
         let (first, second) = tokio::join!(one.send(two.id, SLOW), two.send(one.id, SLOW));
-        (first.unwrap(), second.unwrap());
+        first.unwrap();
+        second.unwrap();
         let settled = || one.books.of(Fate::Handled) + two.books.of(Fate::Handled);
         wait_until("both are handled", || async { settled() == 2 }).await;
         wait_until("one connection is left", || async { proxies.iter().map(Proxy::open).sum::<usize>() == 1 }).await;
