@@ -12,7 +12,7 @@
 //!   [`runtimes`] and [`resources`].
 //! - [`host`]: the loop that serves an instance; [`mailbox`], [`outputs`]: its two ends.
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
-//!   replies that are waited for; [`budget`]: the bytes that may wait.
+//!   replies that are waited for; [`budget`]: the bytes that may wait; [`fate`]: what becomes of events.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
