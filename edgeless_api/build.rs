@@ -5,6 +5,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["common.proto", "component.proto", "controller.proto", "orchestrator.proto", "node.proto", "guest.proto"];
     println!("cargo::rerun-if-changed=../proto");
     let descriptors = protox::compile(FILES, ["../proto"])?;
-    tonic_prost_build::configure().bytes(".").btree_map(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .btree_map(".")
+        .extern_path(".edgeless_api.PeerFrame", "crate::wire::frame::PeerFrame")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -2,8 +2,8 @@
 //! them.
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
-//! - [`workflow`], [`component`], [`binary`], [`requirements`], [`node`], [`domain`], [`status`], [`event`]:
-//!   what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
+//! - [`workflow`], [`component`], [`binary`], [`requirements`], [`node`], [`domain`], [`status`], [`event`],
+//!   [`peer`]: what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
@@ -16,6 +16,7 @@ pub mod error;
 pub mod event;
 pub mod id;
 pub mod node;
+pub mod peer;
 pub mod requirements;
 pub mod server;
 pub mod status;
@@ -42,5 +43,13 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self { message: 64 << 20, payload: 4 << 20 }
+    }
+}
+
+impl Limits {
+    /// The largest message that brings events, bytes. Twice the payload, so that a payload over the
+    /// limit is told from a message that cannot be one, and counted.
+    pub fn frame(&self) -> usize {
+        self.payload.saturating_mul(2).saturating_add(64 << 10)
     }
 }

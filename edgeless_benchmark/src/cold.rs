@@ -128,6 +128,7 @@ impl Core {
             call_timeout: limits.call_timeout,
             max_payload: limits.api().payload,
             queued: usize::try_from(limits.queued.as_u64())?,
+            peer_lost_after: limits.peer_lost_after,
         };
         let router = Router::new(id, options, Arc::new(Metrics::new(id, limits.max_series)));
         let (tell, handled) = mpsc::channel(16);

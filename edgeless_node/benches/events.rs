@@ -42,6 +42,7 @@ fn router() -> Arc<Router> {
         call_timeout: Duration::from_secs(30),
         max_payload: 4 << 20,
         queued: 64 << 20,
+        peer_lost_after: Duration::from_secs(10),
     };
     Router::new(node, options, Arc::new(Metrics::new(node, 1000)))
 }

@@ -432,8 +432,8 @@ impl NodeManagement for Agent {
     async fn update_peers(&self, update: PeerUpdate) -> Result<(), Error> {
         match update {
             PeerUpdate::Add(node, url) => self.router.add_peer(node, &url)?,
-            PeerUpdate::Remove(node) => self.router.peers().remove(node),
-            PeerUpdate::Clear => self.router.peers().clear(),
+            PeerUpdate::Remove(node) => self.router.remove_peer(node),
+            PeerUpdate::Clear => self.router.clear_peers(),
         }
         Ok(())
     }

@@ -8,6 +8,8 @@ use edgeless_api::event::Reply;
 use edgeless_api::{InstanceId, NodeId};
 use tokio::sync::oneshot;
 
+use crate::metrics::Dropped;
+
 /// The calls of one node, by the numbers that their replies carry.
 #[derive(Debug)]
 pub struct Calls {
@@ -19,8 +21,11 @@ pub struct Calls {
 struct Pending {
     caller: InstanceId,
     callee: InstanceId,
-    reply: oneshot::Sender<Reply>,
+    reply: oneshot::Sender<Answer>,
 }
+
+/// What a call comes to: the reply of the target, or why there is none.
+pub type Answer = Result<Reply, Dropped>;
 
 /// What became of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +50,7 @@ impl Calls {
     }
 
     /// Expects a reply for as long as the result lives.
-    pub fn expect(&self, caller: InstanceId, callee: InstanceId, reply: oneshot::Sender<Reply>) -> Expected<'_> {
+    pub fn expect(&self, caller: InstanceId, callee: InstanceId, reply: oneshot::Sender<Answer>) -> Expected<'_> {
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
         self.with(|pending| pending.insert(stream, Pending { caller, callee, reply }));
         Expected { calls: self, stream }
@@ -59,16 +64,19 @@ impl Calls {
             _ => {
                 if let Some(call) = pending.remove(&stream) {
                     // Fails if the caller gave up.
-                    call.reply.send(reply).ok();
+                    call.reply.send(Ok(reply)).ok();
                 }
                 Taken::Settled
             }
         })
     }
 
-    /// Ends a call with an error: its event did not arrive.
-    pub fn fail(&self, stream: u64) {
-        self.with(|pending| pending.remove(&stream));
+    /// Ends a call: its event was lost.
+    pub fn fail(&self, stream: u64, cause: Dropped) {
+        if let Some(call) = self.with(|pending| pending.remove(&stream)) {
+            // Fails if the caller gave up.
+            call.reply.send(Err(cause)).ok();
+        }
     }
 
     /// Ends all calls to a node with an error: it is gone.
@@ -93,7 +101,7 @@ impl Expected<'_> {
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        self.calls.fail(self.stream);
+        self.calls.with(|pending| pending.remove(&self.stream));
     }
 }
 
@@ -113,7 +121,7 @@ mod tests {
         assert_eq!(calls.take(callee, other, stream, Reply::Empty), Taken::Forged);
         assert!(reply.try_recv().is_err(), "nobody may answer in the place of another");
         assert_eq!(calls.take(callee, caller, stream, Reply::Empty), Taken::Settled);
-        assert_eq!(reply.try_recv(), Ok(Reply::Empty));
+        assert_eq!(reply.try_recv(), Ok(Ok(Reply::Empty)));
         assert_eq!(calls.take(callee, caller, stream, Reply::Empty), Taken::Settled, "too late is no offence");
     }
 

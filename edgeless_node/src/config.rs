@@ -161,6 +161,9 @@ pub struct Limits {
     /// How long a sender waits for room in a mailbox.
     #[serde(with = "humantime_serde")]
     pub emit_wait: Duration,
+    /// How long another node may be out of reach before what is on its way to it is given up.
+    #[serde(with = "humantime_serde")]
+    pub peer_lost_after: Duration,
     /// How long a caller waits for a reply.
     #[serde(with = "humantime_serde")]
     pub call_timeout: Duration,
@@ -183,6 +186,7 @@ impl Default for Limits {
             mailbox: 512,
             queued: ByteSize::mib(64),
             emit_wait: Duration::from_secs(2),
+            peer_lost_after: Duration::from_secs(10),
             call_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(5),
             log_lines: 200,
@@ -325,6 +329,7 @@ impl edgeless_daemon::config::Config for Config {
         for (key, time) in [
             ("wasm_runtime.cpu_limit", self.wasm_runtime.cpu_limit),
             ("limits.emit_wait", self.limits.emit_wait),
+            ("limits.peer_lost_after", self.limits.peer_lost_after),
             ("limits.call_timeout", self.limits.call_timeout),
             ("limits.grace", self.limits.grace),
         ] {
@@ -424,6 +429,8 @@ has_tpm = false
 # queued = "64MiB"
 # How long a sender waits for room there.
 # emit_wait = "2s"
+# How long another node may be out of reach before what is on its way to it is given up.
+# peer_lost_after = "10s"
 # How long a caller waits for a reply.
 # call_timeout = "30s"
 # How long handlers may go on once they are being stopped.

@@ -376,8 +376,7 @@ impl Hand {
     fn lose(&self, delivery: Delivery, cause: Dropped) {
         self.metrics.count_dropped();
         self.router.count(cause);
-        let fate = if cause == Dropped::Expired { Fate::Expired } else { Fate::Dropped(cause) };
-        delivery.fate.settle(fate);
+        delivery.lose(cause);
     }
 
     /// Handles one event and answers it.

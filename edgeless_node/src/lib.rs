@@ -12,7 +12,8 @@
 //!   [`runtimes`] and [`resources`].
 //! - [`host`]: the loop that serves an instance; [`mailbox`], [`outputs`]: its two ends.
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
-//!   replies that are waited for; [`budget`]: the bytes that may wait.
+//!   replies that are waited for; [`budget`]: the bytes that may wait; [`books`] and [`fate`]: what becomes of
+//!   events.
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
@@ -180,6 +181,7 @@ impl Node {
             call_timeout: config.limits.call_timeout,
             max_payload: limits.payload,
             queued: usize::try_from(config.limits.queued.as_u64()).unwrap_or(usize::MAX),
+            peer_lost_after: config.limits.peer_lost_after,
         };
         let router = Router::new(id, options, metrics.clone());
 
@@ -208,7 +210,9 @@ impl Node {
         let states = StateStore::new(config.general.state_directory.clone());
         let agent = Agent::new(router.clone(), runtimes, offers, states, agent_options, base.cancel().child_token());
 
-        let events = Server::new(limits, base.cancel().clone()).invocation(Arc::new(Ingress(router)));
+        let events = Server::new(limits, base.cancel().clone())
+            .peer_stream(router.peers().clone())
+            .invocation(Arc::new(Ingress(router)));
         base.vital("invocation server", events.serve(invocation));
         let commands =
             Server::new(limits, front.cancel().clone()).components(agent.clone()).node_management(agent.clone());
@@ -283,7 +287,7 @@ impl Handle for Node {
     }
 }
 
-/// Takes events from other nodes.
+/// Takes events from EDGELESS 1.x nodes.
 struct Ingress(Arc<Router>);
 
 #[async_trait]

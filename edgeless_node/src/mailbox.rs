@@ -5,19 +5,21 @@
 //! empty a full mailbox whose owner waits for room in it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Poll, Waker};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use edgeless_api::event::{Kind, Reply, Trace};
-use edgeless_api::{Event, InstanceId};
+use edgeless_api::InstanceId;
+use edgeless_api::event::{Reply, Trace};
 use tokio::sync::{Notify, oneshot};
 
 use crate::books::Entry;
+use crate::calls::Answer;
 use crate::event::Incoming;
 use crate::fate::{Fate, Ticket};
 use crate::metrics::{Dropped, InstanceMetrics};
-use crate::peer::Peers;
+use crate::peer::Settler;
+use crate::router::Router;
 
 /// An event on its way into a handler.
 #[derive(Debug)]
@@ -32,11 +34,23 @@ pub struct Delivery {
     pub fate: Told,
 }
 
+impl Delivery {
+    /// No handler takes it: tells its sender, and its caller if it was a call.
+    pub fn lose(self, cause: Dropped) {
+        self.fate.settle(if cause == Dropped::Expired { Fate::Expired } else { Fate::Dropped(cause) });
+        if let Some(reply) = self.reply {
+            reply.refuse(cause);
+        }
+    }
+}
+
 /// Who is told what became of an event.
 #[derive(Debug)]
 pub enum Told {
     /// The books of an output of this node.
     Here(Entry),
+    /// The node of the sender.
+    There(Settler),
     /// Nobody: the sender is an EDGELESS 1.x node.
     Nobody,
 }
@@ -46,7 +60,7 @@ impl Told {
     pub fn begin(&mut self) {
         match self {
             Self::Here(entry) => entry.begin(),
-            Self::Nobody => {}
+            Self::There(_) | Self::Nobody => {}
         }
     }
 
@@ -54,6 +68,7 @@ impl Told {
     pub fn settle(self, fate: Fate) {
         match self {
             Self::Here(entry) => entry.settle(fate),
+            Self::There(settler) => settler.settle(fate),
             Self::Nobody => {}
         }
     }
@@ -65,14 +80,14 @@ pub struct Replier(Option<Caller>);
 
 #[derive(Debug)]
 enum Caller {
-    Here(oneshot::Sender<Reply>),
+    Here(oneshot::Sender<Answer>),
     /// Seldom, and large.
     Elsewhere(Box<Elsewhere>),
 }
 
 #[derive(Debug)]
 struct Elsewhere {
-    peers: Arc<Peers>,
+    router: Weak<Router>,
     callee: InstanceId,
     caller: InstanceId,
     stream: u64,
@@ -81,33 +96,37 @@ struct Elsewhere {
 
 impl Replier {
     /// Answers a caller on this node.
-    pub fn here(caller: oneshot::Sender<Reply>) -> Self {
+    pub fn here(caller: oneshot::Sender<Answer>) -> Self {
         Self(Some(Caller::Here(caller)))
     }
 
     /// Answers a caller on another node.
-    pub fn elsewhere(peers: Arc<Peers>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace) -> Self {
-        Self(Some(Caller::Elsewhere(Box::new(Elsewhere { peers, callee, caller, stream, trace }))))
+    pub fn elsewhere(router: Weak<Router>, callee: InstanceId, caller: InstanceId, stream: u64, trace: Trace) -> Self {
+        Self(Some(Caller::Elsewhere(Box::new(Elsewhere { router, callee, caller, stream, trace }))))
     }
 
     /// Answers.
     pub fn send(mut self, reply: Reply) {
-        self.answer(reply);
+        self.answer(Ok(reply));
     }
 
-    fn answer(&mut self, reply: Reply) {
+    /// Tells the caller why there is no answer.
+    pub fn refuse(mut self, cause: Dropped) {
+        self.answer(Err(cause));
+    }
+
+    fn answer(&mut self, answer: Answer) {
         match self.0.take() {
             // Fails if the caller gave up.
             Some(Caller::Here(caller)) => {
-                caller.send(reply).ok();
+                caller.send(answer).ok();
             }
-            Some(Caller::Elsewhere(call)) => call.peers.reply(Event {
-                source: call.callee,
-                target: call.caller,
-                kind: Kind::Reply { reply, stream: call.stream },
-                created: SystemTime::UNIX_EPOCH,
-                trace: call.trace,
-            }),
+            Some(Caller::Elsewhere(call)) => {
+                if let Some(router) = call.router.upgrade() {
+                    let reply = answer.unwrap_or(Reply::Error);
+                    router.reply(call.callee, call.caller, call.stream, reply, call.trace);
+                }
+            }
             None => {}
         }
     }
@@ -115,12 +134,14 @@ impl Replier {
 
 impl Drop for Replier {
     fn drop(&mut self) {
-        self.answer(Reply::Error);
+        self.answer(Ok(Reply::Error));
     }
 }
 
 /// Slots for what an instance sends to itself.
 const OWN: usize = 64;
+/// Slots for what other nodes were granted: enough for 256 of them at once.
+const GRANTED: usize = 1 << 16;
 /// A queue that was longer than this gives its memory back once it is empty.
 const KEPT: usize = 64;
 /// Payloads below this are bounded well enough by their number.
@@ -206,7 +227,7 @@ impl Shared {
 
     fn refuse(&self, delivery: Delivery, cause: Dropped) -> Dropped {
         self.metrics.count_dropped();
-        delivery.fate.settle(Fate::Dropped(cause));
+        delivery.lose(cause);
         cause
     }
 }
@@ -310,16 +331,21 @@ impl Mailbox {
         }
     }
 
-    /// Puts an event in whose sender was granted the room.
+    /// Puts an event in whose sender, on another node, was granted the room.
     ///
     /// # Errors
-    /// The component is gone. Its sender is told.
+    /// The component is gone, or so many nodes send to it that there is no room after all. Its sender is told.
     pub fn put_granted(&self, delivery: Delivery) -> Result<(), Dropped> {
         let waker = {
             let mut queues = self.0.queues();
-            if queues.is_closed {
+            let cause = match (queues.is_closed, queues.others.len() >= self.0.capacity.saturating_add(GRANTED)) {
+                (true, _) => Some(Dropped::Stopping),
+                (false, true) => Some(Dropped::MailboxFull),
+                (false, false) => None,
+            };
+            if let Some(cause) = cause {
                 drop(queues);
-                return Err(self.0.refuse(delivery, Dropped::Stopping));
+                return Err(self.0.refuse(delivery, cause));
             }
             queues.bytes += size_of(&delivery);
             queues.others.push_back(delivery);

@@ -14,18 +14,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use edgeless_api::component::Row;
-use edgeless_api::event::{Kind, Reply};
+use edgeless_api::event::{Kind, Reply, Trace};
 use edgeless_api::{ComponentId, Error, Event, InstanceId, NodeId, Url};
 use tokio::sync::{Notify, oneshot};
 use uuid::Uuid;
 
 use crate::books::Entry;
-use crate::calls::{Calls, Expected, Taken};
+use crate::calls::{Answer, Calls, Expected, Taken};
 use crate::event::{Cause, EventKind, Incoming, Payload};
 use crate::fate::{Fate, Ticket};
 use crate::mailbox::{Delivery, Mailbox, Replier, Told};
 use crate::metrics::{Dropped, Metrics};
-use crate::peer::{self, Peers};
+use crate::peer::{self, Deliver, Peers, Settler, session};
 
 /// How long things may take and how large they may be.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,8 @@ pub struct Options {
     pub max_payload: usize,
     /// The payloads that wait for one component, or for one other node, bytes.
     pub queued: usize,
+    /// How long another node may be out of reach before what is on its way to it is given up.
+    pub peer_lost_after: Duration,
 }
 
 /// Why a call brought no reply.
@@ -115,25 +117,94 @@ pub struct Router {
     metrics: Arc<Metrics>,
     mailboxes: papaya::HashMap<Uuid, Mailbox>,
     rows: Mutex<HashMap<ComponentId, Weak<RowCell>>>,
-    calls: Arc<Calls>,
-    peers: Arc<Peers>,
+    outgoing: Arc<Outgoing>,
+    peers: Arc<Peers<Sent>>,
+    me: Weak<Self>,
+}
+
+/// What the tickets of events on their way to other nodes share.
+#[derive(Debug)]
+struct Outgoing {
+    calls: Calls,
+    metrics: Arc<Metrics>,
+}
+
+/// An event on its way to another node: its entry in the books, and the call that it is.
+#[derive(Debug)]
+pub struct Sent {
+    entry: Entry,
+    call: Option<u64>,
+    outgoing: Arc<Outgoing>,
+}
+
+impl Ticket for Sent {
+    fn settle(self, fate: Fate) {
+        let cause = match fate {
+            Fate::Handled | Fate::HandedOver => None,
+            Fate::Expired => Some(Dropped::Expired),
+            Fate::Dropped(cause) => Some(cause),
+            Fate::Unknown => Some(Dropped::PeerLost),
+        };
+        // Whatever else was dropped is counted where that was.
+        if cause == Some(Dropped::PeerLost) {
+            self.outgoing.metrics.drop_event(Dropped::PeerLost);
+        }
+        if let Some((stream, cause)) = self.call.zip(cause) {
+            self.outgoing.calls.fail(stream, cause);
+        }
+        self.entry.settle(fate);
+    }
+}
+
+/// What comes from other nodes over their links.
+struct FromPeers(Weak<Router>);
+
+impl Deliver for FromPeers {
+    fn deliver(&self, _: NodeId, event: Event, settler: Settler) {
+        if let Some(router) = self.0.upgrade() {
+            router.take(event, settler);
+        }
+    }
+
+    fn reply(&self, callee: InstanceId, caller: InstanceId, stream: u64, reply: Reply) {
+        if let Some(router) = self.0.upgrade() {
+            router.take_reply(callee, caller, stream, reply);
+        }
+    }
+
+    fn refused(&self, from: NodeId, error: &Error) {
+        tracing::warn!(node = %from, %error, "a node breaks the protocol of links");
+        if let Some(router) = self.0.upgrade() {
+            router.metrics.refuse_event();
+        }
+    }
 }
 
 impl Router {
     /// A router that knows nobody yet.
     pub fn new(node: NodeId, options: Options, metrics: Arc<Metrics>) -> Arc<Self> {
-        let calls = Arc::new(Calls::default());
-        let Options { emit_wait, max_payload, queued, .. } = options;
-        let waiting = peer::Options { max_payload, emit_wait, queued };
-        let peers = Peers::new(calls.clone(), metrics.clone(), waiting);
-        Arc::new(Self {
-            node,
-            options,
-            metrics,
-            mailboxes: papaya::HashMap::new(),
-            rows: Mutex::default(),
-            calls,
-            peers: Arc::new(peers),
+        Arc::new_cyclic(|me| {
+            let session = session::Options {
+                max_payload: options.max_payload,
+                queue_bytes: options.queued,
+                ..session::Options::default()
+            };
+            let links = peer::Options {
+                session,
+                emit_wait: options.emit_wait,
+                lost_after: options.peer_lost_after,
+                ..peer::Options::default()
+            };
+            Self {
+                node,
+                options,
+                metrics: metrics.clone(),
+                mailboxes: papaya::HashMap::new(),
+                rows: Mutex::default(),
+                outgoing: Arc::new(Outgoing { calls: Calls::default(), metrics }),
+                peers: Arc::new(Peers::new(node, links, Arc::new(FromPeers(me.clone())))),
+                me: me.clone(),
+            }
         })
     }
 
@@ -192,8 +263,21 @@ impl Router {
         if node == self.node { Ok(()) } else { self.peers.add(node, url) }
     }
 
-    /// The other nodes that are known.
-    pub fn peers(&self) -> &Peers {
+    /// Forgets a node; whoever waits for a reply from it gets an error.
+    pub fn remove_peer(&self, node: NodeId) {
+        self.peers.remove(node);
+        self.outgoing.calls.fail_all(node);
+    }
+
+    /// Forgets all nodes.
+    pub fn clear_peers(&self) {
+        for node in self.peers.nodes() {
+            self.remove_peer(node);
+        }
+    }
+
+    /// The other nodes that are known: what serves their links.
+    pub fn peers(&self) -> &Arc<Peers<Sent>> {
         &self.peers
     }
 
@@ -261,9 +345,10 @@ impl Router {
         match tokio::time::timeout_at(deadline.into(), answered).await {
             Err(_) => Err(CallError::Timeout),
             Ok(Err(error)) => Err(error),
-            Ok(Ok(Reply::Message(payload))) => Ok(Some(payload)),
-            Ok(Ok(Reply::Empty)) => Ok(None),
-            Ok(Ok(Reply::Error)) => Err(CallError::Failed),
+            Ok(Ok(Err(cause))) => Err(cause.into()),
+            Ok(Ok(Ok(Reply::Message(payload)))) => Ok(Some(payload)),
+            Ok(Ok(Ok(Reply::Empty))) => Ok(None),
+            Ok(Ok(Ok(Reply::Error))) => Err(CallError::Failed),
         }
     }
 
@@ -273,7 +358,12 @@ impl Router {
             Ok(sent) => sent.map(|()| None),
             Err(waits) => Box::pin(self.send_later(waits)).await,
         };
-        sent.inspect_err(|cause| self.count(*cause))
+        // That a node is lost its ticket counts, whenever it is.
+        sent.inspect_err(|cause| {
+            if *cause != Dropped::PeerLost {
+                self.count(*cause)
+            }
+        })
     }
 
     /// Sends an event as far as that takes no waiting.
@@ -325,11 +415,7 @@ impl Router {
 
     async fn send_to_peer(&self, target: InstanceId, sending: Sending) -> Result<Option<Expected<'_>>, Dropped> {
         let Sending { source, entry, payload, cause, reply, .. } = sending;
-        let peer = match self.peers.get(target.node) {
-            Ok(peer) => peer,
-            Err(cause) => return Err(refuse(entry, cause)),
-        };
-        let expected = reply.map(|reply| self.calls.expect(source, target, reply));
+        let expected = reply.map(|reply| self.outgoing.calls.expect(source, target, reply));
         let kind = match &expected {
             None => Kind::Cast(payload),
             Some(expected) => {
@@ -338,10 +424,12 @@ impl Router {
             }
         };
         let event = Event { source, target, kind, created: SystemTime::now(), trace: cause.trace };
-        peer.send(event, entry).await.map(|()| expected)
+        let call = expected.as_ref().map(Expected::stream);
+        let sent = Sent { entry, call, outgoing: self.outgoing.clone() };
+        self.peers.send(event, sent).await.map(|()| expected)
     }
 
-    /// Takes an event from another node.
+    /// Takes an event from an EDGELESS 1.x node. Returns when it is in its mailbox, or lost and counted.
     ///
     /// # Errors
     /// It is not for this node.
@@ -350,37 +438,75 @@ impl Router {
             self.metrics.refuse_event();
             return Err(Error::rejected(format!("this is {:?}, the event is for {:?}", self.node, event.target.node)));
         }
-        let (incoming, reply) = match event.kind {
-            Kind::Reply { reply, stream } => {
-                if self.calls.take(event.source, event.target, stream, reply) == Taken::Forged {
-                    self.metrics.refuse_event();
-                }
-                return Ok(());
-            }
-            Kind::Cast(payload) => {
-                let cause = Cause { trace: event.trace, deadline: None };
-                (Incoming { source: event.source, kind: EventKind::Cast, payload, cause }, None)
-            }
-            Kind::Call { payload, stream, remaining } => {
-                let time = remaining.unwrap_or(self.options.call_timeout).min(self.options.call_timeout);
-                let cause = Cause { trace: event.trace, deadline: Some(Instant::now() + time) };
-                let reply = Replier::elsewhere(self.peers.clone(), event.target, event.source, stream, event.trace);
-                (Incoming { source: event.source, kind: EventKind::Call, payload, cause }, Some(reply))
-            }
-        };
-        let put = async {
-            if incoming.payload.len() > self.options.max_payload {
-                return Err(Dropped::TooLarge);
-            }
-            let mailbox = self.mailbox(event.target.function).ok_or(Dropped::UnknownTarget)?;
-            let delivery = Delivery { incoming, sent: made(event.created), reply, fate: Told::Nobody };
-            mailbox.put(delivery, self.options.emit_wait).await
-        };
-        // The sender did what it could; what is lost here is counted here.
-        if let Err(cause) = put.await {
-            self.count(cause);
+        let target = event.target;
+        if let Some(delivery) = self.delivery(event, Told::Nobody) {
+            let put = match self.mailbox_for(target, delivery) {
+                Ok((mailbox, delivery)) => mailbox.put(delivery, self.options.emit_wait).await,
+                Err(cause) => Err(cause),
+            };
+            // The sender did what it could; what is lost here is counted here.
+            put.unwrap_or_else(|cause| self.count(cause));
         }
         Ok(())
+    }
+
+    /// Takes an event that came over a link, and waits for nothing: its sender was granted the room.
+    fn take(&self, event: Event, settler: Settler) {
+        let target = event.target;
+        if let Some(delivery) = self.delivery(event, Told::There(settler)) {
+            let put = match self.mailbox_for(target, delivery) {
+                Ok((mailbox, delivery)) => mailbox.put_granted(delivery),
+                Err(cause) => Err(cause),
+            };
+            put.unwrap_or_else(|cause| self.count(cause));
+        }
+    }
+
+    fn take_reply(&self, callee: InstanceId, caller: InstanceId, stream: u64, reply: Reply) {
+        if self.outgoing.calls.take(callee, caller, stream, reply) == Taken::Forged {
+            self.metrics.refuse_event();
+        }
+    }
+
+    /// An event of another node as a handler will see it; a reply is taken at once.
+    fn delivery(&self, event: Event, fate: Told) -> Option<Delivery> {
+        let Event { source, target, kind, created, trace } = event;
+        let (kind, payload, deadline, reply) = match kind {
+            Kind::Reply { reply, stream } => {
+                self.take_reply(source, target, stream, reply);
+                return None;
+            }
+            Kind::Cast(payload) => (EventKind::Cast, payload, None, None),
+            Kind::Call { payload, stream, remaining } => {
+                let time = remaining.unwrap_or(self.options.call_timeout).min(self.options.call_timeout);
+                let reply = Replier::elsewhere(self.me.clone(), target, source, stream, trace);
+                (EventKind::Call, payload, Some(Instant::now() + time), Some(reply))
+            }
+        };
+        let incoming = Incoming { source, kind, payload, cause: Cause { trace, deadline } };
+        Some(Delivery { incoming, sent: made(created), reply, fate })
+    }
+
+    fn mailbox_for(&self, target: InstanceId, delivery: Delivery) -> Result<(Mailbox, Delivery), Dropped> {
+        let found = match self.mailbox(target.function) {
+            Some(_) if delivery.incoming.payload.len() > self.options.max_payload => Err(Dropped::TooLarge),
+            Some(mailbox) => Ok(mailbox),
+            None => Err(Dropped::UnknownTarget),
+        };
+        match found {
+            Ok(mailbox) => Ok((mailbox, delivery)),
+            Err(cause) => {
+                delivery.lose(cause);
+                Err(cause)
+            }
+        }
+    }
+
+    /// Sends the reply to a call of another node. Waits for nothing; what gets lost is counted.
+    pub fn reply(&self, callee: InstanceId, caller: InstanceId, stream: u64, reply: Reply, trace: Trace) {
+        let sent = self.peers.get(caller.node);
+        let sent = sent.and_then(|link| link.reply(callee.function, caller.function, stream, reply, trace));
+        sent.unwrap_or_else(|cause| self.count(cause));
     }
 
     fn mailbox(&self, instance: Uuid) -> Option<Mailbox> {
@@ -396,7 +522,7 @@ struct Sending {
     payload: Payload,
     kind: EventKind,
     cause: Cause,
-    reply: Option<oneshot::Sender<Reply>>,
+    reply: Option<oneshot::Sender<Answer>>,
 }
 
 /// What an event waits for before it is on its way.

@@ -15,12 +15,12 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
-pub use node::{Invocation, NodeManagement};
+pub use node::{Invocation, NodeManagement, PeerStream};
 pub use orchestrator::{Domain, NodeRegistry};
 
 use crate::Limits;
 use crate::error::{Code, Error};
-use crate::server::Values;
+use crate::server::{LINK_WINDOW, Values};
 use crate::url::Url;
 use crate::wire::error::Fault;
 
@@ -51,20 +51,41 @@ pub struct Connection {
     limits: Limits,
 }
 
+fn endpoint(url: &Url, options: Options) -> Result<Endpoint, Error> {
+    let endpoint = Endpoint::from_shared(url.to_string())
+        .map_err(|error| Error::rejected(format!("'{url}' is not an address: {error}")))?;
+    Ok(endpoint
+        .connect_timeout(options.connect)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5)))
+}
+
 impl Connection {
     /// A connection that is opened by its first use. Panics outside a tokio runtime.
     ///
     /// # Errors
     /// The address cannot be part of a request.
     pub fn lazy(url: &Url, options: Options) -> Result<Self, Error> {
-        let endpoint = Endpoint::from_shared(url.to_string())
-            .map_err(|error| Error::rejected(format!("'{url}' is not an address: {error}")))?
-            .connect_timeout(options.connect)
-            .timeout(options.deadline)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(Duration::from_secs(10))
-            .keep_alive_timeout(Duration::from_secs(5));
-        Ok(Self { url: url.clone(), peer: "daemon", channel: endpoint.connect_lazy(), limits: options.limits })
+        let endpoint = endpoint(url, options)?.timeout(options.deadline);
+        Ok(Self::over(&endpoint, url, options))
+    }
+
+    /// The same for a link to another node: nothing on it has a deadline, it is found out when the
+    /// other side is gone, and much may be on its way.
+    ///
+    /// # Errors
+    /// The address cannot be part of a request.
+    pub fn for_link(url: &Url, options: Options) -> Result<Self, Error> {
+        let endpoint = endpoint(url, options)?
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(LINK_WINDOW)
+            .initial_connection_window_size(LINK_WINDOW);
+        Ok(Self::over(&endpoint, url, options))
+    }
+
+    fn over(endpoint: &Endpoint, url: &Url, options: Options) -> Self {
+        Self { url: url.clone(), peer: "daemon", channel: endpoint.connect_lazy(), limits: options.limits }
     }
 
     /// Where the peer is.

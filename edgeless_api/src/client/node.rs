@@ -1,14 +1,18 @@
 //! Management and events, at a node.
 
+use futures_util::{Stream, StreamExt};
 use tonic::transport::Channel;
 
 use super::Connection;
 use crate::error::Error;
 use crate::event::Event;
 use crate::node::PeerUpdate;
+use crate::peer::Frame;
+use crate::server::Values;
 use crate::wire::pb;
 use pb::function_invocation_client::FunctionInvocationClient;
 use pb::node_management_client::NodeManagementClient;
+use pb::peer_stream_client::PeerStreamClient;
 
 /// Manages a node.
 #[derive(Clone, Debug)]
@@ -63,5 +67,32 @@ impl Invocation {
     pub async fn handle(&self, event: Event) -> Result<(), Error> {
         let handled = self.invocation.clone().handle(pb::Event::from(event)).await;
         handled.map(|_| ()).map_err(|status| self.connection.error(status))
+    }
+}
+
+/// Opens links to a node.
+#[derive(Clone, Debug)]
+pub struct PeerStream {
+    connection: Connection,
+    stream: PeerStreamClient<Channel>,
+}
+
+impl PeerStream {
+    /// Opens them over `connection`, which should be one [`for_link`](Connection::for_link).
+    pub fn new(connection: Connection) -> Self {
+        let connection = connection.to("node");
+        let limit = connection.limits.frame();
+        let stream = PeerStreamClient::new(connection.channel.clone()).max_decoding_message_size(limit);
+        Self { connection, stream }
+    }
+
+    /// Opens a link that carries `frames` there, and returns those that come back.
+    ///
+    /// # Errors
+    /// The node refuses it, speaks only EDGELESS 1.2 (`Unimplemented`), or cannot be reached.
+    pub async fn link(&self, frames: impl Stream<Item = Frame> + Send + 'static) -> Result<Values<Frame>, Error> {
+        let link = self.stream.clone().link(frames.map(pb::PeerFrame::from)).await;
+        let frames = link.map_err(|status| self.connection.error(status))?.into_inner();
+        Ok(self.connection.values(frames, |frame: pb::PeerFrame| frame.try_into()))
     }
 }

@@ -18,7 +18,7 @@ use tonic::transport::server::TcpIncoming;
 
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
-pub use node::{Invocation, NodeManagement};
+pub use node::{Invocation, NodeManagement, PeerStream};
 pub use orchestrator::{Domain, NodeRegistry};
 
 use crate::Limits;
@@ -27,9 +27,14 @@ use crate::error::Error;
 /// Values that a service sends one after the other.
 pub type Values<T> = Pin<Box<dyn Stream<Item = Result<T, Error>> + Send>>;
 
+/// The bytes that may be on their way over a link: what fits into a tenth of a second at 40 MB/s.
+pub(crate) const LINK_WINDOW: u32 = 4 << 20;
+
 /// Several services on one port.
 pub struct Server {
     routes: Routes,
+    /// Of the connections; `None`: what HTTP/2 begins with.
+    window: Option<u32>,
     limits: Limits,
     cancel: CancellationToken,
 }
@@ -38,7 +43,7 @@ impl Server {
     /// A server that stops when `cancel` says so: it takes no new request, ends its streams and
     /// finishes the requests in hand.
     pub fn new(limits: Limits, cancel: CancellationToken) -> Self {
-        Self { routes: Routes::default(), limits, cancel }
+        Self { routes: Routes::default(), window: None, limits, cancel }
     }
 
     /// Serves until it is cancelled.
@@ -49,6 +54,8 @@ impl Server {
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         tonic::transport::Server::builder()
             .max_concurrent_streams(1024)
+            .initial_stream_window_size(self.window)
+            .initial_connection_window_size(self.window)
             // Whoever is gone without a word is found out: streams may be silent for long.
             .http2_keepalive_interval(Some(Duration::from_secs(10)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))

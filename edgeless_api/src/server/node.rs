@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use tonic::Request;
+use futures_util::StreamExt;
+use tonic::{Request, Streaming};
 
-use super::{Adapter, Server, Wire, empty};
+use super::{Adapter, LINK_WINDOW, Server, Values, Wire, WireStream, empty};
 use crate::error::Error;
 use crate::event::Event;
 use crate::node::PeerUpdate;
+use crate::peer::Frame;
 use crate::wire::pb;
 
 /// Is managed by an orchestrator.
@@ -30,6 +32,14 @@ pub trait Invocation: Send + Sync + 'static {
     fn malformed(&self, _error: &Error) {}
 }
 
+/// Takes links of other nodes.
+#[async_trait]
+pub trait PeerStream: Send + Sync + 'static {
+    /// Takes a link with the frames that come in, and returns those that go out. An error ends a
+    /// link in either direction.
+    async fn link(&self, frames: Values<Frame>) -> Result<Values<Frame>, Error>;
+}
+
 impl Server {
     /// Adds the management of a node.
     #[must_use]
@@ -41,14 +51,24 @@ impl Server {
         self
     }
 
-    /// Adds the events of a node. Messages of twice the payload are read, so that a payload over the
-    /// limit is told from a message that cannot be an event, and counted.
+    /// Adds the events of a node.
     #[must_use]
     pub fn invocation(mut self, service: Arc<impl Invocation>) -> Self {
         use pb::function_invocation_server::FunctionInvocationServer;
-        let limit = self.limits.payload.saturating_mul(2).saturating_add(64 << 10);
+        let limit = self.limits.frame();
         let invocation = FunctionInvocationServer::new(self.adapter(service)).max_decoding_message_size(limit);
         self.routes = self.routes.add_service(invocation);
+        self
+    }
+
+    /// Adds the links of a node, and windows wide enough for them.
+    #[must_use]
+    pub fn peer_stream(mut self, service: Arc<impl PeerStream>) -> Self {
+        use pb::peer_stream_server::PeerStreamServer;
+        let limit = self.limits.frame();
+        let stream = PeerStreamServer::new(self.adapter(service)).max_decoding_message_size(limit);
+        self.routes = self.routes.add_service(stream);
+        self.window = Some(LINK_WINDOW);
         self
     }
 }
@@ -69,5 +89,16 @@ impl<T: Invocation> pb::function_invocation_server::FunctionInvocation for Adapt
     async fn handle(&self, request: Request<pb::Event>) -> Wire<()> {
         let event = Event::try_from(request.into_inner()).inspect_err(|error| self.service.malformed(error))?;
         empty(self.service.handle(event).await)
+    }
+}
+
+#[async_trait]
+impl<T: PeerStream> pb::peer_stream_server::PeerStream for Adapter<T> {
+    type LinkStream = WireStream<pb::PeerFrame>;
+
+    async fn link(&self, request: Request<Streaming<pb::PeerFrame>>) -> Wire<Self::LinkStream> {
+        let frames = request.into_inner().map(|frame| frame.map_err(Error::from)?.try_into());
+        let frames = self.service.link(Box::pin(frames)).await?;
+        Ok(self.stream(frames))
     }
 }

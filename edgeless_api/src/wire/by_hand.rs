@@ -2,7 +2,7 @@
 //! a wrong number in `proto/` cannot hide behind a conversion that makes the same mistake.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use prost::Message;
@@ -11,8 +11,10 @@ use uuid::Uuid;
 use super::pb;
 use crate::component::{ComponentRef, ComponentSpec, FunctionClass, Patch, Start, StatePolicy, Target};
 use crate::domain::DomainRegistration;
+use crate::event::{Reply, Trace};
 use crate::id::{ComponentId, InstanceId, NodeId, WorkflowId};
 use crate::node::{PeerUpdate, Registration};
+use crate::peer::{self, Call, Fate, Frame, Hello, Item, Settled, Window};
 use crate::workflow::{Workflow, WorkflowStatus};
 
 const ONE: &str = "00000000-0000-0000-0000-000000000001";
@@ -42,6 +44,11 @@ fn number(number: u64, value: u64) -> Vec<u8> {
 /// A field of type 5: a float.
 fn float(number: u64, value: f32) -> Vec<u8> {
     [varint(number << 3 | 5), value.to_le_bytes().to_vec()].concat()
+}
+
+/// A field of type 1: 64 bits.
+fn fixed(number: u64, value: u64) -> Vec<u8> {
+    [varint(number << 3 | 1), value.to_le_bytes().to_vec()].concat()
 }
 
 /// An entry of a map from text to `value`, which is a field 2.
@@ -87,6 +94,7 @@ fn the_services_have_the_names_of_the_protocol() {
         pb::domain_registration_server::SERVICE_NAME,
         pb::workflow_instance_server::SERVICE_NAME,
         pb::function_invocation_server::SERVICE_NAME,
+        pb::peer_stream_server::SERVICE_NAME,
         pb::guest_api_function_server::SERVICE_NAME,
         pb::guest_api_host_server::SERVICE_NAME,
     ];
@@ -98,6 +106,7 @@ fn the_services_have_the_names_of_the_protocol() {
         "DomainRegistration",
         "WorkflowInstance",
         "FunctionInvocation",
+        "PeerStream",
         "GuestAPIFunction",
         "GuestAPIHost",
     ];
@@ -308,6 +317,79 @@ fn a_workflow_and_what_became_of_it() {
     assert_eq!((status.mapping[0].name.as_str(), status.mapping[0].domain.0.as_str()), ("f", "domain-1"));
     assert_eq!(status.mapping[0].component, ComponentId(Uuid::from_u128(2)));
     assert_eq!(pb::WorkflowInstanceStatus::from(status).encode_to_vec(), bytes);
+}
+
+#[test]
+fn a_frame_between_nodes() {
+    let node = Uuid::from_u128(0x0102);
+    let hello = [
+        field(1, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2]),
+        fixed(2, 11),
+        fixed(3, 12),
+        number(4, 13),
+        number(5, 256),
+        number(6, 8 << 20),
+        number(7, 1000),
+        number(8, 4 << 20),
+        number(9, 14),
+    ]
+    .concat();
+    let ends = |source, target| [fixed(1, 1), fixed(2, source), fixed(3, 1), fixed(4, target)].concat();
+    let id = |low| Uuid::from_u64_pair(1, low);
+    let call = [
+        ends(2, 3),
+        field(5, "hello"),
+        number(6, 21),
+        number(7, 22),
+        fixed(8, 1_000_000_005),
+        fixed(9, 23),
+        fixed(10, 24),
+        fixed(11, 25),
+    ]
+    .concat();
+    let reply = [ends(4, 5), number(5, 31), number(6, 2), field(7, "world")].concat();
+    let settled = [number(1, 41), number(2, 42), number(3, 4)].concat();
+    let bytes = [
+        field(1, hello),
+        number(2, 300),
+        field(3, field(1, call)),
+        field(3, field(2, reply)),
+        field(3, field(3, settled)),
+        number(4, 400),
+    ]
+    .concat();
+    let frame = Frame {
+        hello: Some(Hello {
+            node: NodeId(node),
+            session: 11,
+            known: 12,
+            taken: 13,
+            window: Window { events: 256, bytes: 8 << 20, total: 1000 },
+            max_payload: 4 << 20,
+            links: 14,
+        }),
+        first: 300,
+        items: vec![
+            Item::Event(peer::Event {
+                source: id(2),
+                target: id(3),
+                payload: Bytes::from_static(b"hello"),
+                call: Some(Call { stream: 21, remaining: Some(Duration::from_millis(22)) }),
+                created: SystemTime::UNIX_EPOCH + Duration::new(1, 5),
+                trace: Trace { trace_id: 23 << 64 | 24, span_id: 25 },
+            }),
+            Item::Reply(peer::Reply {
+                source: id(4),
+                target: id(5),
+                stream: 31,
+                reply: Reply::Message(Bytes::from_static(b"world")),
+            }),
+            Item::Settled(Settled { first: 41, count: 42, fate: Fate::MailboxFull }),
+        ],
+        accepted: 400,
+    };
+    assert_eq!(Frame::try_from(pb::PeerFrame::decode(bytes.as_slice()).unwrap()).unwrap(), frame);
+    assert_eq!(pb::PeerFrame::from(frame).encode_to_vec(), bytes);
 }
 
 #[test]

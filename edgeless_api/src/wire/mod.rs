@@ -10,7 +10,9 @@ pub(crate) mod component;
 pub(crate) mod domain;
 pub(crate) mod error;
 mod event;
+mod frame;
 pub(crate) mod node;
+mod peer;
 pub(crate) mod status;
 mod workflow;
 
@@ -29,6 +31,7 @@ use crate::id::{InstanceId, NodeId};
     reason = "generated; the comments are in proto/"
 )]
 pub(crate) mod pb {
+    pub(crate) use super::frame::PeerFrame;
     tonic::include_proto!("edgeless_api");
 }
 

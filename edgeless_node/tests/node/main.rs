@@ -12,6 +12,7 @@ mod books;
 mod code;
 mod control;
 mod guest_abi;
+mod links;
 mod promises;
 mod resources;
 mod support;
