@@ -102,6 +102,8 @@ pub struct Reply {
     pub stream: u64,
     /// What is answered.
     pub reply: event::Reply,
+    /// What the call belongs to.
+    pub trace: Trace,
 }
 
 /// What became of events that follow each other.

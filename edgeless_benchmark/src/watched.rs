@@ -24,7 +24,6 @@ pub(crate) trait Watcher: Send + Sync + 'static {
 pub(crate) fn watched(size: &Size, watcher: Arc<dyn Watcher>) -> Result<Arc<dyn Runtime>> {
     let limits = wasm::Limits {
         instances: u32::try_from(size.instances)?,
-        stacks: u32::try_from(size.instances)?.min(1024),
         memory: size.memory_mib << 20,
         time: size.cpu_limit,
         payload: Limits::default().payload,

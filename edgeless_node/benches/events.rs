@@ -153,7 +153,7 @@ fn into_a_guest(bencher: Bencher, kind: &str) {
 }
 
 async fn guest() -> Box<dyn Instance> {
-    let limits = Limits { instances: 1, stacks: 1, memory: 4 << 20, time: Duration::from_secs(10), payload: 4 << 20 };
+    let limits = Limits { instances: 1, memory: 4 << 20, time: Duration::from_secs(10), payload: 4 << 20 };
     let wasm = Wasm::new(limits, None, StartTimes::new(NodeId::NONE)).unwrap();
     let class = FunctionClass {
         id: "silent".to_string(),

@@ -107,8 +107,6 @@ pub struct WasmRuntime {
     pub enabled: bool,
     /// Instances at the same time.
     pub max_instances: u32,
-    /// Instances that may have a handler in hand at the same time.
-    pub max_stacks: u32,
     /// Memory of each instance.
     pub memory_limit: ByteSize,
     /// Processor time of each handler.
@@ -125,7 +123,6 @@ impl Default for WasmRuntime {
         Self {
             enabled: true,
             max_instances: 1000,
-            max_stacks: 1024,
             memory_limit: ByteSize::mib(128),
             cpu_limit: Duration::from_secs(10),
             cache_directory: None,
@@ -319,9 +316,6 @@ impl edgeless_daemon::config::Config for Config {
                 "wasm_runtime.max_instances: must be at least 1; `enabled = false` turns the runtime off".into()
             );
         }
-        if self.wasm_runtime.max_stacks == 0 {
-            return Err("wasm_runtime.max_stacks: must be at least 1".into());
-        }
         let page = ByteSize::kib(64);
         if self.wasm_runtime.memory_limit < page || self.wasm_runtime.memory_limit > ByteSize::gib(4) {
             return Err("wasm_runtime.memory_limit: must be between 64KiB and 4GiB".into());
@@ -388,10 +382,8 @@ orchestrator_url = "http://127.0.0.1:7011"
 [wasm_runtime]
 # Whether this node runs functions in WebAssembly.
 enabled = true
-# Instances at the same time, how many of them may have a handler in hand, memory of each, processor
-# time of each handler.
+# Instances at the same time, memory of each, processor time of each handler.
 # max_instances = 1000
-# max_stacks = 1024
 # memory_limit = "128MiB"
 # cpu_limit = "10s"
 # Where compiled modules are kept for the next start of this node, and how much of them; empty: nowhere.

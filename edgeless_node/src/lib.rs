@@ -112,7 +112,6 @@ fn runtimes(config: &Config, starts: &StartTimes) -> Result<Vec<Arc<dyn Runtime>
     }
     let limits = WasmLimits {
         instances: config.wasm_runtime.max_instances,
-        stacks: config.wasm_runtime.max_stacks.min(config.wasm_runtime.max_instances),
         memory: usize::try_from(config.wasm_runtime.memory_limit.as_u64()).unwrap_or(usize::MAX),
         time: config.wasm_runtime.cpu_limit,
         payload: config.limits.api().payload,

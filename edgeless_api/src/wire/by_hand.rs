@@ -347,7 +347,8 @@ fn a_frame_between_nodes() {
         fixed(11, 25),
     ]
     .concat();
-    let reply = [ends(4, 5), number(5, 31), number(6, 2), field(7, "world")].concat();
+    let reply = [ends(4, 5), number(5, 31), number(6, 2), field(7, "world"), fixed(8, 51), fixed(9, 52), fixed(10, 53)]
+        .concat();
     let settled = [number(1, 41), number(2, 42), number(3, 4)].concat();
     let bytes = [
         field(1, hello),
@@ -383,6 +384,7 @@ fn a_frame_between_nodes() {
                 target: id(5),
                 stream: 31,
                 reply: Reply::Message(Bytes::from_static(b"world")),
+                trace: Trace { trace_id: 51 << 64 | 52, span_id: 53 },
             }),
             Item::Settled(Settled { first: 41, count: 42, fate: Fate::MailboxFull }),
         ],

@@ -175,12 +175,13 @@ impl From<pb::PeerEvent> for Event {
             payload: unpinned(event.payload),
             call: (event.stream_id > 0).then_some(Call { stream: event.stream_id, remaining }),
             created: time(event.created),
-            trace: Trace {
-                trace_id: Uuid::from_u64_pair(event.trace_high, event.trace_low).as_u128(),
-                span_id: event.span,
-            },
+            trace: trace(event.trace_high, event.trace_low, event.span),
         }
     }
+}
+
+fn trace(high: u64, low: u64, span_id: u64) -> Trace {
+    Trace { trace_id: Uuid::from_u64_pair(high, low).as_u128(), span_id }
 }
 
 impl From<Reply> for pb::PeerReply {
@@ -192,8 +193,19 @@ impl From<Reply> for pb::PeerReply {
             Answer::Empty => (pb::EventType::CallNoRet, Bytes::new()),
             Answer::Error => (pb::EventType::Err, Bytes::new()),
         };
-        let stream_id = reply.stream;
-        Self { source_high, source_low, target_high, target_low, stream_id, r#type: event_type.into(), payload }
+        let (trace_high, trace_low) = Uuid::from_u128(reply.trace.trace_id).as_u64_pair();
+        Self {
+            source_high,
+            source_low,
+            target_high,
+            target_low,
+            stream_id: reply.stream,
+            r#type: event_type.into(),
+            payload,
+            trace_high,
+            trace_low,
+            span: reply.trace.span_id,
+        }
     }
 }
 
@@ -209,6 +221,7 @@ impl From<pb::PeerReply> for Reply {
                 // As in unary events, a type that is not known is an error.
                 Ok(_) | Err(_) => Answer::Error,
             },
+            trace: trace(reply.trace_high, reply.trace_low, reply.span),
         }
     }
 }
@@ -286,6 +299,7 @@ mod tests {
                         1 => Answer::Error,
                         _ => Answer::Message(self.bytes()),
                     },
+                    trace: Trace { trace_id: self.uuid().as_u128(), span_id: self.next() },
                 }),
                 _ => Item::Settled(Settled {
                     first: self.next(),

@@ -278,10 +278,10 @@ impl<T: Ticket> Link<T> {
     /// # Errors
     /// More replies wait than calls can have come, or the node is forgotten.
     pub fn reply(&self, callee: Uuid, caller: Uuid, stream: u64, reply: Answer, trace: Trace) -> Result<(), Dropped> {
-        let reply = peer::Reply { source: callee, target: caller, stream, reply };
+        let reply = peer::Reply { source: callee, target: caller, stream, reply, trace };
         let mut state = self.shared.lock();
         if let Some(unary) = &state.unary {
-            return unary.reply(reply_between(self.shared.node, self.shared.peer, reply, trace));
+            return unary.reply(reply_between(self.shared.node, self.shared.peer, reply));
         }
         if state.is_closed {
             return Err(Dropped::PeerLost);
@@ -346,13 +346,13 @@ impl<T: Ticket> Link<T> {
     }
 }
 
-fn reply_between(node: NodeId, peer: NodeId, reply: peer::Reply, trace: Trace) -> Event {
+fn reply_between(node: NodeId, peer: NodeId, reply: peer::Reply) -> Event {
     Event {
         source: InstanceId { node, function: reply.source },
         target: InstanceId { node: peer, function: reply.target },
         kind: Kind::Reply { reply: reply.reply, stream: reply.stream },
         created: std::time::SystemTime::UNIX_EPOCH,
-        trace,
+        trace: reply.trace,
     }
 }
 
@@ -687,7 +687,7 @@ impl<T: Ticket> Shared<T> {
         }
         while let Some(reply) = state.session.pop_reply() {
             // What does not fit is lost, as replies are: their callers stop to wait.
-            unary.reply(reply_between(self.node, self.peer, reply, Trace::default())).ok();
+            unary.reply(reply_between(self.node, self.peer, reply)).ok();
         }
         let next = state.session.pop();
         if next.is_none() {

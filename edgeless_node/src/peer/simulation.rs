@@ -245,7 +245,7 @@ impl World {
         let (event, receipt) = held.swap_remove(self.rng.below(held.len()));
         if let Some(call) = event.call {
             let (source, target, stream) = (event.target, event.source, call.stream);
-            session.reply(Reply { source, target, stream, reply: Answer::Empty }).unwrap();
+            session.reply(Reply { source, target, stream, reply: Answer::Empty, trace: Trace::default() }).unwrap();
         }
         let fate = if self.rng.one_in(6) { Fate::Expired } else { Fate::Handled };
         let number = u64::from_be_bytes(event.payload[..8].try_into().unwrap());

@@ -2,6 +2,7 @@
 
 use edgeless_api::component::ComponentKind::Function;
 use edgeless_api::event::Reply;
+use edgeless_api::node::PeerUpdate;
 use edgeless_api::status::OutputBooks;
 use edgeless_api::{InstanceId, NodeId};
 
@@ -138,32 +139,58 @@ async fn an_event_that_its_handler_traps_on_was_handled_and_what_waits_is_not_lo
     assert_eq!(books(&node, from, "out").await.produced, 3);
 }
 
-/// 256 of them keep a stack; the others have to share one.
-#[tokio::test]
-async fn more_instances_than_stacks_all_take_casts_and_calls() {
-    let node = TestNode::with(&[("max_stacks", "1"), ("max_instances", "300"), ("components", "300")]).await;
-    let mut all = Vec::new();
-    for _ in 0..280 {
-        all.push(node.start_module(&sink(), &[]).await.unwrap());
+/// Two nodes that know each other.
+async fn two_nodes() -> (TestNode, TestNode) {
+    let (here, there) = (TestNode::start().await, TestNode::start().await);
+    for (one, other) in [(&here, &there), (&there, &here)] {
+        let other = PeerUpdate::Add(other.id(), other.invocation_url().clone());
+        one.management.update_peers(other).await.unwrap();
     }
-    let (sharing, keeping) = (&all.split_off(270), &all[..3]);
-    for round in 1..=3 {
-        for id in sharing.iter().chain(keeping) {
-            node.cast(*id, "x").await;
-            wait_until("it is handled", || async { node.status(*id).await.handled == 2 * round - 1 }).await;
-            assert_eq!(node.call(*id, "x").await, Reply::Empty);
-        }
-    }
+    (here, there)
 }
 
-/// Those who have the stacks wait for the next in line: whoever has none must not wait for them.
 #[tokio::test]
-async fn a_chain_of_calls_that_is_longer_than_the_stacks_ends_with_an_error() {
-    let long = [("max_stacks", "2"), ("max_instances", "300"), ("components", "300"), ("call_timeout", "\"60s\"")];
-    let node = TestNode::with(&long).await;
-    for _ in 0..256 {
-        node.start_module(&sink(), &[]).await.expect("it keeps its stack");
+async fn a_flood_from_node_to_node_arrives_whole_and_is_booked_here() {
+    let (here, there) = two_nodes().await;
+    let (from, to) =
+        (here.start_module(&fountain(), &[]).await.unwrap(), there.start_module(&sink(), &[]).await.unwrap());
+    here.patch(Function, from, &[("out", to)]).await;
+    for _ in 0..5 {
+        here.cast(from, "go").await;
     }
+    wait_until("all are handled", || async { books(&here, from, "out").await.handled == 5000 }).await;
+    let books = books(&here, from, "out").await;
+    assert_eq!((books.produced, books.queued), (5000, 0), "{books:?}");
+    assert_eq!(there.status(to).await.handled, 5000, "the receiver counts the same");
+}
+
+#[tokio::test]
+async fn what_a_killed_node_took_with_it_is_unknown_and_all_else_adds_up() {
+    let (here, there) = two_nodes().await;
+    let (from, to) =
+        (here.start_module(&fountain(), &[]).await.unwrap(), there.start_module(&stuck(), &[]).await.unwrap());
+    here.patch(Function, from, &[("out", to)]).await;
+    here.cast(from, "go").await;
+    wait_until("its window is full", || async { books(&here, from, "out").await.queued > 200 }).await;
+    let lost = there.id();
+    there.kill().await;
+    here.management.update_peers(PeerUpdate::Remove(lost)).await.unwrap();
+    wait_until("all are sent", || async { books(&here, from, "out").await.produced == 1000 }).await;
+    wait_until("each has its fate", || async { settled(&books(&here, from, "out").await) == 1000 }).await;
+    let books = books(&here, from, "out").await;
+    assert!(books.unknown > 200 && books.handled == 0, "{books:?}");
+    assert_eq!(
+        books.dropped.get("UnknownPeer").copied().unwrap_or_default()
+            + books.unknown
+            + books.dropped.get("PeerLost").copied().unwrap_or_default(),
+        1000,
+        "{books:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_to_a_node_that_is_killed_ends_with_an_error_at_once() {
+    let (here, there) = two_nodes().await;
     let forwarder = module(
         r#"(import "env" "call_asm" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))"#,
         &format!(
@@ -174,15 +201,21 @@ async fn a_chain_of_calls_that_is_longer_than_the_stacks_ends_with_an_error() {
                     (local.get $payload) (local.get $len) (local.get $reply) (local.get $reply_len)))"#
         ),
     );
-    let mut next = node.start_module(&sink(), &[]).await.unwrap();
-    let mut ids = Vec::new();
-    for _ in 0..3 {
-        let id = node.start_module(&forwarder, &[]).await.unwrap();
-        node.patch(Function, id, &[("out", next)]).await;
-        next = id;
-        ids.push(id);
-    }
-    assert_eq!(node.call(ids[0], "x").await, Reply::Empty, "two stacks are enough for two");
-    assert_eq!(node.call(ids[2], "x").await, Reply::Error, "and not for four");
-    assert_eq!(node.call(ids[0], "x").await, Reply::Empty, "all is well again afterwards");
+    let endless = module(
+        "",
+        &format!(
+            r#"{INIT} {CAST} {STOP}
+            (func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32)
+                (loop $for_ever (br $for_ever)) unreachable)"#
+        ),
+    );
+    let from = here.start_module(&forwarder, &[]).await.unwrap();
+    let to = there.start_module(&endless, &[]).await.unwrap();
+    here.patch(Function, from, &[("out", to)]).await;
+    let call = here.begin_call(from, "x", None).await;
+    wait_until("it is there", || async { there.metric("events_in_flight").await == 1 }).await;
+    let lost = there.id();
+    there.kill().await;
+    here.management.update_peers(PeerUpdate::Remove(lost)).await.unwrap();
+    assert_eq!(call.reply().await, Reply::Error);
 }

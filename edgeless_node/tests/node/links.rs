@@ -281,7 +281,7 @@ async fn a_node_that_is_killed_leaves_books_that_add_up() {
     proxies.iter().for_each(Proxy::cut);
     let came = {
         let theirs = theirs.clone();
-        theirs.peers.clear();
+        theirs.peers.nodes().into_iter().for_each(|node| theirs.peers.remove(node));
         move || theirs.targets.came()
     };
     wait_until("it is given up", || async { ours.books.of(Fate::Unknown) >= 16 }).await;

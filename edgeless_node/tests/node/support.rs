@@ -61,7 +61,6 @@ orchestrator_url = "http://127.0.0.1:1"
 state_directory = "{}"
 [wasm_runtime]
 max_instances = 32
-max_stacks = 32
 memory_limit = "4MiB"
 cpu_limit = "300ms"
 cache_directory = "{}"
@@ -246,6 +245,11 @@ impl TestNode {
     /// How many events were dropped for a cause.
     pub(crate) async fn dropped(&self, cause: &str) -> u64 {
         self.metric(&format!("events_dropped_total{{cause=\"{cause}\"}}")).await
+    }
+
+    /// Ends the node without a goodbye.
+    pub(crate) async fn kill(self) {
+        self.node.kill().await;
     }
 
     pub(crate) async fn stop_node(self) -> edgeless_daemon::Stopped {

@@ -14,16 +14,12 @@
   (import "host" "place" (func $place (param $buffer i32)))
   ;; Copies the reply that these two cells tell of: the next call into the guest may free it.
   (import "host" "take" (func $take (param $cells i32)))
-  ;; Waits for ever; whoever gives up the call gets the stack back.
-  (import "host" "rest" (func $rest))
   (import "guest" "edgeless_mem_clear" (func $clear))
   (import "guest" "edgeless_mem_alloc" (func $alloc (param i32) (result i32)))
   (import "guest" "edgeless_mem_free" (func $free (param i32 i32)))
   (import "guest" "handle_cast_asm" (func $handle_cast (param i32 i32 i32 i32)))
   (import "guest" "handle_call_asm" (func $handle_call (param i32 i32 i32 i32 i32 i32) (result i32)))
   (import "guest" "handle_stop_asm" (func $handle_stop))
-
-  (export "rest" (func $rest))
 
   (func $event (param $size i32) (result i32)
     (local $buffer i32)

@@ -6,8 +6,6 @@
 //! out of range, a name that is not text, a failed allocation are traps.
 
 use std::borrow::Cow;
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +17,6 @@ use wasmtime::{
     ResourceLimiter, Result, Store, TypedFunc, UpdateDeadline, ValType, format_err,
 };
 
-use super::stacks::{Stack, Stacks};
 use super::ticker::Clock;
 use super::{Limits, slices};
 use crate::instance::{Cause, Context, EventKind, Incoming, InstanceError, Payload};
@@ -157,7 +154,6 @@ struct Handlers {
     cast: TypedFunc<u32, ()>,
     call: TypedFunc<u32, i32>,
     stop: TypedFunc<(), ()>,
-    rest: TypedFunc<(), ()>,
 }
 
 impl Entry {
@@ -166,7 +162,6 @@ impl Entry {
         let mut linker = Linker::new(engine);
         linker.func_wrap("host", "place", place)?;
         linker.func_wrap("host", "take", take)?;
-        linker.func_wrap_async("host", "rest", |_: Caller<'_, Data>, (): ()| Box::new(std::future::pending::<()>()))?;
         Ok(Self { module, linker })
     }
 
@@ -184,7 +179,6 @@ impl Entry {
             cast: entry.get_typed_func(&mut *store, "cast")?,
             call: entry.get_typed_func(&mut *store, "call")?,
             stop: entry.get_typed_func(&mut *store, "stop")?,
-            rest: entry.get_typed_func(&mut *store, "rest")?,
         })
     }
 }
@@ -261,9 +255,6 @@ pub(super) struct Guest {
     exports: Exports,
     handlers: Handlers,
     slices: u64,
-    stacks: Stacks,
-    /// `None` between two handlers, if it handed it back.
-    stack: Option<Stack>,
 }
 
 impl Guest {
@@ -288,7 +279,6 @@ impl Guest {
         context: Context,
         limits: Limits,
         clock: Clock,
-        stacks: Stacks,
     ) -> std::result::Result<Self, Error> {
         let limit = MemoryLimit { bytes: limits.memory, refused: false };
         let data = Data {
@@ -328,15 +318,13 @@ impl Guest {
             )),
             None => Error::rejected(format!("the code cannot be instantiated: {error:?}")),
         };
-        // What runs at once, and be it the start sections, is bounded by the stacks.
-        let stack = stacks.wait().await;
         let instance = module.instantiate_async(&mut store).await.map_err(refused)?;
         let exports = Exports::of(&instance, &mut store).map_err(refused)?;
         let handlers = entry.open(&mut store, &instance).await.map_err(refused)?;
         let data = store.data_mut();
         data.memory = Some(exports.memory);
         data.alloc = Some(exports.alloc.clone());
-        Ok(Self { store, exports, handlers, slices: slices(limits.time), stacks, stack })
+        Ok(Self { store, exports, handlers, slices: slices(limits.time) })
     }
 
     /// Runs the init handler.
@@ -351,7 +339,6 @@ impl Guest {
         self.begin(Cause::default());
         let result = self.run_init(payload, state).await;
         self.store.data_mut().initialised = true;
-        self.rest().await;
         result.map_err(|error| self.broken(&error))
     }
 
@@ -370,41 +357,11 @@ impl Guest {
         exports.drop_buffer(&mut *store, state).await
     }
 
-    /// A handler is over: the stack is kept or handed back.
-    async fn rest(&mut self) {
-        if !matches!(self.stack, Some(Stack::Lent(_))) {
-            return;
-        }
-        let kept = self.stacks.keep();
-        if kept.is_none() {
-            // A call that is given up while it waits does not leave its stack with the store, as one that
-            // ends does.
-            let mut call = pin!(self.handlers.rest.call_async(&mut self.store, ()));
-            std::future::poll_fn(|context| {
-                drop(call.as_mut().poll(context));
-                Poll::Ready(())
-            })
-            .await;
-        }
-        self.stack = kept;
-    }
-
     /// Handles one event.
     ///
     /// # Errors
     /// The guest trapped, or answers the call with an error.
     pub(super) async fn handle(&mut self, event: Incoming) -> std::result::Result<Option<Payload>, InstanceError> {
-        if self.stack.is_none() {
-            self.stack = match event.kind {
-                EventKind::Cast => self.stacks.wait().await,
-                // Those who have the stacks may be waiting for this very call.
-                EventKind::Call => self.stacks.get(),
-            };
-            if self.stack.is_none() {
-                let lent = self.stacks.lent();
-                return Err(InstanceError::Failed(format!("all {lent} stacks are in use (wasm_runtime.max_stacks)")));
-            }
-        }
         self.begin(event.cause);
         let (kind, size) = (event.kind, event.payload.len());
         self.store.data_mut().event = Some(event);
@@ -412,7 +369,6 @@ impl Guest {
         let data = self.store.data_mut();
         data.event = None;
         let reply = data.reply.take();
-        self.rest().await;
         match handled {
             Err(error) => Err(self.broken(&error)),
             Ok(NO_REPLY) => Ok(None),
@@ -436,9 +392,6 @@ impl Guest {
 
     /// Runs the stop handler; a trap in it is logged.
     pub(super) async fn stop(&mut self) {
-        if self.stack.is_none() {
-            self.stack = self.stacks.wait().await;
-        }
         self.begin(Cause::default());
         let stopped = self.handlers.stop.call_async(&mut self.store, ()).await;
         if let Err(error) = stopped {

@@ -7,7 +7,7 @@
 //!
 //! - `guest`: the interface between host and guest, both ways.
 //! - `modules`: compilation, and what is kept of it; [`cache`]: on disk.
-//! - `places`, `stacks`: how many instances there may be, and how many of them may run at once.
+//! - `places`: how many instances there may be.
 //! - `background`: where guests go on that burn their time.
 //! - `ticker`: the clock of time slices, which runs only while a guest does.
 
@@ -16,7 +16,6 @@ pub mod cache;
 mod guest;
 mod modules;
 mod places;
-mod stacks;
 mod ticker;
 
 use std::future::Future as _;
@@ -38,7 +37,6 @@ use cache::{Cache, Disk};
 use guest::{Entry, Guest};
 use modules::Modules;
 use places::{Place, Places};
-use stacks::Stacks;
 use ticker::{Clock, SLICE, Ticker};
 
 /// What guests may use.
@@ -48,8 +46,6 @@ pub struct Limits {
     pub instances: u32,
     /// Memory of each, bytes.
     pub memory: usize,
-    /// Instances that may have a handler in hand, be it running or waiting in a host call.
-    pub stacks: u32,
     /// Processor time of each handler.
     pub time: Duration,
     /// The largest payload that a guest may emit, bytes.
@@ -69,7 +65,6 @@ struct Shared {
     ticker: Ticker,
     background: Background,
     places: Places,
-    stacks: Stacks,
     starts: StartTimes,
     limits: Limits,
 }
@@ -81,11 +76,14 @@ impl Wasm {
     /// # Errors
     /// The machine cannot give it that room.
     pub fn new(limits: Limits, disk: Option<Disk>, starts: StartTimes) -> Result<Self, Error> {
+        let places = Places::new(limits.instances);
         let mut pool = PoolingAllocationConfig::default();
-        pool.total_core_instances(limits.instances.saturating_mul(2))
-            .total_memories(limits.instances)
-            .total_tables(limits.instances)
-            .total_stacks(Stacks::total(limits.stacks))
+        // Beside each guest there is the module that it is entered by. A stack stays with its guest, since
+        // wasmtime does not take it back.
+        pool.total_core_instances(places.total().saturating_mul(2))
+            .total_memories(places.total())
+            .total_tables(places.total())
+            .total_stacks(places.total())
             .max_memory_size(limits.memory);
         let mut config = Config::new();
         config.epoch_interruption(true).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -98,8 +96,7 @@ impl Wasm {
         let shared = Shared {
             ticker: Ticker::start(engine.clone())?,
             background: Background::default(),
-            places: Places::new(limits.instances, Stacks::total(limits.stacks)),
-            stacks: Stacks::new(limits.stacks),
+            places,
             starts: starts.clone(),
             limits,
         };
@@ -143,14 +140,13 @@ struct WasmProgram {
 #[async_trait]
 impl Program for WasmProgram {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
-        let Shared { ticker, places, stacks, starts, limits, .. } = &*self.shared;
+        let Shared { ticker, places, starts, limits, .. } = &*self.shared;
         let place = places.take()?;
         let saved = context.state.load().await?;
         let clock = ticker.clock();
         let log = context.log.clone();
         // The start section of a module is code of the guest like any other.
-        let instantiate =
-            Guest::instantiate(&self.module, &self.entry, context, *limits, clock.clone(), stacks.clone());
+        let instantiate = Guest::instantiate(&self.module, &self.entry, context, *limits, clock.clone());
         let began = Instant::now();
         let mut guest = ticker.run(&clock, instantiate).await?;
         starts.observe(&self.class, Step::Instantiate, began.elapsed());

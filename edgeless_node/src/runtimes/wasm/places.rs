@@ -9,11 +9,9 @@ use std::sync::Arc;
 use edgeless_api::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What one instance takes at the most: its stack and heap before and after its data, its data, and what
-/// is out of bounds beyond.
-const MAPS_PER_INSTANCE: u32 = 4;
-/// A stack and the page that guards it.
-const MAPS_PER_STACK: u32 = 2;
+/// What one instance takes at the most: in its memory what is before its data, its data, what is after,
+/// and what is out of bounds; and its stack, and the page that guards it.
+const MAPS_PER_INSTANCE: u32 = 6;
 /// What is left for everything else: code, threads, the heap, files.
 const OTHER_MAPS: u32 = 4096;
 /// The kernel's default.
@@ -23,6 +21,7 @@ const DEFAULT_MAPS: u32 = 65_530;
 #[derive(Debug)]
 pub(super) struct Places {
     free: Arc<Semaphore>,
+    total: u32,
     /// What to say when there is none.
     limit: String,
 }
@@ -33,21 +32,25 @@ pub(super) struct Place(#[expect(dead_code, reason = "held for its drop")] Owned
 
 impl Places {
     /// Places for so many instances, or for as many as the kernel has room for.
-    pub(super) fn new(instances: u32, stacks: u32) -> Self {
-        Self::within(instances, stacks, max_map_count())
+    pub(super) fn new(instances: u32) -> Self {
+        Self::within(instances, max_map_count())
     }
 
-    fn within(instances: u32, stacks: u32, maps: u32) -> Self {
-        let room = maps.saturating_sub(OTHER_MAPS).saturating_sub(stacks.saturating_mul(MAPS_PER_STACK));
-        let mapped = (room / MAPS_PER_INSTANCE).max(1);
-        let (places, limit) = if mapped < instances {
+    /// How many there are.
+    pub(super) fn total(&self) -> u32 {
+        self.total
+    }
+
+    fn within(instances: u32, maps: u32) -> Self {
+        let mapped = (maps.saturating_sub(OTHER_MAPS) / MAPS_PER_INSTANCE).max(1);
+        let (total, limit) = if mapped < instances {
             let why =
                 format!("{mapped} WebAssembly instances: a process has {maps} memory maps (sysctl vm.max_map_count)");
             (mapped, why)
         } else {
             (instances, format!("{instances} WebAssembly instances (wasm_runtime.max_instances)"))
         };
-        Self { free: Arc::new(Semaphore::new(places as usize)), limit }
+        Self { free: Arc::new(Semaphore::new(total as usize)), total, limit }
     }
 
     /// A place.
@@ -71,13 +74,14 @@ mod tests {
 
     #[test]
     fn the_limit_that_is_met_is_named() {
-        let operator = Places::within(1, 16, 65_530);
+        let operator = Places::within(1, 65_530);
         let _place = operator.take().unwrap();
         assert!(operator.take().unwrap_err().to_string().contains("wasm_runtime.max_instances"));
-        let kernel = Places::within(1000, 16, 4096 + 32 + 4);
+        let kernel = Places::within(1000, 4096 + 6);
         let place = kernel.take().unwrap();
         assert!(kernel.take().unwrap_err().to_string().contains("vm.max_map_count"));
         drop(place);
         assert!(kernel.take().is_ok(), "a place is free again with its instance");
+        assert!(Places::within(10_000, 65_530).total() == 10_000, "the kernel's default is enough for these");
     }
 }
