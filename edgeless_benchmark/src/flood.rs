@@ -59,6 +59,7 @@ async fn flood(bench: &Bench) -> Result<Flood> {
     let (source, sink) = (LocalNode::start(&size).await?, LocalNode::start(&size).await?);
     let (here, there) = (&source.access, &sink.access);
     here.meet(there).await?;
+    there.meet(here).await?;
     let spring = here.function("spring", &module, "").await?;
     let mouth = there.function("mouth", &module, "").await?;
     there.wire(Function, mouth, &[]).await?;
@@ -93,7 +94,10 @@ async fn flood(bench: &Bench) -> Result<Flood> {
                 return Ok(Flood { per_second, sent, lost: on_the_way, growth_kib: most.saturating_sub(before) });
             }
             Some(_) => {}
-            None if is_stuck => bail!("no event arrived in {} s", PATIENCE.as_secs()),
+            None if is_stuck => {
+                let (from, to) = (here.status(spring).await?, there.status(mouth).await?);
+                bail!("no event arrived in {} s: {from:?} {to:?}", PATIENCE.as_secs())
+            }
             None => {
                 // The source never runs dry: it always has several times what arrives between two looks.
                 let wanted = LEAST.max(4 * arriving);
