@@ -1,24 +1,53 @@
-//! Where guests go on that burn their time slices: threads of the lowest priority.
+//! Where guests go on that burn their time slices: threads that run when no other wants to.
 //!
 //! A handler starts where its event arrives, next to everything else that the node does. One that is
 //! still computing when its slice is over goes on here, where it gets whatever time the machine has
 //! left. The threads are made when they are first needed.
+//!
+//! Only the guest has to give way: what the node does on its behalf takes locks that others wait for, and
+//! is done with the usual priority.
 
+use std::cell::Cell;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::OnceLock;
 
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio_util::task::AbortOnDropHandle;
 
-/// The lowest priority that Unix knows.
-const NICEST: i32 = 19;
+thread_local! {
+    /// Whether this thread gives way at present.
+    static GIVES_WAY: Cell<bool> = const { Cell::new(false) };
+}
 
 /// The threads.
 #[derive(Debug, Default)]
 pub(super) struct Background(OnceLock<Option<Runtime>>);
 
 impl Background {
-    /// Where to spawn what may take its time; the runtime that this is called from if the machine has
-    /// no room for more threads.
-    pub(super) fn handle(&self) -> Handle {
+    /// Goes on with a guest. Dropped, the result takes the guest with it at the end of its slice.
+    pub(super) fn go_on<R: Send + 'static>(
+        &self,
+        guest: impl Future<Output = R> + Send + 'static,
+    ) -> AbortOnDropHandle<R> {
+        AbortOnDropHandle::new(self.handle().spawn(async move {
+            let mut guest = pin!(guest);
+            std::future::poll_fn(move |context| {
+                set_gives_way(true);
+                let _usual = Usual;
+                guest.as_mut().poll(context)
+            })
+            .await
+        }))
+    }
+
+    /// Drops something that takes a while to drop.
+    pub(super) fn dispose(&self, large: impl Send + 'static) {
+        self.handle().spawn(async move { drop(large) });
+    }
+
+    /// The runtime that this is called from if the machine has no room for more threads.
+    fn handle(&self) -> Handle {
         match self.0.get_or_init(start) {
             Some(runtime) => runtime.handle().clone(),
             None => Handle::current(),
@@ -27,18 +56,53 @@ impl Background {
 }
 
 fn start() -> Option<Runtime> {
-    let built = Builder::new_multi_thread()
-        .thread_name("wasm-background")
-        .on_thread_start(|| {
-            // On Linux this is the priority of the calling thread alone.
-            if let Err(error) = rustix::process::setpriority_process(None, NICEST) {
-                tracing::warn!(%error, "cannot lower the priority of a thread");
-            }
-        })
-        .enable_time()
-        .build();
+    let built = Builder::new_multi_thread().thread_name("wasm-background").enable_all().build();
     built.inspect_err(|error| tracing::warn!(%error, "no threads for guests that burn their time")).ok()
 }
+
+/// The guest does not run on.
+struct Usual;
+
+impl Drop for Usual {
+    fn drop(&mut self) {
+        set_gives_way(false);
+    }
+}
+
+/// Does something on behalf of a guest, with the usual priority.
+pub(super) fn on_behalf<R>(act: impl FnOnce() -> R) -> R {
+    if !GIVES_WAY.get() {
+        return act();
+    }
+    set_gives_way(false);
+    let done = act();
+    set_gives_way(true);
+    done
+}
+
+/// The same for what takes several steps.
+pub(super) async fn steps_on_behalf<F: Future>(steps: F) -> F::Output {
+    let mut steps = pin!(steps);
+    std::future::poll_fn(move |context| on_behalf(|| steps.as_mut().poll(context))).await
+}
+
+/// Lets the calling thread run only while the machine has nothing else to do, or as usual. A merely low
+/// priority is not enough: the kernel would let it finish its turn of some milliseconds before one that
+/// wakes.
+#[cfg(target_os = "linux")]
+fn set_gives_way(gives_way: bool) {
+    let policy = if gives_way { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
+    let priority = libc::sched_param { sched_priority: 0 };
+    #[expect(unsafe_code, reason = "no crate that is well kept offers this call")]
+    // SAFETY: 0 is the calling thread, and the parameter outlives the call, which only reads it.
+    let result = unsafe { libc::sched_setscheduler(0, policy, &raw const priority) };
+    if result == 0 {
+        GIVES_WAY.set(gives_way);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn set_gives_way(_: bool) {}
 
 impl Drop for Background {
     fn drop(&mut self) {

@@ -17,6 +17,7 @@ use wasmtime::{
     ResourceLimiter, Result, Store, TypedFunc, UpdateDeadline, ValType, format_err,
 };
 
+use super::background::{on_behalf, steps_on_behalf};
 use super::ticker::Clock;
 use super::{Limits, slices};
 use crate::instance::{Cause, Context, EventKind, Incoming, InstanceError, Payload};
@@ -261,11 +262,13 @@ impl Guest {
     /// What guests import.
     pub(super) fn linker(engine: &Engine) -> Result<Linker<Data>> {
         let mut linker = Linker::new(engine);
-        linker.func_wrap_async("env", "cast_asm", |caller, args| Box::new(cast(caller, args)))?;
-        linker.func_wrap_async("env", "cast_raw_asm", |caller, args| Box::new(cast_raw(caller, args)))?;
-        linker.func_wrap_async("env", "call_asm", |caller, args| Box::new(call(caller, args)))?;
-        linker.func_wrap_async("env", "call_raw_asm", |caller, args| Box::new(call_raw(caller, args)))?;
-        linker.func_wrap_async("env", "sync_asm", |caller, args| Box::new(sync(caller, args)))?;
+        linker.func_wrap_async("env", "cast_asm", |caller, args| Box::new(steps_on_behalf(cast(caller, args))))?;
+        linker
+            .func_wrap_async("env", "cast_raw_asm", |caller, args| Box::new(steps_on_behalf(cast_raw(caller, args))))?;
+        linker.func_wrap_async("env", "call_asm", |caller, args| Box::new(steps_on_behalf(call(caller, args))))?;
+        linker
+            .func_wrap_async("env", "call_raw_asm", |caller, args| Box::new(steps_on_behalf(call_raw(caller, args))))?;
+        linker.func_wrap_async("env", "sync_asm", |caller, args| Box::new(steps_on_behalf(sync(caller, args))))?;
         linker.func_wrap("env", "telemetry_log_asm", telemetry_log)?;
         linker.func_wrap("env", "slf_asm", slf)?;
         linker.func_wrap("env", "delayed_cast_asm", delayed_cast)?;
@@ -592,7 +595,7 @@ fn telemetry_log(
             Level::Error
         }
     };
-    log.push(level, &target, message);
+    on_behalf(|| log.push(level, &target, message));
     Ok(())
 }
 
@@ -622,7 +625,7 @@ fn delayed_cast(
     if let Some(payload) = args.payload(output, payload, len)? {
         // What gets lost is counted; a cast tells the guest nothing.
         let delay = Duration::from_millis(delay_ms);
-        data.context.outputs.delayed_cast(delay, output, payload, data.cause).ok();
+        on_behalf(|| data.context.outputs.delayed_cast(delay, output, payload, data.cause)).ok();
     }
     Ok(())
 }

@@ -27,7 +27,6 @@ use async_trait::async_trait;
 use edgeless_api::Error;
 use edgeless_api::component::{FunctionSpec, INIT_PAYLOAD, RUST_WASM};
 use edgeless_api::status::Level;
-use tokio_util::task::AbortOnDropHandle;
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::instance::{Context, Incoming, Instance, InstanceError, Payload, Program, Runtime};
@@ -201,8 +200,7 @@ impl Instance for WasmInstance {
         if let Some(handled) = in_a_slice.await {
             return handled;
         }
-        let rest = AbortOnDropHandle::new(self.shared.background.handle().spawn(handling));
-        match rest.await {
+        match self.shared.background.go_on(handling).await {
             Ok(handled) => handled,
             Err(_) => Err(gone()),
         }
@@ -226,7 +224,7 @@ fn gone() -> InstanceError {
 impl Drop for WasmInstance {
     fn drop(&mut self) {
         if let Some(guest) = take(&self.guest).filter(|guest| guest.size() > SMALL) {
-            self.shared.background.handle().spawn(async move { drop(guest) });
+            self.shared.background.dispose(guest);
         }
     }
 }
