@@ -79,13 +79,17 @@ impl Supply {
         if !needs_code(&answer) {
             return answer;
         }
-        let _turn = gate.turn.lock().await;
+        let mut turn = gate.turn.lock().await;
         if gate.brought.load(Ordering::Acquire) != before {
+            // Starts themselves need not wait for each other.
+            drop(turn);
             let answer = self.components.start(by_digest(&start)).await;
             if !needs_code(&answer) {
                 return answer;
             }
+            turn = gate.turn.lock().await;
         }
+        let _turn = turn;
         carries();
         let answer = self.components.start(start).await;
         gate.brought.fetch_add(1, Ordering::Release);

@@ -83,6 +83,8 @@ fn through_a_mailbox(bencher: Bencher) {
 /// A cast on an output to an instance of the same node, until it is in the mailbox and out of it.
 #[divan::bench]
 fn through_the_router(bencher: Bencher) {
+    let runtime = in_tokio();
+    let _inside = runtime.enter();
     let router = router();
     let (_, from) = outputs(&router);
     let target = InstanceId::random(router.node());
@@ -90,7 +92,6 @@ fn through_the_router(bencher: Bencher) {
     let (mailbox, mut receiver) = mailbox(512, 64 << 20, metrics);
     router.add_mailbox(target.function, mailbox);
     leads_to(&from, target);
-    let runtime = in_tokio();
     bencher.bench_local(|| {
         runtime.block_on(async {
             from.cast("out", HELLO, Cause::default()).await.unwrap();
@@ -134,7 +135,9 @@ async fn hosted(router: &Arc<Router>) -> Hosted {
 /// A call of an instance that does nothing: router, mailbox, host loop and reply.
 #[divan::bench]
 fn through_the_host_loop(bencher: Bencher) {
-    let (router, runtime) = (router(), in_tokio());
+    let runtime = in_tokio();
+    let _inside = runtime.enter();
+    let router = router();
     let hosted = runtime.block_on(hosted(&router));
     let (_, from) = outputs(&router);
     leads_to(&from, hosted.component().id);

@@ -50,12 +50,13 @@ impl Books {
             let count = self.dropped.get(cause as usize).map(read).unwrap_or_default();
             (count > 0).then(|| (cause.name().to_string(), count))
         };
-        let (delayed, in_flight) = (read(&self.delayed), read(&self.in_hand));
         let (handled, expired) = (read(&self.handled.0), read(&self.expired));
         let (unknown, handed_over) = (read(&self.unknown), read(&self.handed_over));
         let dropped: BTreeMap<_, _> = Dropped::ALL.into_iter().filter_map(dropped).collect();
         let settled = handled + expired + unknown + handed_over + dropped.values().sum::<u64>();
-        // Read last: what was sent is never less than what became of it.
+        // What is settled was read first, and what was sent is read last: an event that moves on meanwhile
+        // is counted where it was, and never twice.
+        let (in_flight, delayed) = (read(&self.in_hand), read(&self.delayed));
         let produced = read(&self.produced.0);
         let queued = produced.saturating_sub(settled + delayed + in_flight);
         let output = output.to_string();

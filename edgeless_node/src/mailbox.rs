@@ -169,16 +169,32 @@ struct Shared {
 /// A mutex of the standard library: it is held for a few instructions and never across an await.
 #[derive(Debug, Default)]
 struct Queues {
-    others: VecDeque<Delivery>,
-    own: VecDeque<Delivery>,
-    /// Of all payloads that are not small.
-    bytes: usize,
+    /// One for each [`Line`], so that none of them takes the room of another.
+    lines: [Queue; 3],
+    /// Whose turn it is.
+    next: usize,
     /// Senders that wait for room.
     senders: usize,
-    /// Takes from the queue that did not have its turn before.
-    own_is_next: bool,
     is_closed: bool,
     receiver: Option<Waker>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<Delivery>,
+    /// Of all payloads that are not small.
+    bytes: usize,
+}
+
+/// Where an event waits.
+#[derive(Clone, Copy, Debug)]
+enum Line {
+    /// It comes from this node.
+    Here,
+    /// It comes from another node, which was granted the room.
+    There,
+    /// It comes from the component itself.
+    Own,
 }
 
 /// A mailbox for `capacity` events, whose payloads have so many `bytes` at most. A larger payload may
@@ -194,22 +210,32 @@ fn size_of(delivery: &Delivery) -> usize {
     if size < SMALL { 0 } else { size }
 }
 
-impl Queues {
-    fn fits(&self, size: usize, bytes: usize) -> bool {
-        size == 0 || self.bytes == 0 || self.bytes.saturating_add(size) <= bytes
+impl Queue {
+    fn fits(&self, size: usize, most: usize, bytes: usize) -> bool {
+        let is_small_enough = size == 0 || self.bytes == 0 || self.bytes.saturating_add(size) <= bytes;
+        self.events.len() < most && is_small_enough
     }
 
     fn pop(&mut self) -> Option<Delivery> {
-        let (first, second) =
-            if self.own_is_next { (&mut self.own, &mut self.others) } else { (&mut self.others, &mut self.own) };
-        let queue = if first.is_empty() { second } else { first };
-        let delivery = queue.pop_front()?;
-        if queue.is_empty() && queue.capacity() > KEPT {
-            *queue = VecDeque::new();
-        }
-        self.own_is_next = !self.own_is_next;
+        let delivery = self.events.pop_front()?;
         self.bytes -= size_of(&delivery);
+        if self.events.is_empty() && self.events.capacity() > KEPT {
+            self.events = VecDeque::new();
+        }
         Some(delivery)
+    }
+}
+
+impl Queues {
+    fn pop(&mut self) -> Option<Delivery> {
+        for turn in 0..self.lines.len() {
+            let line = (self.next + turn) % self.lines.len();
+            if let Some(delivery) = self.lines.get_mut(line).and_then(Queue::pop) {
+                self.next = line + 1;
+                return Some(delivery);
+            }
+        }
+        None
     }
 }
 
@@ -242,27 +268,36 @@ impl Put {
 }
 
 impl Mailbox {
-    fn attempt(
-        &self,
-        delivery: Delivery,
-        queue: impl FnOnce(&mut Queues) -> &mut VecDeque<Delivery>,
-        most: usize,
-    ) -> Put {
+    fn attempt(&self, delivery: Delivery, line: Line) -> Put {
         let mut queues = self.0.queues();
         if queues.is_closed {
             return Put::Closed(delivery);
         }
+        let most = match line {
+            Line::Here => self.0.capacity,
+            Line::There => GRANTED,
+            Line::Own => OWN,
+        };
         let size = size_of(&delivery);
-        if !queues.fits(size, self.0.bytes) {
-            return Put::NoRoom(delivery);
+        match queues.lines.get_mut(line as usize) {
+            Some(queue) if queue.fits(size, most, self.0.bytes) => {
+                queue.events.push_back(delivery);
+                queue.bytes += size;
+                Put::Done(queues.receiver.take())
+            }
+            _ => Put::NoRoom(delivery),
         }
-        let line = queue(&mut queues);
-        if line.len() >= most {
-            return Put::NoRoom(delivery);
+    }
+
+    fn put_now(&self, delivery: Delivery, line: Line, full: Dropped) -> Result<(), Dropped> {
+        match self.attempt(delivery, line) {
+            Put::Done(waker) => {
+                Put::wake(waker);
+                Ok(())
+            }
+            Put::Closed(delivery) => Err(self.0.refuse(delivery, Dropped::Stopping)),
+            Put::NoRoom(delivery) => Err(self.0.refuse(delivery, full)),
         }
-        line.push_back(delivery);
-        queues.bytes += size;
-        Put::Done(queues.receiver.take())
     }
 
     /// Puts an event in, if there is room.
@@ -270,7 +305,7 @@ impl Mailbox {
     /// # Errors
     /// The event, if there is none; see [`put_later`](Self::put_later).
     pub fn try_put(&self, delivery: Delivery) -> Result<Result<(), Dropped>, Delivery> {
-        match self.attempt(delivery, |queues| &mut queues.others, self.0.capacity) {
+        match self.attempt(delivery, Line::Here) {
             Put::Done(waker) => {
                 Put::wake(waker);
                 Ok(Ok(()))
@@ -301,7 +336,7 @@ impl Mailbox {
         let mut delivery = delivery;
         loop {
             let room = self.0.room.notified();
-            match self.attempt(delivery, |queues| &mut queues.others, self.0.capacity) {
+            match self.attempt(delivery, Line::Here) {
                 Put::Done(waker) => {
                     Put::wake(waker);
                     return Ok(());
@@ -321,38 +356,16 @@ impl Mailbox {
     /// # Errors
     /// There is no room, or the component is gone. Its sender is told.
     pub fn put_own(&self, delivery: Delivery) -> Result<(), Dropped> {
-        match self.attempt(delivery, |queues| &mut queues.own, OWN) {
-            Put::Done(waker) => {
-                Put::wake(waker);
-                Ok(())
-            }
-            Put::Closed(delivery) => Err(self.0.refuse(delivery, Dropped::Stopping)),
-            Put::NoRoom(delivery) => Err(self.0.refuse(delivery, Dropped::SelfFull)),
-        }
+        self.put_now(delivery, Line::Own, Dropped::SelfFull)
     }
 
     /// Puts an event in whose sender, on another node, was granted the room.
     ///
     /// # Errors
-    /// The component is gone, or so many nodes send to it that there is no room after all. Its sender is told.
+    /// The component is gone, or there is no room after all: so many nodes send to it, or one breaks what
+    /// was agreed. Its sender is told.
     pub fn put_granted(&self, delivery: Delivery) -> Result<(), Dropped> {
-        let waker = {
-            let mut queues = self.0.queues();
-            let cause = match (queues.is_closed, queues.others.len() >= self.0.capacity.saturating_add(GRANTED)) {
-                (true, _) => Some(Dropped::Stopping),
-                (false, true) => Some(Dropped::MailboxFull),
-                (false, false) => None,
-            };
-            if let Some(cause) = cause {
-                drop(queues);
-                return Err(self.0.refuse(delivery, cause));
-            }
-            queues.bytes += size_of(&delivery);
-            queues.others.push_back(delivery);
-            queues.receiver.take()
-        };
-        Put::wake(waker);
-        Ok(())
+        self.put_now(delivery, Line::There, Dropped::MailboxFull)
     }
 }
 
@@ -368,12 +381,7 @@ impl<'m> Waiting<'m> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut queues = self.0.queues();
-        queues.senders -= 1;
-        // It may have been told of room that it did not use.
-        if queues.senders > 0 {
-            self.0.room.notify_one();
-        }
+        self.0.queues().senders -= 1;
     }
 }
 
@@ -387,7 +395,8 @@ impl Receiver {
             if let Some(delivery) = queues.pop() {
                 fair.made_progress();
                 if queues.senders > 0 {
-                    self.0.room.notify_one();
+                    // All of them look: the first may need more room than there is, and the second less.
+                    self.0.room.notify_waiters();
                 }
                 return Poll::Ready(Some(delivery));
             }

@@ -151,7 +151,9 @@ impl Outputs {
             return;
         }
         let outputs = self.clone();
-        tokio::spawn(async move { outputs.cancel.run_until_cancelled(outputs.release()).await });
+        self.shared.router.spawn(async move {
+            outputs.cancel.run_until_cancelled(outputs.release()).await;
+        });
     }
 
     /// Opens the outputs if nothing is held back.
@@ -259,7 +261,7 @@ impl Outputs {
         };
         let outputs = self.clone();
         let output = output.to_string();
-        tokio::spawn(async move {
+        self.shared.router.spawn(async move {
             let _share = share;
             let due = async {
                 tokio::time::sleep(delay).await;

@@ -120,6 +120,7 @@ pub struct Router {
     outgoing: Arc<Outgoing>,
     peers: Arc<Peers<Sent>>,
     me: Weak<Self>,
+    runtime: tokio::runtime::Handle,
 }
 
 /// What the tickets of events on their way to other nodes share.
@@ -181,7 +182,7 @@ impl Deliver for FromPeers {
 }
 
 impl Router {
-    /// A router that knows nobody yet.
+    /// A router that knows nobody yet. Must be called in the tokio runtime of the node.
     pub fn new(node: NodeId, options: Options, metrics: Arc<Metrics>) -> Arc<Self> {
         Arc::new_cyclic(|me| {
             let session = session::Options {
@@ -204,8 +205,15 @@ impl Router {
                 outgoing: Arc::new(Outgoing { calls: Calls::default(), metrics }),
                 peers: Arc::new(Peers::new(node, links, Arc::new(FromPeers(me.clone())))),
                 me: me.clone(),
+                runtime: tokio::runtime::Handle::current(),
             }
         })
+    }
+
+    /// Starts a task where the node's tasks run, whoever asks for it: guests that burn their time run
+    /// elsewhere.
+    pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.runtime.spawn(task);
     }
 
     /// The node that this is the router of.

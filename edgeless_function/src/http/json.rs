@@ -377,7 +377,7 @@ impl<'a> Reader<'a> {
                 Some(value) => value.checked_mul(10),
             };
             let shifted = value.ok_or(NO_NUMBER)?;
-            value = shifted.checked_add(u16::from(byte - b'0'));
+            value = Some(shifted.checked_add(u16::from(byte - b'0')).ok_or(NO_NUMBER)?);
             self.0 = rest;
         }
         // What else a number may have, none of these has.

@@ -116,6 +116,8 @@ struct State<T: Ticket> {
     /// Senders that wait for a target.
     gates: HashMap<Uuid, Arc<Notify>>,
     waiting_for_room: usize,
+    /// How often there was room again.
+    room_made: u64,
     /// Nobody is about to look for something to write.
     is_idle: bool,
     is_closed: bool,
@@ -229,6 +231,7 @@ impl<T: Ticket> Link<T> {
             url,
             gates: HashMap::new(),
             waiting_for_room: 0,
+            room_made: 0,
             is_idle: false,
             is_closed: false,
             unary: None,
@@ -388,15 +391,16 @@ impl<T: Ticket> Shared<T> {
     /// Waits with an event for room, in turn with others.
     async fn wait(&self, mut unsent: Unsent<T>) -> Result<(), Dropped> {
         let deadline = Instant::now() + self.options.emit_wait;
+        let mut place = self.place(&unsent);
+        let mut passed_on = None;
         loop {
-            let place = self.place(&unsent);
             if let Some(place) = &place
                 && tokio::time::timeout_at(deadline, place.gate.notified()).await.is_err()
             {
                 return Err(unsent.drop_for(Dropped::MailboxFull));
             }
-            let has_waited = place.as_ref().is_some_and(|place| place.target.is_some());
-            match self.offer(unsent, has_waited) {
+            let target = place.as_ref().and_then(|place| place.target);
+            match self.offer(unsent, target.is_some()) {
                 Offered::Queued => return Ok(()),
                 Offered::Refused(cause) => return Err(cause),
                 Offered::Full(back) => unsent = back,
@@ -405,7 +409,28 @@ impl<T: Ticket> Shared<T> {
                     return self.send_unary(&unary, unsent).await;
                 }
             }
+            // There was room, but not for this event. The next in line may need less: it is told, once for
+            // each time that room was made, or they would tell each other for ever.
+            match &place {
+                Some(waiting) if self.still_waits(&unsent, waiting) => {
+                    let made = self.lock().room_made;
+                    if passed_on.replace(made) != Some(made) {
+                        waiting.gate.notify_one();
+                    }
+                }
+                _ => {
+                    drop(place.take());
+                    place = self.place(&unsent);
+                }
+            }
         }
+    }
+
+    /// Whether an event waits for the same thing as before.
+    fn still_waits(&self, unsent: &Unsent<T>, place: &Place<'_, T>) -> bool {
+        let Some((event, _)) = &unsent.0 else { return false };
+        let full = self.lock().session.check_room(event, place.target.is_some());
+        matches!((full, place.target), (Err(Full::Target), Some(_)) | (Err(Full::Queue), None))
     }
 
     /// A place among those who wait for what this event needs; `None` if there is room by now.
@@ -446,13 +471,15 @@ impl<T: Ticket> Shared<T> {
 
     /// Tells what the session has decided, and lets those go on who now can.
     fn after(&self, mut state: MutexGuard<'_, State<T>>) {
-        let State { session, gates, .. } = &mut *state;
+        let State { session, gates, room_made, .. } = &mut *state;
         for target in session.freed() {
+            *room_made += 1;
             if let Some(gate) = gates.get(&target) {
                 gate.notify_one();
             }
         }
         if state.waiting_for_room > 0 && state.session.has_room(0) {
+            state.room_made += 1;
             self.room.notify_one();
         }
         if !state.session.has_told() {
@@ -511,6 +538,8 @@ impl<T: Ticket> Shared<T> {
             }
             drop(state);
             self.changed.notify_one();
+            // Whoever writes to it sees that it is over, and lets the other side know.
+            self.desk.wake();
         }
     }
 
@@ -539,8 +568,8 @@ impl<T: Ticket> Shared<T> {
         let mut state = self.lock();
         let taken = state.session.on_frame(link, frame, &mut reading.arrivals);
         if taken.is_ok() {
-            // What was taken may have to be accepted.
-            if state.session.owes_acceptance() && std::mem::take(&mut state.is_idle) {
+            // What was taken may have to be accepted; what was settled may let more be sent.
+            if (state.session.owes_acceptance() || state.session.has_queued()) && std::mem::take(&mut state.is_idle) {
                 self.desk.wake();
             }
         }
@@ -718,6 +747,12 @@ async fn keep<T: Ticket>(shared: Arc<Shared<T>>) {
             }
             let lost_at = shared.lost_at();
             if failures > 0 {
+                if Instant::now() >= lost_at {
+                    // Also a node that agrees to a link each time and then brings nothing.
+                    shared.lose();
+                    failures = 0;
+                    continue;
+                }
                 let next = Instant::now() + backoff(shared.options.retry, failures);
                 tokio::time::timeout_at(next.min(lost_at), shared.changed.notified()).await.ok();
             }

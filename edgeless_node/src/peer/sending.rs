@@ -138,6 +138,11 @@ impl<T: Ticket> Sending<T> {
         (self.held == 0 || fits) && self.events.len() + self.unsettled.len() < self.options.window.total as usize
     }
 
+    /// Whether events wait to be sent.
+    pub(super) fn has_queued(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Queues an event that [`check`](Self::check) let pass.
     pub(super) fn push(&mut self, event: Event, ticket: T) {
         let size = event.payload.len();

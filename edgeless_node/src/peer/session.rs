@@ -428,6 +428,11 @@ impl<T: Ticket> Session<T> {
         self.receiving.owes_acceptance()
     }
 
+    /// Whether events wait to be sent.
+    pub fn has_queued(&self) -> bool {
+        self.sending.has_queued()
+    }
+
     /// What to write to a link now. `settled` is what was settled here since the last call.
     pub fn next_frame(&mut self, link: LinkId, settled: &mut Vec<(Receipt, Said)>) -> Next {
         if !self.has_link(link) {

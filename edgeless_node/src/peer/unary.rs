@@ -11,9 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use edgeless_api::client::Invocation;
-use edgeless_api::error::Code;
 use edgeless_api::event::{Kind, Reply};
 use edgeless_api::{Event, InstanceId};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -66,6 +66,8 @@ pub struct Unary<T: Ticket> {
     budget: Budget,
     hasher: RandomState,
     lanes: Mutex<HashMap<Lane, mpsc::Sender<Waiting<T>>>>,
+    /// Where lanes run, whoever needs them first.
+    runtime: Handle,
     cancel: CancellationToken,
     _ends: DropGuard,
 }
@@ -86,6 +88,7 @@ impl<T: Ticket> Unary<T> {
             budget: Budget::new(options.queued),
             hasher: RandomState::new(),
             lanes: Mutex::default(),
+            runtime: Handle::current(),
             _ends: cancel.clone().drop_guard(),
             cancel,
         }
@@ -139,7 +142,7 @@ impl<T: Ticket> Unary<T> {
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         let start = || {
             let (sender, receiver) = mpsc::channel(capacity);
-            tokio::spawn(drive(receiver, self.invocation.clone(), self.cancel.clone()));
+            self.runtime.spawn(drive(receiver, self.invocation.clone(), self.cancel.clone()));
             sender
         };
         lanes.entry(key).or_insert_with(start).clone()
@@ -176,9 +179,12 @@ async fn drive<T: Ticket>(mut receiver: mpsc::Receiver<Waiting<T>>, invocation: 
         let handled = invocation.handle(waiting.event.clone());
         let fate = match cancel.run_until_cancelled(handled).await {
             Some(Ok(())) => Fate::HandedOver,
-            // It may have arrived all the same.
-            Some(Err(error)) if error.code == Code::Timeout => Fate::Unknown,
             None => Fate::Unknown,
+            // It may have arrived all the same.
+            Some(Err(error)) if !error.code.is_refusal() => {
+                tracing::debug!(target = %waiting.event.target, %error, "an event may not have reached its node");
+                Fate::Unknown
+            }
             Some(Err(error)) => {
                 tracing::debug!(target = %waiting.event.target, %error, "an event did not reach its node");
                 Fate::Dropped(Dropped::PeerLost)

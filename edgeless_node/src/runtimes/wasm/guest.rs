@@ -18,6 +18,7 @@ use wasmtime::{
 };
 
 use super::background::{on_behalf, steps_on_behalf};
+use super::places::Place;
 use super::ticker::Clock;
 use super::{Limits, slices};
 use crate::instance::{Cause, Context, EventKind, Incoming, InstanceError, Payload};
@@ -74,6 +75,9 @@ pub(super) struct Data {
     max_payload: usize,
     /// Whether the initialisation is over: before, there is nobody to call.
     initialised: bool,
+    /// It is asked for a buffer in the middle of a handler, which takes a stack more: what it does must
+    /// end there.
+    is_lending: bool,
 }
 
 impl Data {
@@ -256,6 +260,8 @@ pub(super) struct Guest {
     exports: Exports,
     handlers: Handlers,
     slices: u64,
+    /// Given back together with what it is the place of.
+    _place: Place,
 }
 
 impl Guest {
@@ -282,6 +288,7 @@ impl Guest {
         context: Context,
         limits: Limits,
         clock: Clock,
+        place: Place,
     ) -> std::result::Result<Self, Error> {
         let limit = MemoryLimit { bytes: limits.memory, refused: false };
         let data = Data {
@@ -295,17 +302,17 @@ impl Guest {
             limit,
             max_payload: limits.payload,
             initialised: false,
+            is_lending: false,
         };
         let mut store = Store::new(module.module().engine(), data);
         store.limiter(|data| &mut data.limit);
         store.epoch_deadline_callback(move |mut store| {
             let data = store.data_mut();
-            let slices = clock.charge();
-            if slices == 0 {
+            if !clock.charge() {
                 // Time passed, but not while it ran.
                 return Ok(UpdateDeadline::Continue(1));
             }
-            data.slices_left = data.slices_left.saturating_sub(slices);
+            data.slices_left = data.slices_left.saturating_sub(1);
             if data.slices_left == 0 {
                 return Err(format_err!(
                     "the guest used up the processor time of one handler (wasm_runtime.cpu_limit)"
@@ -327,7 +334,7 @@ impl Guest {
         let data = store.data_mut();
         data.memory = Some(exports.memory);
         data.alloc = Some(exports.alloc.clone());
-        Ok(Self { store, exports, handlers, slices: slices(limits.time) })
+        Ok(Self { store, exports, handlers, slices: slices(limits.time), _place: place })
     }
 
     /// Runs the init handler.
@@ -432,6 +439,9 @@ struct Args<'c> {
 impl<'c> Args<'c> {
     fn new(caller: &'c Caller<'_, Data>) -> Result<Self> {
         let data = caller.data();
+        if data.is_lending {
+            return Err(format_err!("an allocation cannot call the host"));
+        }
         Ok(Self { memory: data.memory()?.data(caller), data })
     }
 
@@ -553,7 +563,10 @@ async fn answer(
         Ok(Some(payload)) => {
             let (memory, alloc) = (caller.data().memory()?, caller.data().alloc.clone());
             let alloc = alloc.ok_or_else(|| format_err!("the guest is not complete yet"))?;
-            let (pointer, length) = put(&mut caller, memory, &alloc, &payload).await?;
+            caller.data_mut().is_lending = true;
+            let lent = put(&mut caller, memory, &alloc, &payload).await;
+            caller.data_mut().is_lending = false;
+            let (pointer, length) = lent?;
             let memory = memory.data_mut(&mut caller);
             slice_mut(memory, out_pointer, 4)?.copy_from_slice(&pointer.to_le_bytes());
             slice_mut(memory, out_length, 4)?.copy_from_slice(&length.to_le_bytes());

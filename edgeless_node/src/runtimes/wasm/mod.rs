@@ -35,7 +35,7 @@ use background::Background;
 use cache::{Cache, Disk};
 use guest::{Entry, Guest};
 use modules::Modules;
-use places::{Place, Places};
+use places::Places;
 use ticker::{Clock, SLICE, Ticker};
 
 /// What guests may use.
@@ -82,7 +82,7 @@ impl Wasm {
         pool.total_core_instances(places.total().saturating_mul(2))
             .total_memories(places.total())
             .total_tables(places.total())
-            .total_stacks(places.total())
+            .total_stacks(places.total().saturating_add(NESTED))
             .max_memory_size(limits.memory);
         let mut config = Config::new();
         config.epoch_interruption(true).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
@@ -145,7 +145,7 @@ impl Program for WasmProgram {
         let clock = ticker.clock();
         let log = context.log.clone();
         // The start section of a module is code of the guest like any other.
-        let instantiate = Guest::instantiate(&self.module, &self.entry, context, *limits, clock.clone());
+        let instantiate = Guest::instantiate(&self.module, &self.entry, context, *limits, clock.clone(), place);
         let began = Instant::now();
         let mut guest = ticker.run(&clock, instantiate).await?;
         starts.observe(&self.class, Step::Instantiate, began.elapsed());
@@ -160,7 +160,7 @@ impl Program for WasmProgram {
         })?;
         starts.observe(&self.class, Step::Init, began.elapsed());
         let guest = Arc::new(Mutex::new(Some(Box::new(guest))));
-        Ok(Box::new(WasmInstance { guest, shared: self.shared.clone(), clock, _place: place }))
+        Ok(Box::new(WasmInstance { guest, shared: self.shared.clone(), clock }))
     }
 }
 
@@ -175,9 +175,11 @@ struct WasmInstance {
     guest: Arc<Mutex<Option<Box<Guest>>>>,
     shared: Arc<Shared>,
     clock: Clock,
-    _place: Place,
 }
 
+/// Stacks beside those of the guests: for buffers that they are asked for in the middle of a handler, which
+/// takes no time.
+const NESTED: u32 = 64;
 /// A guest with a memory up to this size, bytes, is disposed of at once; to unmap a larger one takes a
 /// while.
 const SMALL: usize = 4 << 20;

@@ -7,8 +7,8 @@
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
@@ -24,7 +24,6 @@ const LINGER: u32 = 10;
 #[derive(Debug)]
 pub(super) struct Ticker {
     shared: Arc<Shared>,
-    thread: Thread,
 }
 
 #[derive(Debug)]
@@ -36,6 +35,22 @@ struct Shared {
     is_used: AtomicBool,
     parked: AtomicBool,
     ended: AtomicBool,
+    /// Who ticks; known once it does.
+    thread: OnceLock<Thread>,
+}
+
+impl Shared {
+    /// A guest runs: the clock has to tick.
+    fn wake(&self) {
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.is_used.store(true, Ordering::SeqCst);
+            if self.parked.load(Ordering::SeqCst)
+                && let Some(thread) = self.thread.get()
+            {
+                thread.unpark();
+            }
+        }
+    }
 }
 
 impl Ticker {
@@ -49,11 +64,14 @@ impl Ticker {
             is_used: AtomicBool::new(false),
             parked: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            thread: OnceLock::new(),
         });
         let seen = shared.clone();
         let spawned = thread::Builder::new().name("wasm-ticker".to_string()).spawn(move || tick(&engine, &seen));
         let handle = spawned.map_err(|error| Error::exhausted(format!("cannot start a thread: {error}")))?;
-        Ok(Self { shared, thread: handle.thread().clone() })
+        // It does not park before it has ticked for a while.
+        shared.thread.set(handle.thread().clone()).ok();
+        Ok(Self { shared })
     }
 
     /// The clock of one guest.
@@ -69,21 +87,11 @@ impl Ticker {
     pub(super) async fn run<F: Future>(&self, clock: &Clock, guest: F) -> F::Output {
         let mut guest = pin!(guest);
         std::future::poll_fn(move |context| {
-            self.wake();
+            self.shared.wake();
             clock.resume();
             guest.as_mut().poll(context)
         })
         .await
-    }
-
-    /// A guest is about to run: the clock has to tick.
-    fn wake(&self) {
-        if !self.shared.is_used.load(Ordering::Relaxed) {
-            self.shared.is_used.store(true, Ordering::SeqCst);
-            if self.shared.parked.load(Ordering::SeqCst) {
-                self.thread.unpark();
-            }
-        }
     }
 }
 
@@ -106,16 +114,17 @@ impl Clock {
         self.0.charged.store(self.0.shared.ticks.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// The ticks that passed while the guest ran and that it was not charged for yet.
-    pub(super) fn charge(&self) -> u64 {
+    /// Whether the clock ticked while the guest ran. However often it did counts as one slice: the system
+    /// may have let others run meanwhile.
+    pub(super) fn charge(&self) -> bool {
         // It may be all that runs, for longer than the clock lingers.
-        self.0.shared.is_used.store(true, Ordering::Relaxed);
+        self.0.shared.wake();
         let now = self.0.shared.ticks.load(Ordering::Relaxed);
-        let ticks = now.saturating_sub(self.0.charged.swap(now, Ordering::Relaxed));
-        if ticks > 0 {
+        let has_ticked = self.0.charged.swap(now, Ordering::Relaxed) != now;
+        if has_ticked {
             self.0.burned.store(true, Ordering::Relaxed);
         }
-        ticks
+        has_ticked
     }
 
     /// Whether the guest used up a slice since this was asked last.
@@ -127,7 +136,9 @@ impl Clock {
 impl Drop for Ticker {
     fn drop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
-        self.thread.unpark();
+        if let Some(thread) = self.shared.thread.get() {
+            thread.unpark();
+        }
     }
 }
 
