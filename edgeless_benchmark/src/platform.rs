@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use bytes::Bytes;
 use edgeless_api::client::{Connection, Options, Workflows};
+use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::workflow::{Function, Workflow};
 use edgeless_api::{FunctionClass, Url};
 use tempfile::TempDir;
@@ -47,10 +48,11 @@ impl Platform {
         Ok(platform)
     }
 
-    /// Returns when the controller knows the node.
+    /// Returns when the controller can place something on the node.
     async fn is_complete(&self) -> Result<()> {
         let began = Instant::now();
-        while !self.workflows.nodes(None).await.is_ok_and(|nodes| !nodes.is_empty()) {
+        let has_node = |domain: &DomainCapabilities| domain.num_nodes > 0;
+        while !self.workflows.domains(None).await.is_ok_and(|domains| domains.values().any(has_node)) {
             if began.elapsed() > PATIENCE {
                 bail!("the node did not become known to the controller in {} s", PATIENCE.as_secs());
             }

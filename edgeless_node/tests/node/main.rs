@@ -11,6 +11,7 @@
 mod books;
 mod code;
 mod control;
+mod fairness;
 mod guest_abi;
 mod links;
 mod promises;
