@@ -304,14 +304,14 @@ impl Mailbox {
     ///
     /// # Errors
     /// The event, if there is none; see [`put_later`](Self::put_later).
-    pub fn try_put(&self, delivery: Delivery) -> Result<Result<(), Dropped>, Delivery> {
+    pub fn try_put(&self, delivery: Delivery) -> Result<Result<(), Dropped>, Box<Delivery>> {
         match self.attempt(delivery, Line::Here) {
             Put::Done(waker) => {
                 Put::wake(waker);
                 Ok(Ok(()))
             }
             Put::Closed(delivery) => Ok(Err(self.0.refuse(delivery, Dropped::Stopping))),
-            Put::NoRoom(delivery) => Err(delivery),
+            Put::NoRoom(delivery) => Err(Box::new(delivery)),
         }
     }
 
@@ -322,7 +322,7 @@ impl Mailbox {
     pub async fn put(&self, delivery: Delivery, wait: Duration) -> Result<(), Dropped> {
         match self.try_put(delivery) {
             Ok(done) => done,
-            Err(delivery) => self.put_later(delivery, wait).await,
+            Err(delivery) => self.put_later(*delivery, wait).await,
         }
     }
 

@@ -364,7 +364,7 @@ impl Router {
     async fn send(&self, route: &Route, sending: Sending) -> Result<Option<Expected<'_>>, Dropped> {
         let sent = match self.send_now(route, sending) {
             Ok(sent) => sent.map(|()| None),
-            Err(waits) => Box::pin(self.send_later(waits)).await,
+            Err(waits) => Box::pin(self.send_later(*waits)).await,
         };
         // That a node is lost its ticket counts, whenever it is.
         sent.inspect_err(|cause| {
@@ -375,7 +375,7 @@ impl Router {
     }
 
     /// Sends an event as far as that takes no waiting.
-    fn send_now(&self, route: &Route, sending: Sending) -> Result<Result<(), Dropped>, Waits> {
+    fn send_now(&self, route: &Route, sending: Sending) -> Result<Result<(), Dropped>, Box<Waits>> {
         if sending.payload.len() > self.options.max_payload {
             return Ok(Err(refuse(sending.entry, Dropped::TooLarge)));
         }
@@ -383,14 +383,14 @@ impl Router {
             Route::Instance(target) => *target,
             Route::Row(cell) => match cell.pick() {
                 Some(target) => target,
-                None => return Err(Waits::ForAnInstance(cell.clone(), sending)),
+                None => return Err(Box::new(Waits::Instance(cell.clone(), sending))),
             },
         };
-        if target.node == self.node { self.put(target, sending) } else { Err(Waits::ForAPeer(target, sending)) }
+        if target.node == self.node { self.put(target, sending) } else { Err(Box::new(Waits::Peer(target, sending))) }
     }
 
     /// Puts an event into a mailbox of this node.
-    fn put(&self, target: InstanceId, sending: Sending) -> Result<Result<(), Dropped>, Waits> {
+    fn put(&self, target: InstanceId, sending: Sending) -> Result<Result<(), Dropped>, Box<Waits>> {
         let Some(mailbox) = self.mailbox(target.function) else {
             return Ok(Err(refuse(sending.entry, Dropped::UnknownTarget)));
         };
@@ -401,21 +401,19 @@ impl Router {
         if source == target {
             return Ok(mailbox.put_own(delivery));
         }
-        mailbox.try_put(delivery).map_err(|delivery| Waits::ForRoom(mailbox, delivery))
+        mailbox.try_put(delivery).map_err(|delivery| Box::new(Waits::Room(mailbox, delivery)))
     }
 
     async fn send_later(&self, waits: Waits) -> Result<Option<Expected<'_>>, Dropped> {
         match waits {
-            Waits::ForRoom(mailbox, delivery) => {
-                mailbox.put_later(delivery, self.options.emit_wait).await.map(|()| None)
-            }
-            Waits::ForAPeer(target, sending) => self.send_to_peer(target, sending).await,
-            Waits::ForAnInstance(cell, sending) => match self.resolve(&cell).await {
+            Waits::Room(mailbox, delivery) => mailbox.put_later(*delivery, self.options.emit_wait).await.map(|()| None),
+            Waits::Peer(target, sending) => self.send_to_peer(target, sending).await,
+            Waits::Instance(cell, sending) => match self.resolve(&cell).await {
                 Err(cause) => Err(refuse(sending.entry, cause)),
                 Ok(target) if target.node != self.node => self.send_to_peer(target, sending).await,
                 Ok(target) => match self.put(target, sending) {
                     Ok(sent) => sent.map(|()| None),
-                    Err(waits) => Box::pin(self.send_later(waits)).await,
+                    Err(waits) => Box::pin(self.send_later(*waits)).await,
                 },
             },
         }
@@ -536,9 +534,12 @@ struct Sending {
 /// What an event waits for before it is on its way.
 #[derive(Debug)]
 enum Waits {
-    ForAnInstance(Arc<RowCell>, Sending),
-    ForRoom(Mailbox, Delivery),
-    ForAPeer(InstanceId, Sending),
+    /// For its target to run somewhere.
+    Instance(Arc<RowCell>, Sending),
+    /// For room in the mailbox of its target.
+    Room(Mailbox, Box<Delivery>),
+    /// For its way to another node.
+    Peer(InstanceId, Sending),
 }
 
 /// A moment on another node's clock, by the clock of this one.
