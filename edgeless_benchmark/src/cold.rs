@@ -47,7 +47,8 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     let what = "new instance of a known module, until its first event is handled";
     for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
         let row = Row::new(format!("{what}, {name}"), us(&format!("us_{name}"), &times, q));
-        report.add(row.limit(us(&format!("limit_us_{name}"), &bare, q), &format!("ratio_{name}")));
+        let limit = us(&format!("limit_us_{name}"), &bare, q);
+        report.add(row.limit(limit, &format!("ratio_{name}")).aim(if name == "p50" { "≤ 100 µs" } else { "" }));
     }
     report.add(
         Row::new("the same of a module never seen, p50", ms("compile_ms", &compilations))

@@ -46,7 +46,8 @@ pub(crate) async fn measure(bench: &Bench, instances: usize) -> Result<Report> {
     let mut report = Report::new("density");
     report.add(
         Row::new("resident memory of an idle instance", Figure::new("kib_per_instance", kib, Unit::Kib))
-            .limit(Figure::new("limit_kib_per_instance", limit.kib_each, Unit::Kib), "kib_ratio"),
+            .limit(Figure::new("limit_kib_per_instance", limit.kib_each, Unit::Kib), "kib_ratio")
+            .aim("≤ 32 KiB"),
     );
     report.add(
         Row::new(
@@ -55,7 +56,7 @@ pub(crate) async fn measure(bench: &Bench, instances: usize) -> Result<Report> {
         )
         .limit(Figure::new("limit_start_per_s", limit.per_second, Unit::PerSecond), "start_ratio"),
     );
-    report.add(Row::new("threads of the node", Figure::count("threads", threads)));
+    report.add(Row::new("threads of the node", Figure::count("threads", threads)).aim("≤ 32"));
     report.add(
         Row::new("areas of its memory", Figure::count("maps", maps))
             .limit(Figure::count("limit_maps", limit.maps), "maps_ratio")

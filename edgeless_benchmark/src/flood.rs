@@ -37,7 +37,8 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
             "events of 100 bytes from node to node",
             Figure::new("events_per_s", flood.per_second, Unit::PerSecond),
         )
-        .limit(Figure::new("limit_events_per_s", limit, Unit::PerSecond), "ratio"),
+        .limit(Figure::new("limit_events_per_s", limit, Unit::PerSecond), "ratio")
+        .aim("≥ 300,000/s"),
     );
     report.add(Row::new("events lost", Figure::count("lost", flood.lost)).aim("0"));
     let growth = Figure::new("resident_growth_mib", flood.growth_kib as f64 / 1024.0, Unit::Mib);

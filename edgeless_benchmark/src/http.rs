@@ -66,19 +66,20 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
             report.add(row);
             continue;
         }
-        report.add(row.limit(per_second("limit_req_per_s", &limit), "ratio"));
+        report.add(row.limit(per_second("limit_req_per_s", &limit), "ratio").aim("ratio 0.33"));
         for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
             let row = Row::new(
                 format!("time of a request, clients: {clients}, {name}"),
                 latency(&format!("ms_{name}"), load, q),
             );
-            report.add(row.limit(latency(&format!("limit_ms_{name}"), &limit, q), &format!("{name}_ratio")));
+            let limit = latency(&format!("limit_ms_{name}"), &limit, q);
+            report.add(row.limit(limit, &format!("{name}_ratio")).aim(if name == "p99" { "≤ 3 ms" } else { "" }));
         }
         let row = Row::new(
             format!("processor time of a request in the server, clients: {clients}"),
             processor("cpu_us_per_req", *cpu),
         );
-        report.add(row.limit(processor("limit_cpu_us_per_req", limit_cpu), "cpu_ratio"));
+        report.add(row.limit(processor("limit_cpu_us_per_req", limit_cpu), "cpu_ratio").aim("≤ 20 µs"));
     }
     Ok(report)
 }

@@ -58,7 +58,8 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
                 format!("hops between two nodes, tokens: {tokens}"),
                 Figure::new(format!("hops_per_s_{tokens}"), per_second, Unit::PerSecond),
             )
-            .limit(Figure::new(limit_key, limit.hops_per_second, Unit::PerSecond), &format!("ratio_{tokens}")),
+            .limit(Figure::new(limit_key, limit.hops_per_second, Unit::PerSecond), &format!("ratio_{tokens}"))
+            .aim(if tokens == 64 { "≥ 100,000/s" } else { "" }),
         );
         hops.extend(limit.hops);
     }
@@ -69,7 +70,7 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
         report.add(
             Row::new(format!("time of a hop, one token, {name}"), figure(format!("hop_us_{name}"), &times))
                 .limit(figure(format!("limit_hop_us_{name}"), &hops), &format!("hop_ratio_{name}"))
-                .aim(if name == "p50" { "tens of µs" } else { "" }),
+                .aim(if name == "p50" { "≤ 120 µs" } else { "" }),
         );
     }
     Ok(report)

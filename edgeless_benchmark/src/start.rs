@@ -47,7 +47,7 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     report.add(
         Row::new("`workflow start`, p50; beside it a flush of the disk", ms("ms_p50", quantile(&times, 0.5)))
             .limit(ms("flush_ms", flush), "flush_ratio")
-            .aim("< 5 ms"),
+            .aim("≤ 1.5 ms"),
     );
     report.add(Row::new("`workflow start`, p99", ms("ms_p99", quantile(&times, 0.99))));
     let per_second = Figure::new("per_s", per_second, Unit::PerSecond);

@@ -526,3 +526,21 @@ async fn a_start_that_its_client_gave_up_can_be_repeated() {
     assert_eq!(node.call(id, "x").await, Reply::Empty);
     wait_until("only one is left", || async { node.metric("function_count{").await == 1 }).await;
 }
+
+/// Two that call each other wait for each other: until the time of the call is up, and no longer.
+#[tokio::test]
+async fn a_cycle_of_calls_ends_with_an_error() {
+    let node = TestNode::with(&[("call_timeout", "\"200ms\"")]).await;
+    let (one, other) =
+        (node.start_module(&forwarder(), &[]).await.unwrap(), node.start_module(&forwarder(), &[]).await.unwrap());
+    node.patch(Function, one, &[("out", other)]).await;
+    node.patch(Function, other, &[("out", one)]).await;
+    assert_eq!(node.call(one, "x").await, Reply::Error);
+    wait_until("nothing is left of it", || async { node.metric("events_in_flight").await == 0 }).await;
+    node.patch(Function, other, &[]).await;
+    assert_eq!(node.call(one, "x").await, Reply::Error, "its target traps for want of an output");
+    wait_until("both run again", || async {
+        node.status(one).await.state == State::Running && node.status(other).await.state == State::Running
+    })
+    .await;
+}
