@@ -5,8 +5,10 @@
 //!                             ^              |
 //!                          mailbox        outputs
 //!                             ^              v
-//!  other nodes -> invocation -+--- router <--+
-//!                                    +-> peer -> other nodes
+//!                             +--- router <--+
+//!                                  ^    ^
+//!  other nodes <------- peer <-----+    |
+//!  EDGELESS 1.x nodes -> invocation ----+
 //! ```
 //! - [`instance`]: what a function and a resource have in common, and what makes them:
 //!   [`runtimes`] and [`resources`].

@@ -1,4 +1,4 @@
-//! Events between nodes.
+//! Events one by one, as EDGELESS 1.x nodes send and take them.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
