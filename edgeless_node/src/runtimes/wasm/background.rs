@@ -10,7 +10,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio_util::task::AbortOnDropHandle;
@@ -60,6 +60,17 @@ fn start() -> Option<Runtime> {
     built.inspect_err(|error| tracing::warn!(%error, "no threads for guests that burn their time")).ok()
 }
 
+/// Whether threads of this process may give way and then go on as usual. Linux lets only those do so that
+/// have `CAP_SYS_NICE` or a limit of `nice` that allows it; for all others the threads are threads like any,
+/// among which the system shares its time.
+static MAY_GIVE_WAY: LazyLock<bool> = LazyLock::new(may_give_way);
+
+/// Tries it with a thread that is not needed any more, since it may be stuck then.
+fn may_give_way() -> bool {
+    let probe = std::thread::spawn(|| set_policy(true) && set_policy(false));
+    probe.join().unwrap_or(false)
+}
+
 /// The guest does not run on.
 struct Usual;
 
@@ -90,19 +101,25 @@ pub(super) async fn steps_on_behalf<F: Future>(steps: F) -> F::Output {
 /// priority is not enough: the kernel would let it finish its turn of some milliseconds before one that
 /// wakes.
 #[cfg(target_os = "linux")]
-fn set_gives_way(gives_way: bool) {
+fn set_policy(gives_way: bool) -> bool {
     let policy = if gives_way { libc::SCHED_IDLE } else { libc::SCHED_OTHER };
     let priority = libc::sched_param { sched_priority: 0 };
     #[expect(unsafe_code, reason = "no crate that is well kept offers this call")]
     // SAFETY: 0 is the calling thread, and the parameter outlives the call, which only reads it.
     let result = unsafe { libc::sched_setscheduler(0, policy, &raw const priority) };
-    if result == 0 {
-        GIVES_WAY.set(gives_way);
-    }
+    result == 0
 }
 
 #[cfg(not(target_os = "linux"))]
-fn set_gives_way(_: bool) {}
+fn set_policy(_: bool) -> bool {
+    false
+}
+
+fn set_gives_way(gives_way: bool) {
+    if *MAY_GIVE_WAY && set_policy(gives_way) {
+        GIVES_WAY.set(gives_way);
+    }
+}
 
 impl Drop for Background {
     fn drop(&mut self) {
