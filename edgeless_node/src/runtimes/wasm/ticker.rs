@@ -76,11 +76,7 @@ impl Ticker {
 
     /// The clock of one guest.
     pub(super) fn clock(&self) -> Clock {
-        Clock(Arc::new(Time {
-            shared: self.shared.clone(),
-            charged: AtomicU64::new(0),
-            burned: AtomicBool::new(false),
-        }))
+        Clock(Arc::new(Time { shared: self.shared.clone(), charged: AtomicU64::new(0), met: AtomicBool::new(false) }))
     }
 
     /// Runs what enters a guest, with the clock ticking while it does.
@@ -104,8 +100,8 @@ struct Time {
     shared: Arc<Shared>,
     /// Up to which tick the guest was charged.
     charged: AtomicU64,
-    /// Whether it used up a slice and has not been asked since.
-    burned: AtomicBool,
+    /// Whether a tick met it, and nobody has asked since.
+    met: AtomicBool,
 }
 
 impl Clock {
@@ -122,14 +118,14 @@ impl Clock {
         let now = self.0.shared.ticks.load(Ordering::Relaxed);
         let has_ticked = self.0.charged.swap(now, Ordering::Relaxed) != now;
         if has_ticked {
-            self.0.burned.store(true, Ordering::Relaxed);
+            self.0.met.store(true, Ordering::Relaxed);
         }
         has_ticked
     }
 
-    /// Whether the guest used up a slice since this was asked last.
-    pub(super) fn take_burned(&self) -> bool {
-        self.0.burned.load(Ordering::Relaxed) && self.0.burned.swap(false, Ordering::Relaxed)
+    /// Whether a tick met the guest since this was asked last.
+    pub(super) fn take_met(&self) -> bool {
+        self.0.met.load(Ordering::Relaxed) && self.0.met.swap(false, Ordering::Relaxed)
     }
 }
 
