@@ -162,9 +162,12 @@ struct Handlers {
 }
 
 impl Entry {
-    pub(super) fn new(engine: &Engine) -> Result<Self> {
-        let module = wasmtime::Module::from_binary(engine, include_bytes!(concat!(env!("OUT_DIR"), "/entry.wasm")))?;
-        let mut linker = Linker::new(engine);
+    /// Its code.
+    pub(super) const CODE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/entry.wasm"));
+
+    /// The same, compiled.
+    pub(super) fn new(module: wasmtime::Module) -> Result<Self> {
+        let mut linker = Linker::new(module.engine());
         linker.func_wrap("host", "place", place)?;
         linker.func_wrap("host", "take", take)?;
         Ok(Self { module, linker })

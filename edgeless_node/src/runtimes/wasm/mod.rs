@@ -120,7 +120,7 @@ impl Runtime for Wasm {
         Ok(Arc::new(WasmProgram {
             module,
             class: spec.class.id,
-            entry: self.modules.entry().clone(),
+            entry: self.modules.entry().await?,
             payload,
             shared: self.shared.clone(),
         }))

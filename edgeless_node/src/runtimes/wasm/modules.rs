@@ -48,7 +48,8 @@ impl Kept {
 pub(super) struct Modules {
     engine: Engine,
     linker: Linker<guest::Data>,
-    entry: Arc<Entry>,
+    /// Made for the first function.
+    entry: OnceCell<Arc<Entry>>,
     /// The least recently used first.
     kept: Mutex<VecDeque<Kept>>,
     cache: Option<Arc<Cache>>,
@@ -58,13 +59,27 @@ pub(super) struct Modules {
 impl Modules {
     pub(super) fn new(engine: Engine, cache: Option<Cache>, starts: StartTimes) -> Result<Self, Error> {
         let linker = Guest::linker(&engine).map_err(Error::bug)?;
-        let entry = Arc::new(Entry::new(&engine).map_err(Error::bug)?);
-        Ok(Self { engine, linker, entry, kept: Mutex::default(), cache: cache.map(Arc::new), starts })
+        Ok(Self { engine, linker, entry: OnceCell::new(), kept: Mutex::default(), cache: cache.map(Arc::new), starts })
     }
 
     /// What stands between the host and every guest.
-    pub(super) fn entry(&self) -> &Arc<Entry> {
-        &self.entry
+    ///
+    /// # Errors
+    /// Never in practice: its code is ours.
+    pub(super) async fn entry(&self) -> Result<Arc<Entry>, Error> {
+        let make = || async {
+            let code = Digest::of(Entry::CODE);
+            let module = match self.load(code).await? {
+                Some(module) => module,
+                None => {
+                    let module = self.compile(Bytes::from_static(Entry::CODE)).await?;
+                    self.store(&module, code);
+                    module
+                }
+            };
+            Entry::new(module).map(Arc::new).map_err(Error::bug)
+        };
+        self.entry.get_or_try_init(make).await.cloned()
     }
 
     /// The module of this class, ready to be instantiated.
@@ -91,37 +106,37 @@ impl Modules {
     }
 
     async fn make(&self, class: &FunctionClass) -> Result<Ready, Error> {
-        let code = class.binary.digest();
-        if let Some(module) = self.load(class).await? {
+        let (code, begin) = (class.binary.digest(), Instant::now());
+        if let Some(module) = self.load(code).await? {
+            self.starts.observe(&class.id, Step::Load, begin.elapsed());
             return self.link(&module);
         }
         let bytes = class.binary.bytes().ok_or_else(|| Error::needs_code(code))?;
-        let module = self.compile(class, bytes.clone()).await?;
+        let begin = Instant::now();
+        let module = self.compile(bytes.clone()).await?;
+        self.starts.observe(&class.id, Step::Compile, begin.elapsed());
         let ready = self.link(&module)?;
-        if let Some(cache) = self.cache.clone() {
-            // The start does not wait for the disk.
-            drop(tokio::task::spawn_blocking(move || cache.store(&module, code)));
-        }
+        self.store(&module, code);
         Ok(ready)
     }
 
-    async fn load(&self, class: &FunctionClass) -> Result<Option<Module>, Error> {
+    async fn load(&self, code: Digest) -> Result<Option<Module>, Error> {
         let Some(cache) = self.cache.clone() else { return Ok(None) };
-        let (engine, code, begin) = (self.engine.clone(), class.binary.digest(), Instant::now());
-        let load = tokio::task::spawn_blocking(move || cache.load(&engine, code));
-        let module = load.await.map_err(Error::bug)?;
-        if module.is_some() {
-            self.starts.observe(&class.id, Step::Load, begin.elapsed());
-        }
-        Ok(module)
+        let engine = self.engine.clone();
+        tokio::task::spawn_blocking(move || cache.load(&engine, code)).await.map_err(Error::bug)
     }
 
-    async fn compile(&self, class: &FunctionClass, code: Bytes) -> Result<Module, Error> {
-        let (engine, begin) = (self.engine.clone(), Instant::now());
-        let compile = tokio::task::spawn_blocking(move || build(&engine, &code));
-        let module = compile.await.map_err(Error::bug)??;
-        self.starts.observe(&class.id, Step::Compile, begin.elapsed());
-        Ok(module)
+    async fn compile(&self, code: Bytes) -> Result<Module, Error> {
+        let engine = self.engine.clone();
+        tokio::task::spawn_blocking(move || build(&engine, &code)).await.map_err(Error::bug)?
+    }
+
+    /// Keeps a module on disk. Nobody waits for that.
+    fn store(&self, module: &Module, code: Digest) {
+        if let Some(cache) = self.cache.clone() {
+            let module = module.clone();
+            drop(tokio::task::spawn_blocking(move || cache.store(&module, code)));
+        }
     }
 
     fn link(&self, module: &Module) -> Result<Ready, Error> {
