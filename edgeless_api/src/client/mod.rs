@@ -5,6 +5,7 @@
 
 mod component;
 mod controller;
+mod guest;
 mod node;
 mod orchestrator;
 
@@ -15,6 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
+pub use guest::Guest;
 pub use node::{Invocation, NodeManagement, PeerStream};
 pub use orchestrator::{Domain, NodeRegistry};
 

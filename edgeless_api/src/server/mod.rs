@@ -3,6 +3,7 @@
 
 mod component;
 mod controller;
+mod guest;
 mod node;
 mod orchestrator;
 
@@ -11,13 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{Stream, StreamExt};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
+pub use guest::GuestHost;
 pub use node::{Invocation, NodeManagement, PeerStream};
 pub use orchestrator::{Domain, NodeRegistry};
 
@@ -51,7 +55,21 @@ impl Server {
     /// # Errors
     /// The listener fails.
     pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        self.serve_all(TcpIncoming::from(listener).with_nodelay(Some(true))).await
+    }
+
+    /// Serves at a Unix socket until it is cancelled.
+    ///
+    /// # Errors
+    /// The listener fails.
+    pub async fn serve_unix(self, listener: UnixListener) -> Result<(), Error> {
+        self.serve_all(UnixListenerStream::new(listener)).await
+    }
+
+    async fn serve_all<I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static>(
+        self,
+        incoming: impl Stream<Item = std::io::Result<I>>,
+    ) -> Result<(), Error> {
         tonic::transport::Server::builder()
             .max_concurrent_streams(1024)
             .initial_stream_window_size(self.window)

@@ -11,6 +11,7 @@ pub(crate) mod domain;
 pub(crate) mod error;
 mod event;
 mod frame;
+pub(crate) mod guest;
 pub(crate) mod node;
 mod peer;
 pub(crate) mod status;
