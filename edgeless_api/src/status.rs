@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
 
@@ -123,6 +123,36 @@ pub struct ComponentStatus {
     pub dropped: u64,
     /// What it sent, by output, and what became of that.
     pub outputs: Vec<OutputBooks>,
+    /// What it may use; empty where nothing limits it, or its node did not say in time.
+    pub limits: Vec<Limit>,
+    /// What it uses; `None` where that is not measured, or its node did not say in time.
+    pub usage: Option<Usage>,
+}
+
+/// A limit of what a component may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Limit {
+    /// The annotation that sets it.
+    pub name: String,
+    /// What was asked for.
+    pub asked: String,
+    /// What the kernel enforces, in the same unit; empty: it was not read.
+    pub kernel: String,
+}
+
+/// What a component uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Processor time since it was started.
+    pub cpu: Duration,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// Processes.
+    pub processes: u64,
+    /// Bytes that it received over the network since it was started.
+    pub received: u64,
+    /// Bytes that it sent over the network since it was started.
+    pub sent: u64,
 }
 
 /// The books of an output: what was sent on it, and what became of that. At any moment

@@ -76,6 +76,8 @@ fn silent(component: &ComponentView, state: State, reason: &str) -> ComponentSta
         handled: 0,
         dropped: 0,
         outputs: Vec::new(),
+        limits: Vec::new(),
+        usage: None,
     }
 }
 

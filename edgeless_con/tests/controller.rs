@@ -193,6 +193,8 @@ impl Components for Told {
             handled: 7,
             dropped: 0,
             outputs: Vec::new(),
+            limits: Vec::new(),
+            usage: None,
         }])
     }
 

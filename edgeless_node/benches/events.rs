@@ -123,6 +123,7 @@ async fn hosted(router: &Arc<Router>) -> Hosted {
         outputs,
         log: Log::new("silent", 1),
         state: State::none(),
+        controls: None,
         metrics_type: "NATIVE".to_string(),
         queued: 64 << 20,
         is_untold: false,
@@ -169,7 +170,16 @@ async fn guest() -> Box<dyn Instance> {
     let program = wasm.load(spec).await.unwrap();
     let (id, outputs) = outputs(&router());
     let (log, cancel) = (Log::new("silent", 1), CancellationToken::new());
-    let context = Context { id, name: "silent".to_string(), outputs, state: State::none(), log, cancel };
+    let context = Context {
+        id,
+        component: ComponentId::random(),
+        workflow: WorkflowId::random(),
+        name: "silent".to_string(),
+        outputs,
+        state: State::none(),
+        log,
+        cancel,
+    };
     program.instantiate(context).await.unwrap()
 }
 

@@ -34,6 +34,10 @@ use crate::state::{State, StateStore};
 /// EDGELESS 1.2 orchestrator does not know it should say.
 const UNTOLD_ACTIVATION: Duration = Duration::from_secs(1);
 
+/// How long components have to say what they may use and what they do use. Less than what the one who
+/// asks waits for the status as a whole.
+const MEASURE: Duration = Duration::from_secs(1);
+
 /// A provider that the node offers.
 pub struct Offer {
     /// Its name.
@@ -193,7 +197,16 @@ impl Agent {
         let cancel = self.cancel.child_token();
         let log = Log::new(&context.name, self.options.log_lines);
         let outputs = Outputs::new(id, self.router.clone(), cancel.clone());
-        let base = Context { id, name: context.name.clone(), outputs, state: State::none(), log, cancel };
+        let base = Context {
+            id,
+            component: context.component,
+            workflow: spec.workflow(),
+            name: context.name.clone(),
+            outputs,
+            state: State::none(),
+            log,
+            cancel,
+        };
         let (component, factory) = match spec {
             ComponentSpec::Function(spec) => self.function(spec, context, base).await?,
             ComponentSpec::Resource(spec) => self.resource(spec, context, base)?,
@@ -214,8 +227,11 @@ impl Agent {
             Error::rejected(format!("this node does not run {kind}; it runs: {}", known.join(", ")))
         })?;
         base.state = self.states.state(&spec.state)?;
-        let component = self.component(context, &base, ComponentKind::Function, &kind, 1, None);
         let program = runtime.load(spec).await?;
+        let component = Component {
+            controls: program.controls(),
+            ..self.component(context, &base, ComponentKind::Function, &kind, program.max_in_flight(), None)
+        };
         let factory: Factory = Box::new(move |token| {
             let (program, context) = (program.clone(), incarnation(&base, token));
             Box::pin(async move { program.instantiate(context).await })
@@ -268,6 +284,7 @@ impl Agent {
             outputs: base.outputs.clone(),
             log: base.log.clone(),
             state: base.state.clone(),
+            controls: None,
             metrics_type: metrics_type.to_string(),
             queued: self.router.options().queued,
             is_untold: false,
@@ -407,7 +424,8 @@ impl Components for Agent {
     }
 
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
-        Ok(self.find_all(&ids).iter().map(|hosted| hosted.status()).collect())
+        let deadline = tokio::time::Instant::now() + MEASURE;
+        Ok(join_all(self.find_all(&ids).iter().map(|hosted| hosted.status_in_full(deadline))).await)
     }
 
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use edgeless_api::component::{ComponentKind, Target};
 use edgeless_api::event::Reply;
 use edgeless_api::status::{ComponentStatus, Level, State};
-use edgeless_api::{ComponentId, Error, InstanceId};
+use edgeless_api::{Code, ComponentId, Error, InstanceId};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::fate::Fate;
-use crate::instance::{EventKind, Instance, InstanceError};
+use crate::instance::{Controls, EventKind, Instance, InstanceError};
 use crate::log::Log;
 use crate::mailbox::{Delivery, Receiver, Told, mailbox};
 use crate::metrics::{Dropped, InstanceMetrics};
@@ -34,6 +34,10 @@ use crate::state::State as SavedState;
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
 /// Instances that may break one after the other, without having handled an event in between.
 const ATTEMPTS: u32 = 6;
+/// Time after which an instance counts as one that worked, also when there was no event to handle.
+const SETTLED: Duration = Duration::from_secs(60);
+/// The longest wait for something that a replacement needs and that is away.
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Time in handlers after which others have their turn, also when more events wait.
 const TURN: Duration = Duration::from_micros(200);
 /// Lines of log that a status shows.
@@ -66,6 +70,8 @@ pub struct Component {
     pub log: Log,
     /// What it saves.
     pub state: SavedState,
+    /// What can be asked of it beside its events.
+    pub controls: Option<Arc<dyn Controls>>,
     /// What its measures are filed under: the function type or the class.
     pub metrics_type: String,
     /// The payloads that may wait, bytes.
@@ -149,7 +155,21 @@ impl Hosted {
             handled: self.metrics.handled(),
             dropped: self.metrics.dropped(),
             outputs: component.outputs.ledger().read(),
+            limits: Vec::new(),
+            usage: None,
         }
+    }
+
+    /// Where it stands, with its limits and what it uses as far as these are known in time.
+    pub async fn status_in_full(&self, deadline: tokio::time::Instant) -> ComponentStatus {
+        let mut status = self.status();
+        if let Some(controls) = &self.component.controls {
+            let limits = tokio::time::timeout_at(deadline, controls.limits());
+            let usage = tokio::time::timeout_at(deadline, controls.usage());
+            let (limits, usage) = tokio::join!(limits, usage);
+            (status.limits, status.usage) = (limits.unwrap_or_default(), usage.ok().flatten());
+        }
+        status
     }
 
     /// Resolves when it has ended, stop handler included.
@@ -208,7 +228,12 @@ impl Host {
         let mut current = Some((first, token));
         // The token ends what an incarnation left behind: its delayed casts die with it.
         while let Some((instance, token)) = current.take() {
-            match self.serve(instance.as_ref()).await {
+            let since = Instant::now();
+            let end = self.serve(instance.as_ref()).await;
+            if since.elapsed() >= SETTLED {
+                self.failures = 0;
+            }
+            match end {
                 End::Stopped => {
                     if tokio::time::timeout(self.grace, instance.stop()).await.is_err() {
                         self.hand.log.push(Level::Warn, "edgeless", "the stop handler did not end in time");
@@ -248,6 +273,8 @@ impl Host {
     async fn serve_one_by_one(&mut self, instance: &dyn Instance) -> End {
         let cancel = self.cancel.clone();
         let mut cancelled = pin!(cancel.cancelled());
+        // Made once and watched only while no event waits: it costs the events nothing.
+        let mut broken = instance.broken();
         let mut busy = Duration::ZERO;
         loop {
             if busy > TURN {
@@ -258,6 +285,7 @@ impl Host {
                 biased;
                 () = &mut cancelled => return End::Stopped,
                 delivery = self.receiver.take() => delivery,
+                reason = &mut broken => return End::Broken(reason),
             };
             let Some(delivery) = delivery else { return End::Stopped };
             let mut handling = pin!(self.hand.handle(instance, delivery));
@@ -286,6 +314,7 @@ impl Host {
         let mut in_flight = FuturesUnordered::new();
         let cancel = self.cancel.clone();
         let mut cancelled = pin!(cancel.cancelled());
+        let mut broken = instance.broken();
         loop {
             tokio::select! {
                 biased;
@@ -299,6 +328,7 @@ impl Host {
                     let Some(delivery) = delivery else { break };
                     in_flight.push(self.hand.handle(instance, delivery));
                 }
+                reason = &mut broken => return End::Broken(reason),
             }
         }
         let rest = async { while in_flight.next().await.is_some() {} };
@@ -323,22 +353,40 @@ impl Host {
                 );
                 return None;
             }
-            self.set_status(State::Restarting, &reason);
-            let back_off = FIRST_BACK_OFF.saturating_mul(1 << (self.failures - 1));
-            tokio::select! {
-                () = self.cancel.cancelled() => return None,
-                () = tokio::time::sleep(back_off) => {}
+            match self.make(&reason).await? {
+                Ok(replacement) => return Some(replacement),
+                Err(error) => reason = error.to_string(),
             }
-            let token = self.cancel.child_token();
+        }
+    }
+
+    /// Makes one replacement of what broke for this reason. While something that it needs is away,
+    /// which is no fault of the component, it is tried again. `None`: the component is stopped.
+    async fn make(&mut self, broke: &str) -> Option<Result<(Box<dyn Instance>, DropGuard), Error>> {
+        let cancel = self.cancel.clone();
+        let mut back_off = FIRST_BACK_OFF.saturating_mul(1 << (self.failures - 1));
+        let mut away = String::new();
+        self.set_status(State::Restarting, broke);
+        loop {
+            cancel.run_until_cancelled(tokio::time::sleep(back_off)).await?;
+            let token = cancel.child_token();
             let guard = token.clone().drop_guard();
-            let cancel = self.cancel.clone();
             match cancel.run_until_cancelled((self.factory)(token)).await? {
                 Ok(instance) => {
                     self.hand.metrics.count_restart();
-                    self.set_status(State::Running, &reason);
-                    return Some((instance, guard));
+                    self.set_status(State::Running, broke);
+                    return Some(Ok((instance, guard)));
                 }
-                Err(error) => reason = error.to_string(),
+                Err(error) if error.code == Code::Unavailable => {
+                    if away != error.message {
+                        self.set_status(State::Restarting, &error.message);
+                        let line = format!("it cannot be started again yet: {error}");
+                        self.hand.log.push(Level::Warn, "edgeless", line);
+                        away = error.message;
+                    }
+                    back_off = back_off.saturating_mul(2).min(LONGEST_WAIT);
+                }
+                Err(error) => return Some(Err(error)),
             }
         }
     }

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use edgeless_api::component::{FunctionSpec, ResourceSpec};
-use edgeless_api::{Error, InstanceId};
+use edgeless_api::component::{Annotations, FunctionSpec, ResourceSpec};
+use edgeless_api::status::{Limit, Usage};
+use edgeless_api::{ComponentId, Error, InstanceId, WorkflowId};
 use tokio_util::sync::CancellationToken;
 
 pub use crate::event::{Cause, EventKind, Incoming, Payload};
@@ -35,6 +36,12 @@ pub trait Instance: Send + Sync {
     /// `max_in_flight` of their class.
     async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError>;
 
+    /// Resolves when it broke by itself, not in a handler, with the reason. Asked for once, and watched
+    /// while the instance waits for events.
+    async fn broken(&self) -> String {
+        std::future::pending().await
+    }
+
     /// Ends. Called once, when no event is being handled.
     async fn stop(&self) {}
 }
@@ -44,6 +51,10 @@ pub trait Instance: Send + Sync {
 pub struct Context {
     /// Who it is.
     pub id: InstanceId,
+    /// The component that it is an instance of.
+    pub component: ComponentId,
+    /// The workflow that its component belongs to.
+    pub workflow: WorkflowId,
     /// Its component's name in the workflow.
     pub name: String,
     /// Where it emits. Sources emit here too, and are held back until the workflow is wired.
@@ -77,6 +88,33 @@ pub trait Program: Send + Sync {
     /// # Errors
     /// Its initialisation fails, with the reason, or there is no room for it.
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error>;
+
+    /// How many events an instance handles at once.
+    fn max_in_flight(&self) -> usize {
+        1
+    }
+
+    /// What can be asked of it beside its events; `None`: nothing.
+    fn controls(&self) -> Option<Arc<dyn Controls>> {
+        None
+    }
+}
+
+/// What can be asked of a function beside its events, where its runtime sets limits.
+#[async_trait]
+pub trait Controls: Send + Sync {
+    /// Changes limits while it runs, and for its replacements; returns all limits as the kernel has
+    /// them then. A repeat is harmless.
+    ///
+    /// # Errors
+    /// One of the limits is unknown or cannot have that value; then none is changed.
+    async fn set_limits(&self, changes: &Annotations) -> Result<Vec<Limit>, Error>;
+
+    /// Its limits.
+    async fn limits(&self) -> Vec<Limit>;
+
+    /// What it uses; `None`: it does not run.
+    async fn usage(&self) -> Option<Usage>;
 }
 
 /// Opens resources of one class: a file in `resources/`.

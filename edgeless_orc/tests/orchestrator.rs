@@ -148,6 +148,8 @@ impl Components for Played {
             handled: 7,
             dropped: 1,
             outputs: vec![],
+            limits: vec![],
+            usage: None,
         };
         Ok(known.map(status).collect())
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use super::{pb, uuid};
 use crate::error::Error;
 use crate::id::{ComponentId, DomainId, NodeId};
-use crate::status::{ComponentStatus, Level, LogLine, OutputBooks, Placement};
+use crate::status::{ComponentStatus, Level, Limit, LogLine, OutputBooks, Placement, Usage};
 
 const LEVELS: [Level; 5] = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
 
@@ -48,6 +48,8 @@ impl From<ComponentStatus> for pb::ComponentStatus {
             handled: status.handled,
             dropped: status.dropped,
             outputs: status.outputs.into_iter().map(Into::into).collect(),
+            limits: status.limits.into_iter().map(Into::into).collect(),
+            usage: status.usage.map(Into::into),
         }
     }
 }
@@ -68,7 +70,37 @@ impl TryFrom<pb::ComponentStatus> for ComponentStatus {
             handled: status.handled,
             dropped: status.dropped,
             outputs: status.outputs.into_iter().map(Into::into).collect(),
+            limits: status.limits.into_iter().map(Into::into).collect(),
+            usage: status.usage.map(Into::into),
         })
+    }
+}
+
+impl From<Limit> for pb::Limit {
+    fn from(limit: Limit) -> Self {
+        let Limit { name, asked, kernel } = limit;
+        Self { name, asked, kernel }
+    }
+}
+
+impl From<pb::Limit> for Limit {
+    fn from(limit: pb::Limit) -> Self {
+        let pb::Limit { name, asked, kernel } = limit;
+        Self { name, asked, kernel }
+    }
+}
+
+impl From<Usage> for pb::Usage {
+    fn from(usage: Usage) -> Self {
+        let Usage { cpu, memory, processes, received, sent } = usage;
+        Self { cpu_ns: u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX), memory, processes, received, sent }
+    }
+}
+
+impl From<pb::Usage> for Usage {
+    fn from(usage: pb::Usage) -> Self {
+        let pb::Usage { cpu_ns, memory, processes, received, sent } = usage;
+        Self { cpu: Duration::from_nanos(cpu_ns), memory, processes, received, sent }
     }
 }
 

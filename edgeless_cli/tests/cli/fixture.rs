@@ -397,6 +397,8 @@ impl Workflows for Controller {
             handled: 5,
             dropped: 0,
             outputs: vec![],
+            limits: vec![],
+            usage: None,
         };
         let failed = ComponentStatus {
             state: State::Failed,

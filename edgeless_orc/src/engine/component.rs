@@ -147,6 +147,8 @@ impl Component {
             handled: 0,
             dropped: 0,
             outputs: Vec::new(),
+            limits: Vec::new(),
+            usage: None,
         }
     }
 
