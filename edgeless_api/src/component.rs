@@ -14,6 +14,12 @@ pub type Annotations = BTreeMap<String, String>;
 /// The function type of WebAssembly modules.
 pub const RUST_WASM: &str = "RUST_WASM";
 
+/// The function type of functions in containers.
+pub const CONTAINER: &str = "CONTAINER";
+
+/// The function type of containers that take no events.
+pub const SERVICE: &str = "SERVICE";
+
 /// The annotation whose bytes a function is given when it starts.
 pub const INIT_PAYLOAD: &str = "init-payload";
 

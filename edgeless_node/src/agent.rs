@@ -378,6 +378,9 @@ impl Agent {
         if let Some(hosted) = self.take(kind, id.function)? {
             hosted.stop().await;
             hosted.component().state.forget().await;
+            if let Some(controls) = &hosted.component().controls {
+                controls.forget().await;
+            }
             tracing::info!(name = %hosted.component().name, instance = %id.function, "{kind} stopped");
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use toml::Value;
 
 use crate::capabilities::{self, Overrides};
 use crate::resources::{CLASSES, Class, Settings};
+use crate::runtimes::container::limits::Limits as ContainerLimits;
+use crate::runtimes::container::options::{Ports, Reach, Subnet};
 use crate::runtimes::wasm::cache::Disk;
 
 /// A node's configuration.
@@ -132,14 +135,72 @@ impl Default for WasmRuntime {
 }
 
 /// `[container_runtime]`
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ContainerRuntime {
-    /// Not available yet.
+    /// Whether the node runs functions and services in containers.
     pub enabled: bool,
-    /// Where containers reach the node.
+    /// Where containers reach the node; not set: at the gateway of their network, on a free port.
     #[serde(deserialize_with = "url::optional")]
     pub guest_api_host_url: Option<Url>,
+    /// Where the Docker engine listens.
+    pub docker_socket: PathBuf,
+    /// Where the sockets of functions are that are made with our SDK.
+    pub socket_directory: PathBuf,
+    /// Containers at the same time.
+    pub max_containers: usize,
+    /// How long a container may take until it serves.
+    #[serde(with = "humantime_serde")]
+    pub start_timeout: Duration,
+    /// How long containers of an earlier run of this node wait to be taken over before they are removed.
+    #[serde(with = "humantime_serde")]
+    pub adopt_within: Duration,
+    /// Whether a server that shows no token may be attached.
+    pub allow_untokened: bool,
+    /// Whether a container may run as root.
+    pub allow_root: bool,
+    /// The devices that containers may ask for.
+    pub devices: Vec<String>,
+    /// The capabilities that containers may ask for.
+    pub capabilities: Vec<String>,
+    /// What containers reach that say nothing about it.
+    pub network: Reach,
+    /// What their networks are carved from.
+    pub subnet: Subnet,
+    /// The ports that services may publish.
+    pub publish_ports: Ports,
+    /// Where they are published.
+    pub publish_address: IpAddr,
+    /// Limits of containers that say nothing about them.
+    #[serde(deserialize_with = "ContainerLimits::defaults")]
+    pub defaults: ContainerLimits,
+    /// What they may not ask more than.
+    #[serde(deserialize_with = "ContainerLimits::maxima")]
+    pub maxima: ContainerLimits,
+}
+
+impl Default for ContainerRuntime {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            guest_api_host_url: None,
+            docker_socket: PathBuf::from("/var/run/docker.sock"),
+            socket_directory: PathBuf::from("/run/edgeless"),
+            max_containers: 100,
+            start_timeout: Duration::from_secs(30),
+            adopt_within: Duration::from_secs(30),
+            allow_untokened: false,
+            allow_root: false,
+            devices: Vec::new(),
+            capabilities: Vec::new(),
+            network: Reach::Full,
+            subnet: Subnet::DEFAULT,
+            publish_ports: Ports::UNPRIVILEGED,
+            publish_address: IpAddr::from([0, 0, 0, 0]),
+            defaults: ContainerLimits::usual(),
+            maxima: ContainerLimits::default(),
+        }
+    }
 }
 
 /// `[limits]`
@@ -308,8 +369,14 @@ impl edgeless_daemon::config::Config for Config {
         if self.telemetry.performance_samples {
             return Err("telemetry.performance_samples: not available yet: set it to false".into());
         }
-        if self.container_runtime.enabled {
-            return Err("container_runtime.enabled: not available yet: set it to false".into());
+        let ContainerRuntime { defaults, maxima, max_containers, .. } = &self.container_runtime;
+        if let Err(error) = defaults.clone().within(maxima) {
+            return Err(format!("container_runtime.defaults.{error}"));
+        }
+        if *max_containers == 0 {
+            return Err(
+                "container_runtime.max_containers: must be at least 1; `enabled = false` turns the runtime off".into()
+            );
         }
         if self.wasm_runtime.max_instances == 0 {
             return Err(
@@ -322,6 +389,8 @@ impl edgeless_daemon::config::Config for Config {
         }
         for (key, time) in [
             ("wasm_runtime.cpu_limit", self.wasm_runtime.cpu_limit),
+            ("container_runtime.start_timeout", self.container_runtime.start_timeout),
+            ("container_runtime.adopt_within", self.container_runtime.adopt_within),
             ("limits.emit_wait", self.limits.emit_wait),
             ("limits.peer_lost_after", self.limits.peer_lost_after),
             ("limits.call_timeout", self.limits.call_timeout),
@@ -391,9 +460,43 @@ enabled = true
 # cache_size = "256MiB"
 
 [container_runtime]
-# Whether this node runs functions in containers. Not available yet.
+# Whether this node runs functions and services in containers, on the Docker engine of this machine.
 enabled = false
+# Where containers reach this node; empty: at the gateway of their network, on a free port.
 guest_api_host_url = ""
+# docker_socket = "/var/run/docker.sock"
+# Where the sockets of functions are that are made with our SDK.
+# socket_directory = "/run/edgeless"
+# Containers at the same time, and how long one may take until it serves.
+# max_containers = 100
+# start_timeout = "30s"
+# How long containers of an earlier run of this node wait to be taken over before they are removed.
+# adopt_within = "30s"
+# Whether functions may attach servers that show no token: any local process may then speak as they do.
+# allow_untokened = false
+# Whether containers may run as root; which devices and capabilities they may ask for.
+# allow_root = false
+# devices = []
+# capabilities = []
+# What containers reach that say nothing about it: none, platform (this node's guest API) or full.
+# network = "full"
+# The addresses that their networks are carved from.
+# subnet = "10.231.0.0/16"
+# The ports of this machine that services may publish, and at which of its addresses.
+# publish_ports = "1024-65535"
+# publish_address = "0.0.0.0"
+
+# Limits of containers that say nothing about them: cpu, cpu_shares, cpuset, memory, pids, disk,
+# network_bandwidth_up, network_bandwidth_down.
+[container_runtime.defaults]
+# memory = "256MiB"
+# pids = 256
+# cpu_shares = 1024
+
+# What containers may not ask more than. No key: as much as there is.
+[container_runtime.maxima]
+# cpu = 1
+# memory = "1GiB"
 
 # What resources this node offers. A class whose provider has no name is not offered.
 [resources]

@@ -115,6 +115,9 @@ pub trait Controls: Send + Sync {
 
     /// What it uses; `None`: it does not run.
     async fn usage(&self) -> Option<Usage>;
+
+    /// Removes what outlives its instances: the component is stopped for good.
+    async fn forget(&self) {}
 }
 
 /// Opens resources of one class: a file in `resources/`.

@@ -1,0 +1,741 @@
+//! One container: planned, created, limited, watched, and removed.
+//!
+//! A [`Plan`] is data, and what the engine is asked for follows from it alone. A [`Container`] is what
+//! runs: it is removed when it is dropped, whatever became of it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use bollard::container::LogOutput;
+use bollard::errors::Error as DockerError;
+use bollard::models::{
+    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping, EndpointSettings, HealthConfig,
+    HealthStatusEnum, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkingConfig, PortBinding, RestartPolicy,
+    RestartPolicyNameEnum, VolumeCreateRequest,
+};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    StopContainerOptionsBuilder,
+};
+use edgeless_api::status::{Level, Limit, Usage};
+use edgeless_api::{ComponentId, Error, WorkflowId};
+use futures_util::StreamExt;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::Shared;
+use super::cgroup::Cgroup;
+use super::engine::{Exit, NODE};
+use super::image::Image;
+use super::limits::{self, Bytes, Cpu, CpuSet, Limits, Pids, Rate, Shares};
+use super::network::{Joined, short};
+use super::options::{Check, Kind, Options, Reach, is_root};
+use super::shaping::{self, Bandwidth};
+use crate::log::Log;
+
+/// Labels beside the node's.
+pub(super) const COMPONENT: &str = "org.edgeless.component";
+pub(super) const PLAN: &str = "org.edgeless.plan";
+const WORKFLOW: &str = "org.edgeless.workflow";
+const NAME: &str = "org.edgeless.name";
+
+/// Where a container finds the socket of its node.
+const INSIDE: &str = "/run/edgeless";
+/// The socket there.
+pub(super) const SOCKET: &str = "host.sock";
+/// Who a container runs as whose image says nothing or root: nobody.
+const NOBODY: &str = "65534:65534";
+/// Microseconds in which a quota holds.
+const PERIOD: u64 = 100_000;
+/// Lines of a container's output that a reason shows.
+const LAST_LINES: usize = 10;
+/// Lines of output that are taken in a second; a container that says more waits, or loses lines.
+const LINES_PER_SECOND: u32 = 500;
+/// How long a process may take to end when it is told to, seconds.
+const TERM: i32 = 2;
+/// How often a removal is tried.
+const REMOVALS: u32 = 5;
+
+/// What a container is to be.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) component: ComponentId,
+    pub(super) workflow: WorkflowId,
+    /// The component's name in its workflow, by which the workflow's containers find it.
+    pub(super) name: String,
+    pub(super) kind: Kind,
+    pub(super) image: Image,
+    pub(super) options: Options,
+    pub(super) limits: Limits,
+}
+
+impl Plan {
+    /// Whether its function speaks through a socket.
+    pub(super) fn has_socket(&self) -> bool {
+        self.kind == Kind::Function && self.image.is_sdk
+    }
+
+    /// What it is really part of: who has a socket needs no network to reach its node.
+    pub(super) fn reach(&self) -> Reach {
+        match self.options.reach {
+            Reach::Platform if self.has_socket() => Reach::None,
+            reach => reach,
+        }
+    }
+
+    /// What is wrong with it, as far as that can be known before.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        let image = &self.image.name;
+        if self.options.reach == Reach::None && self.kind == Kind::Function && !self.has_socket() {
+            return Err(Error::rejected(format!(
+                "network: none is for services and for functions that are made with our SDK, whose image is labelled; \
+                 {image} is not: use network=platform"
+            )));
+        }
+        if self.reach() == Reach::None
+            && (self.limits.network_bandwidth_up.is_some() || self.limits.network_bandwidth_down.is_some())
+        {
+            return Err(Error::rejected("network_bandwidth: there is no network to be limited: leave it out"));
+        }
+        if self.kind == Kind::Function && !self.has_socket() && self.port().is_none() {
+            return Err(Error::rejected(format!(
+                "the image {image} exposes no port: say with the annotation 'port' where its function listens"
+            )));
+        }
+        let service = &self.options.service;
+        let needs_network = !service.published.is_empty()
+            || service.ingress.is_some()
+            || matches!(service.check, Check::Tcp(_) | Check::Http(..));
+        if needs_network && self.reach() == Reach::None {
+            return Err(Error::rejected("network: none leaves no way to the service's ports: use another"));
+        }
+        Ok(())
+    }
+
+    /// The port where its function listens.
+    pub(super) fn port(&self) -> Option<u16> {
+        self.options.port.or_else(|| self.image.ports.first().copied())
+    }
+
+    /// Names all that cannot be changed while it runs: equal plans make equal containers.
+    pub(super) fn digest(&self) -> String {
+        let Self { component, workflow, name, kind, image, options, limits: Limits { disk, .. } } = self;
+        let text = format!("{component} {workflow} {name} {kind:?} {} {options:?} {disk:?}", image.id);
+        Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn user(&self) -> String {
+        match &self.options.user {
+            Some(user) => user.clone(),
+            None if is_root(&self.image.user) => NOBODY.to_string(),
+            None => self.image.user.clone(),
+        }
+    }
+
+    /// The name of a volume at the engine.
+    fn volume(&self, name: &str) -> String {
+        format!("edgeless-{}-{name}", self.workflow)
+    }
+
+    /// What the engine is asked for.
+    fn body(&self, shared: &Shared, joined: Option<&Joined>, socket: Option<&PathBuf>) -> ContainerCreateBody {
+        let text = |value: &str| value.to_string();
+        let labels = HashMap::from([
+            (text(NODE), shared.node.to_string()),
+            (text(COMPONENT), self.component.to_string()),
+            (text(WORKFLOW), self.workflow.to_string()),
+            (text(NAME), self.name.clone()),
+            (text(PLAN), self.digest()),
+        ]);
+        let service = &self.options.service;
+        let health = match (&service.check, self.kind) {
+            (Check::Command(command), Kind::Service) => Some(HealthConfig {
+                test: Some(vec![text("CMD-SHELL"), command.clone()]),
+                interval: i64::try_from(service.interval.as_nanos()).ok(),
+                timeout: i64::try_from(service.timeout.as_nanos()).ok(),
+                retries: Some(3),
+                ..HealthConfig::default()
+            }),
+            _ => None,
+        };
+        let endpoints = joined.map(|joined| {
+            let settings = EndpointSettings { aliases: Some(vec![self.name.clone()]), ..EndpointSettings::default() };
+            NetworkingConfig { endpoints_config: Some(HashMap::from([(joined.name.clone(), settings)])) }
+        });
+        ContainerCreateBody {
+            image: Some(self.image.id.clone()),
+            user: Some(self.user()),
+            env: Some(self.options.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()),
+            cmd: self.options.command.clone(),
+            labels: Some(labels),
+            healthcheck: health,
+            exposed_ports: Some(service.published.iter().map(|port| format!("{}/{}", port.container, port.protocol)).collect()),
+            host_config: Some(self.host(shared, joined, socket)),
+            networking_config: endpoints,
+            ..ContainerCreateBody::default()
+        }
+    }
+
+    fn host(&self, shared: &Shared, joined: Option<&Joined>, socket: Option<&PathBuf>) -> HostConfig {
+        let Self { options, limits, .. } = self;
+        let text = |value: &str| value.to_string();
+        let mut mounts: Vec<Mount> = options
+            .service
+            .volumes
+            .iter()
+            .map(|volume| Mount {
+                typ: Some(MountType::VOLUME),
+                source: Some(self.volume(&volume.name)),
+                target: Some(volume.path.clone()),
+                read_only: Some(volume.is_read_only),
+                ..Mount::default()
+            })
+            .collect();
+        mounts.extend(socket.map(|directory| Mount {
+            typ: Some(MountType::BIND),
+            source: Some(directory.display().to_string()),
+            target: Some(text(INSIDE)),
+            // It can be connected to nevertheless.
+            read_only: Some(true),
+            ..Mount::default()
+        }));
+        let address = shared.settings.publish_address.to_string();
+        let mut ports: BTreeMap<String, Vec<PortBinding>> = BTreeMap::new();
+        for port in &options.service.published {
+            let binding = PortBinding { host_ip: Some(address.clone()), host_port: port.host.map(|port| port.to_string()) };
+            ports.entry(format!("{}/{}", port.container, port.protocol)).or_default().push(binding);
+        }
+        let device = |path: &String| DeviceMapping {
+            path_on_host: Some(path.clone()),
+            path_in_container: Some(path.clone()),
+            cgroup_permissions: Some(text("rw")),
+        };
+        let memory = limits.memory.map(|memory| signed(memory.0));
+        HostConfig {
+            // Not NanoCpus: what is set by them cannot be taken away again.
+            cpu_period: limits.cpu.map(|_| signed(PERIOD)),
+            cpu_quota: limits.cpu.map(|cpu| quota(cpu)),
+            cpu_shares: limits.cpu_shares.map(|shares| signed(shares.0)),
+            cpuset_cpus: limits.cpuset.as_ref().map(|set| set.0.clone()),
+            memory,
+            // As much with swap as without: none.
+            memory_swap: memory,
+            pids_limit: limits.pids.map(|pids| signed(pids.0)),
+            storage_opt: limits.disk.map(|disk| HashMap::from([(text("size"), disk.0.to_string())])),
+            readonly_rootfs: Some(options.is_read_only),
+            tmpfs: Some(HashMap::from([(
+                text("/tmp"),
+                format!("rw,nosuid,nodev,mode=1777,size={}", options.tmp.0),
+            )])),
+            cap_drop: Some(vec![text("ALL")]),
+            cap_add: Some(options.capabilities.clone()),
+            security_opt: Some(vec![text("no-new-privileges:true")]),
+            privileged: Some(false),
+            devices: Some(options.devices.iter().map(device).collect()),
+            mounts: Some(mounts),
+            port_bindings: Some(ports.into_iter().map(|(port, bindings)| (port, Some(bindings))).collect()),
+            network_mode: Some(joined.map_or_else(|| text("none"), |joined| joined.name.clone())),
+            // An engine may forward questions about names from a network that leads nowhere.
+            dns: joined.filter(|joined| joined.is_platform).map(|_| vec![text("192.0.2.1")]),
+            log_config: Some(HostConfigLogConfig {
+                typ: Some(text("json-file")),
+                config: Some(HashMap::from([(text("max-size"), text("1m")), (text("max-file"), text("2"))])),
+            }),
+            // The node sees to that, by the policy of all functions.
+            restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+            ..HostConfig::default()
+        }
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn quota(cpu: Cpu) -> i64 {
+    signed(cpu.nanos.saturating_mul(PERIOD) / 1_000_000_000)
+}
+
+/// What the engine is asked to change. What is not limited any more has to be said as well.
+fn update(limits: &Limits, processors: i64) -> ContainerUpdateBody {
+    let memory = limits.memory.map_or(-1, |memory| signed(memory.0));
+    ContainerUpdateBody {
+        cpu_period: Some(signed(PERIOD)),
+        cpu_quota: Some(limits.cpu.map_or(-1, quota)),
+        cpu_shares: Some(limits.cpu_shares.map_or(1024, |shares| signed(shares.0))),
+        cpuset_cpus: Some(limits.cpuset.as_ref().map_or_else(|| format!("0-{}", processors.max(1) - 1), |set| set.0.clone())),
+        memory: Some(memory),
+        memory_swap: Some(memory),
+        pids_limit: Some(limits.pids.map_or(-1, |pids| signed(pids.0))),
+        ..ContainerUpdateBody::default()
+    }
+}
+
+/// A container that runs, or did.
+pub(super) struct Container {
+    shared: Arc<Shared>,
+    plan: Plan,
+    /// What the engine knows it by.
+    id: String,
+    process: u32,
+    /// Its address in its network.
+    pub(super) address: Option<IpAddr>,
+    /// Where it finds the node.
+    pub(super) gateway: Option<IpAddr>,
+    exit: watch::Receiver<Option<Exit>>,
+    log: Log,
+    cancel: CancellationToken,
+    removal: Mutex<Option<Removal>>,
+}
+
+/// What a check says.
+pub(super) enum Health {
+    /// There is none.
+    Unchecked,
+    Good,
+    /// Why not.
+    Bad(String),
+}
+
+/// What has to be undone.
+struct Removal {
+    name: String,
+    socket: Option<PathBuf>,
+    /// Kept until it is gone.
+    _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+/// A container of an earlier run of this node that still runs.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) plan: String,
+}
+
+impl Container {
+    /// Creates and starts it, or takes over one that does the same.
+    ///
+    /// `turn` is held until it is gone, so that its successor does not meet it. `at_socket` makes the socket
+    /// of a guest that needs one, in the directory that its container sees.
+    pub(super) async fn start(
+        shared: &Arc<Shared>,
+        plan: Plan,
+        turn: OwnedSemaphorePermit,
+        log: Log,
+        found: Option<Found>,
+        at_socket: impl FnOnce(&Path) -> Result<(), Error> + Send,
+    ) -> Result<Self, Error> {
+        let docker = shared.engine.docker().await?;
+        let place = shared.places.clone().try_acquire_owned().map_err(|_| {
+            let limit = shared.settings.max_containers;
+            Error::exhausted(format!("the node runs {limit} containers, the limit is container_runtime.max_containers"))
+        })?;
+        let joined = shared.networks.join(plan.reach(), plan.workflow).await?;
+        let name = found.as_ref().map_or_else(|| name(shared, &plan), |found| found.name.clone());
+        let socket = plan.has_socket().then(|| shared.settings.socket_directory.join(&name));
+        shared.known(|known| known.insert(name.clone()));
+        // From here on everything is undone when it is dropped.
+        let mut container = Self {
+            shared: shared.clone(),
+            id: name.clone(),
+            process: 0,
+            address: None,
+            gateway: joined.as_ref().map(|joined| joined.gateway),
+            exit: watch::channel(None).1,
+            log,
+            cancel: CancellationToken::new(),
+            removal: Mutex::new(Some(Removal { name: name.clone(), socket: socket.clone(), _places: (turn, place) })),
+            plan,
+        };
+        if let Some(socket) = &socket {
+            // Before the guest looks for it.
+            at_socket(socket)?;
+        }
+        container.begin(&docker, &name, joined.as_ref(), socket.as_ref(), found).await?;
+        Ok(container)
+    }
+
+    async fn begin(
+        &mut self,
+        docker: &Docker,
+        name: &str,
+        joined: Option<&Joined>,
+        socket: Option<&PathBuf>,
+        found: Option<Found>,
+    ) -> Result<(), Error> {
+        let engine = &self.shared.engine;
+        if let Some(found) = &found {
+            self.id.clone_from(&found.id);
+            self.exit = engine.watch(&self.id);
+        } else {
+            self.make_volumes(docker).await?;
+            let options = CreateContainerOptionsBuilder::new().name(name).build();
+            let created = docker.create_container(Some(options), self.plan.body(&self.shared, joined, socket)).await;
+            self.id = created.map_err(|error| self.refused(error))?.id;
+            self.exit = engine.watch(&self.id);
+            let started = docker.start_container(&self.id, None).await;
+            started.map_err(|error| self.refused(error))?;
+        }
+        let seen = docker.inspect_container(&self.id, None::<InspectContainerOptions>).await;
+        let seen = seen.map_err(|error| engine.error(error))?;
+        self.see(&seen, joined);
+        self.follow_log(docker.clone(), found.is_some());
+        if self.process == 0 {
+            // It has ended already: the watch is about to say so.
+            return Err(self.failure("it ended at once").await);
+        }
+        if found.is_some() {
+            self.update(docker).await?;
+        }
+        self.enforce().await
+    }
+
+    fn see(&mut self, seen: &ContainerInspectResponse, joined: Option<&Joined>) {
+        let state = seen.state.clone().unwrap_or_default();
+        self.process = state.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
+        let networks = seen.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
+        let endpoint = networks.zip(joined).and_then(|(networks, joined)| networks.get(&joined.name));
+        self.address = endpoint.and_then(|endpoint| endpoint.ip_address.as_ref()?.parse().ok());
+    }
+
+    /// An error of the engine about what the plan asks for.
+    fn refused(&self, error: DockerError) -> Error {
+        let error = self.shared.engine.error(error);
+        if self.plan.limits.disk.is_some() && error.message.contains("storage-opt") {
+            return Error::rejected(format!(
+                "disk: the storage driver of this node's Docker engine cannot limit it: leave it out ({})",
+                error.message
+            ));
+        }
+        error.context(format!("the container of the image {}", self.plan.image.name))
+    }
+
+    /// Volumes belong to who the container runs as, if the node may see to that.
+    async fn make_volumes(&self, docker: &Docker) -> Result<(), Error> {
+        for volume in &self.plan.options.service.volumes {
+            let name = self.plan.volume(&volume.name);
+            let exists = docker.inspect_volume(&name).await.is_ok();
+            let request = VolumeCreateRequest {
+                name: Some(name),
+                labels: Some(HashMap::from([
+                    (NODE.to_string(), self.shared.node.to_string()),
+                    (WORKFLOW.to_string(), self.plan.workflow.to_string()),
+                    (COMPONENT.to_string(), self.plan.component.to_string()),
+                ])),
+                ..VolumeCreateRequest::default()
+            };
+            let made = docker.create_volume(request).await.map_err(|error| self.refused(error))?;
+            let user = self.plan.user();
+            let (user, group) = user.split_once(':').unwrap_or((&user, &user));
+            if !exists && let (Ok(user), Ok(group)) = (user.parse(), group.parse()) {
+                let changed = std::os::unix::fs::chown(&made.mountpoint, Some(user), Some(group));
+                if let Err(error) = changed {
+                    tracing::debug!(volume = made.name, %error, "the volume belongs to root");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets what the engine does not, or not as it should.
+    async fn enforce(&self) -> Result<(), Error> {
+        let (process, limits) = (self.process, self.plan.limits.clone());
+        let bandwidth = bandwidth(&limits);
+        let enforced = tokio::task::spawn_blocking(move || {
+            if let Some(shares) = limits.cpu_shares {
+                let set = Cgroup::of(process).and_then(|cgroup| cgroup.set_shares(shares.0));
+                // It is what the engine made of it then; what that is, is shown.
+                set.inspect_err(|error| tracing::debug!(%error, "cpu_shares stay as the engine set them")).ok();
+            }
+            if bandwidth == Bandwidth::default() {
+                return Ok(());
+            }
+            shaping::set(process, bandwidth).map(|_| ()).map_err(|error| Error::rejected(format!("network_bandwidth: {error}")))
+        });
+        enforced.await.map_err(Error::bug)?
+    }
+
+    async fn update(&self, docker: &Docker) -> Result<(), Error> {
+        let processors = docker.info().await.ok().and_then(|info| info.ncpu).unwrap_or(1);
+        let updated = docker.update_container(&self.id, update(&self.plan.limits, processors)).await;
+        updated.map_err(|error| self.shared.engine.error(error).context("the limits stay as they were"))
+    }
+
+    /// Changes its limits.
+    pub(super) async fn set_limits(&self, wanted: &Limits) -> Result<(), Error> {
+        let docker = self.shared.engine.docker().await?;
+        let changed = Plan { limits: wanted.clone(), ..self.plan.clone() };
+        changed.check()?;
+        let processors = docker.info().await.ok().and_then(|info| info.ncpu).unwrap_or(1);
+        let updated = docker.update_container(&self.id, update(wanted, processors)).await;
+        updated.map_err(|error| self.shared.engine.error(error).context("the limits stay as they were"))?;
+        let (process, bandwidth, shares) = (self.process, bandwidth(wanted), wanted.cpu_shares);
+        let has_network = self.plan.reach() != Reach::None;
+        let enforced = tokio::task::spawn_blocking(move || {
+            let shares = shares.map_or(1024, |shares| shares.0);
+            let set = Cgroup::of(process).and_then(|cgroup| cgroup.set_shares(shares));
+            set.inspect_err(|error| tracing::debug!(%error, "cpu_shares stay as the engine set them")).ok();
+            if !has_network {
+                return Ok(());
+            }
+            match shaping::set(process, bandwidth) {
+                // A node that may not limit it never did.
+                Err(_) if bandwidth == Bandwidth::default() => Ok(()),
+                set => set.map(|_| ()).map_err(|error| Error::rejected(format!("network_bandwidth: {error}"))),
+            }
+        });
+        enforced.await.map_err(Error::bug)?
+    }
+
+    /// What was asked, beside what the kernel has.
+    pub(super) async fn limits(&self, asked: &Limits) -> Vec<Limit> {
+        let process = self.process;
+        let seen = tokio::task::spawn_blocking(move || kernel(process)).await.ok().flatten();
+        shown(asked, seen.as_ref())
+    }
+
+    /// What it uses; `None`: it does not run.
+    pub(super) async fn usage(&self) -> Option<Usage> {
+        if self.exit.borrow().is_some() {
+            return None;
+        }
+        let process = self.process;
+        let used = tokio::task::spawn_blocking(move || {
+            let used = Cgroup::of(process).and_then(|cgroup| cgroup.usage()).ok()?;
+            let (received, sent) = shaping::traffic(process).unwrap_or_default();
+            Some(Usage {
+                cpu: used.cpu.unwrap_or_default(),
+                memory: used.memory.unwrap_or_default(),
+                processes: used.pids.unwrap_or_default(),
+                received,
+                sent,
+            })
+        });
+        used.await.ok().flatten()
+    }
+
+    /// What the engine's own check of it says.
+    pub(super) async fn health(&self) -> Health {
+        let Ok(docker) = self.shared.engine.docker().await else { return Health::Unchecked };
+        let Ok(seen) = docker.inspect_container(&self.id, None::<InspectContainerOptions>).await else {
+            return Health::Unchecked;
+        };
+        let health = seen.state.and_then(|state| state.health).unwrap_or_default();
+        let said = health.log.unwrap_or_default().pop().and_then(|last| last.output).unwrap_or_default();
+        match health.status {
+            Some(HealthStatusEnum::STARTING) => Health::Bad("its check is not passed yet".to_string()),
+            Some(HealthStatusEnum::UNHEALTHY) => Health::Bad(format!("its check fails: {}", said.trim())),
+            Some(HealthStatusEnum::HEALTHY) => Health::Good,
+            Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Health::Unchecked,
+        }
+    }
+
+    /// Resolves when it has ended, with how.
+    pub(super) async fn ended(&self) -> Exit {
+        let mut exit = self.exit.clone();
+        match exit.wait_for(Option::is_some).await {
+            Ok(exit) => exit.clone().unwrap_or(Exit::Removed),
+            // It is watched no more: nobody waits for this any longer.
+            Err(_) => Exit::Removed,
+        }
+    }
+
+    /// An error with what the container said last: a start that failed.
+    pub(super) async fn failure(&self, what: &str) -> Error {
+        let mut exit = self.exit.clone();
+        // Its end may be the cause of what was seen first.
+        let ended = tokio::time::timeout(Duration::from_millis(500), exit.wait_for(Option::is_some)).await;
+        let what = match ended {
+            Ok(Ok(exit)) => exit.as_ref().map_or_else(|| what.to_string(), ToString::to_string),
+            _ => what.to_string(),
+        };
+        Error::rejected(self.with_last_words(&what).await)
+    }
+
+    /// A reason with what the container said last.
+    pub(super) async fn with_last_words(&self, reason: &str) -> String {
+        let words = tokio::time::timeout(Duration::from_secs(2), self.last_words()).await.unwrap_or_default();
+        match words.is_empty() {
+            true => format!("{reason}; it said nothing"),
+            false => format!("{reason}; it said last:\n{}", words.join("\n")),
+        }
+    }
+
+    async fn last_words(&self) -> Vec<String> {
+        let Ok(docker) = self.shared.engine.docker().await else { return Vec::new() };
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).tail(&LAST_LINES.to_string()).build();
+        let mut output = Box::pin(docker.logs(&self.id, Some(options)));
+        let mut lines = Vec::new();
+        while let Some(Ok(part)) = output.next().await {
+            lines.extend(text(&part).lines().map(ToString::to_string));
+        }
+        lines.split_off(lines.len().saturating_sub(LAST_LINES))
+    }
+
+    /// Brings its output into the log of its component, as fast as that is of use.
+    fn follow_log(&self, docker: Docker, only_new: bool) {
+        let (log, id, cancel) = (self.log.clone(), self.id.clone(), self.cancel.clone());
+        let tail = if only_new { "0" } else { "all" };
+        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).tail(tail).build();
+        self.shared.tracker.spawn(cancel.run_until_cancelled_owned(async move {
+            let mut output = Box::pin(docker.logs(&id, Some(options)));
+            let (mut began, mut taken) = (Instant::now(), 0);
+            while let Some(Ok(part)) = output.next().await {
+                for line in text(&part).lines() {
+                    log.push(Level::Info, target(&part), line);
+                    taken += 1;
+                }
+                if taken < LINES_PER_SECOND {
+                    continue;
+                }
+                let spent = began.elapsed();
+                if spent < Duration::from_secs(1) {
+                    tokio::time::sleep(Duration::from_secs(1) - spent).await;
+                }
+                (began, taken) = (Instant::now(), 0);
+            }
+        }));
+    }
+
+    /// Ends it: it is told to, then made to, and nothing of it is left.
+    pub(super) async fn remove(&self) {
+        let removal = self.removal.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(removal) = removal {
+            self.cancel.cancel();
+            undo(self.shared.clone(), self.plan.clone(), self.id.clone(), removal, true).await;
+        }
+    }
+
+    /// Removes what outlived its containers: the component is stopped for good.
+    pub(super) async fn forget(shared: &Shared, plan: &Plan) {
+        let Ok(docker) = shared.engine.docker().await else { return };
+        for volume in &plan.options.service.volumes {
+            let name = plan.volume(&volume.name);
+            // Another service of the workflow may still have it.
+            if let Err(error) = docker.remove_volume(&name, None).await {
+                tracing::debug!(volume = name, %error, "a volume stays for now");
+            }
+        }
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let removal = self.removal.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(removal) = removal {
+            self.cancel.cancel();
+            let undone = undo(self.shared.clone(), self.plan.clone(), self.id.clone(), removal, false);
+            self.shared.tracker.spawn(undone);
+        }
+    }
+}
+
+async fn undo(shared: Arc<Shared>, plan: Plan, id: String, removal: Removal, gently: bool) {
+    shared.engine.forget(&id);
+    for attempt in 0..REMOVALS {
+        let Ok(docker) = shared.engine.docker().await else { break };
+        if gently && attempt == 0 {
+            let options = StopContainerOptionsBuilder::new().t(TERM).build();
+            // One that is not there, or stopped already, is no error.
+            docker.stop_container(&id, Some(options)).await.ok();
+        }
+        if remove(&docker, &id).await {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // What is still there, because the engine is not, is swept when it is back.
+    shared.known(|known| known.remove(&removal.name));
+    if let Some(socket) = &removal.socket {
+        tokio::fs::remove_dir_all(socket).await.ok();
+    }
+    shared.networks.leave(plan.reach(), plan.workflow).await;
+}
+
+/// Removes a container with its anonymous volumes; whether it is gone.
+pub(super) async fn remove(docker: &Docker, id: &str) -> bool {
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match docker.remove_container(id, Some(options)).await {
+        Ok(()) | Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => true,
+        Err(error) => {
+            tracing::debug!(container = id, %error, "a container could not be removed");
+            false
+        }
+    }
+}
+
+/// Whether an annotation is about a container.
+pub(super) fn is_of_containers(key: &str) -> bool {
+    const OTHERS: [&str; 8] =
+        ["network", "read_only", "tmp", "user", "devices", "capabilities", "command", "port"];
+    limits::NAMES.contains(&key) || OTHERS.contains(&key) || key.starts_with("env:") || key.starts_with("volume:")
+}
+
+/// A name that says what it is for, and that nothing else has.
+fn name(shared: &Shared, plan: &Plan) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
+    let component: String = plan.name.chars().take(32).map(plain).collect();
+    let unique: u32 = rand::random();
+    format!("edgeless-{}-{component}-{unique:08x}", short(&shared.node.to_string()))
+}
+
+fn text(part: &LogOutput) -> String {
+    String::from_utf8_lossy(part.as_ref()).into_owned()
+}
+
+fn target(part: &LogOutput) -> &'static str {
+    match part {
+        LogOutput::StdErr { .. } => "stderr",
+        LogOutput::StdOut { .. } | LogOutput::StdIn { .. } | LogOutput::Console { .. } => "stdout",
+    }
+}
+
+fn bandwidth(limits: &Limits) -> Bandwidth {
+    Bandwidth {
+        up: limits.network_bandwidth_up.map(|rate| rate.0),
+        down: limits.network_bandwidth_down.map(|rate| rate.0),
+    }
+}
+
+/// What the kernel has, as limits.
+fn kernel(process: u32) -> Option<Limits> {
+    let kernel = Cgroup::of(process).and_then(|cgroup| cgroup.kernel()).ok()?;
+    let rates = shaping::get(process).unwrap_or_default();
+    Some(Limits {
+        cpu: kernel.cpu.map(Cpu::cores),
+        cpu_shares: kernel.cpu_shares.map(Shares),
+        cpuset: kernel.cpuset.map(CpuSet),
+        memory: kernel.memory.map(Bytes),
+        pids: kernel.pids.map(Pids),
+        disk: None,
+        network_bandwidth_up: rates.up.map(Rate),
+        network_bandwidth_down: rates.down.map(Rate),
+    })
+}
+
+/// Each limit that is asked for, beside what the kernel has.
+pub(super) fn shown(asked: &Limits, kernel: Option<&Limits>) -> Vec<Limit> {
+    let none = || "none".to_string();
+    let kernel = kernel.map(Limits::values);
+    let found = |name: &str| {
+        let value = kernel.as_ref().and_then(|values| values.iter().find(|(known, _)| *known == name));
+        match value {
+            // The engine keeps to it by means of the file system.
+            _ if name == "disk" => String::new(),
+            Some((_, value)) => value.clone().unwrap_or_else(none),
+            None => String::new(),
+        }
+    };
+    let limit = |(name, value): (&str, Option<String>)| Limit {
+        name: name.to_string(),
+        asked: value.unwrap_or_else(none),
+        kernel: found(name),
+    };
+    asked.values().into_iter().map(limit).collect()
+}

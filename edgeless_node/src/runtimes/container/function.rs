@@ -1,0 +1,461 @@
+//! Functions in containers, and functions of servers that run already.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use edgeless_api::client::{Connection, Guest as Client, Options as CallOptions};
+use edgeless_api::component::{Annotations, FunctionSpec, INIT_PAYLOAD};
+use edgeless_api::guest::{Boot, Request};
+use edgeless_api::server::Server;
+use edgeless_api::status::{Limit, Usage};
+use edgeless_api::{Code as ErrorCode, Error, Url};
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::DropGuard;
+use uuid::Uuid;
+
+use super::container::{Container, Plan, SOCKET, shown};
+use super::guest::{Events, Guest, IN_FLIGHT, Trouble, Way, warn};
+use super::host::{AtSocket, Known, Mark};
+use super::image::{self, Image};
+use super::limits::Limits;
+use super::options::{Code, Kind, Options};
+use super::{Shared, container};
+use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program};
+use crate::starts::Step;
+
+/// How often a server is asked again that does not answer yet.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// What is known of a component before it is instantiated, and while it changes.
+pub(super) struct Component {
+    pub(super) shared: Arc<Shared>,
+    pub(super) spec: FunctionSpec,
+    pub(super) image: Image,
+    pub(super) options: Options,
+    kind: Kind,
+    /// What its containers may use: changes hold for those to come.
+    limits: Mutex<Limits>,
+    /// What runs at present.
+    running: Mutex<Option<Arc<Container>>>,
+    /// The plan of what ran last.
+    planned: Mutex<Option<Plan>>,
+    /// One container at a time, until all of it is gone.
+    turn: Arc<Semaphore>,
+}
+
+impl Component {
+    /// Checks what a component asks for, and sees to its image.
+    pub(super) async fn load(shared: Arc<Shared>, mut spec: FunctionSpec, kind: Kind) -> Result<Self, Error> {
+        let code = Code::of(&spec.class)?;
+        let options = Options::of(&spec.annotations, kind, &shared.settings)?;
+        let limits = shared.settings.defaults.with(&spec.annotations)?.within(&shared.settings.maxima)?;
+        let image = match code {
+            Code::Image(name) => image::named(&shared.engine, &name).await?,
+            Code::Archive => shared.archived(&spec.class.binary).await?,
+            Code::Attached(_) => return Err(Error::rejected("code: grpc: is for functions: a service is a container")),
+        };
+        // The image has it now.
+        spec.class.binary = edgeless_api::Binary::default();
+        Ok(Self {
+            shared,
+            spec,
+            image,
+            options,
+            kind,
+            limits: Mutex::new(limits),
+            running: Mutex::default(),
+            planned: Mutex::default(),
+            turn: Arc::new(Semaphore::new(1)),
+        })
+    }
+
+    fn asked(&self) -> Limits {
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn plan(&self, context: &Context) -> Plan {
+        Plan {
+            component: context.component,
+            workflow: context.workflow,
+            name: context.name.clone(),
+            kind: self.kind,
+            image: self.image.clone(),
+            options: self.options.clone(),
+            limits: self.asked(),
+        }
+    }
+
+    /// Starts a container, or takes over one that an earlier run of the node left.
+    pub(super) async fn start(
+        &self,
+        context: &Context,
+        at_socket: impl Fn(&Path) -> Result<(), Error> + Send + Sync,
+    ) -> Result<Arc<Container>, Error> {
+        let turn = self.turn.clone().acquire_owned().await.map_err(Error::bug)?;
+        let mut plan = self.plan(context);
+        // Refused before anything is done.
+        plan.check()?;
+        *self.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
+        let found = self.shared.adopt(context.component, &plan.digest()).await;
+        let started = Container::start(&self.shared, plan.clone(), turn, context.log.clone(), found, &at_socket).await;
+        let container = match started {
+            // Somebody has removed the image since.
+            Err(error) if error.code == ErrorCode::NotFound => {
+                plan.image = image::named(&self.shared.engine, &plan.image.name).await?;
+                let turn = self.turn.clone().acquire_owned().await.map_err(Error::bug)?;
+                Container::start(&self.shared, plan, turn, context.log.clone(), None, &at_socket).await?
+            }
+            started => started?,
+        };
+        let container = Arc::new(container);
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
+        Ok(container)
+    }
+
+    /// The container runs no more: nobody else holds it then.
+    pub(super) fn ended(&self, container: &Arc<Container>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_ref().is_some_and(|known| Arc::ptr_eq(known, container)) {
+            *running = None;
+        }
+    }
+
+    fn running(&self) -> Option<Arc<Container>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[async_trait]
+impl Controls for Component {
+    async fn set_limits(&self, changes: &Annotations) -> Result<Vec<Limit>, Error> {
+        let wanted = self.asked().changed(changes)?.within(&self.shared.settings.maxima)?;
+        let running = self.running();
+        if let Some(container) = &running {
+            container.set_limits(&wanted).await?;
+        }
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
+        Ok(self.limits().await)
+    }
+
+    async fn limits(&self) -> Vec<Limit> {
+        let asked = self.asked();
+        match self.running() {
+            Some(container) => container.limits(&asked).await,
+            None => shown(&asked, None),
+        }
+    }
+
+    async fn usage(&self) -> Option<Usage> {
+        self.running()?.usage().await
+    }
+
+    async fn forget(&self) {
+        let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(plan) = planned {
+            Container::forget(&self.shared, &plan).await;
+        }
+    }
+}
+
+/// A function in a container of its own.
+pub(super) struct Contained(pub(super) Arc<Component>);
+
+#[async_trait]
+impl Program for Contained {
+    async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
+        let component = &self.0;
+        let class = component.spec.class.id.clone();
+        let began = Instant::now();
+        let guest = Guest::new(context.clone());
+        let plan = component.plan(&context);
+        let serving = match plan.has_socket() {
+            true => self.at_socket(&guest, &context).await?,
+            false => self.over_network(&guest, &context, &plan).await?,
+        };
+        component.shared.starts.observe(&class, Step::Instantiate, began.elapsed());
+        let began = Instant::now();
+        init(&serving, &component.spec, &context).await?;
+        component.shared.starts.observe(&class, Step::Init, began.elapsed());
+        Ok(Box::new(serving))
+    }
+
+    fn max_in_flight(&self) -> usize {
+        in_flight(self.0.image.is_sdk)
+    }
+
+    fn controls(&self) -> Option<Arc<dyn Controls>> {
+        Some(self.0.clone())
+    }
+}
+
+/// One at a time, unless the guest can keep them in order.
+fn in_flight(has_stream: bool) -> usize {
+    if has_stream { IN_FLIGHT } else { 1 }
+}
+
+/// Initialises a guest that is booted.
+async fn init(serving: &Serving, spec: &FunctionSpec, context: &Context) -> Result<(), Error> {
+    let payload = spec.annotations.get(INIT_PAYLOAD).cloned().unwrap_or_default();
+    let state = context.state.load().await?.unwrap_or_default();
+    let asked = serving.until_its_end(serving.events.ask(Request::Init { payload, state })).await?;
+    match asked {
+        Ok(()) => Ok(()),
+        Err(Trouble::Refused(reason)) => Err(serving.failure(&format!("its initialisation failed: {reason}")).await),
+        Err(Trouble::Lost(reason)) => Err(serving.failure(&format!("its initialisation failed: {reason}")).await),
+        Err(Trouble::Late) => Err(serving.failure("its initialisation did not end in time").await),
+    }
+}
+
+impl Contained {
+    /// The guest comes to a socket of its own.
+    async fn at_socket(&self, guest: &Arc<Guest>, context: &Context) -> Result<Serving, Error> {
+        let shared = &self.0.shared;
+        let cancel = context.cancel.child_token();
+        let guard = cancel.clone().drop_guard();
+        let serve = |directory: &Path| {
+            let listener = listen(directory).map_err(|error| {
+                Error::rejected(format!(
+                    "cannot listen in {}: {error}: set container_runtime.socket_directory to one that this node may write",
+                    directory.display()
+                ))
+            })?;
+            let server = Server::new(shared.limits, cancel.clone()).guest_host(Arc::new(AtSocket(guest.clone())));
+            tokio::spawn(server.serve_unix(listener));
+            Ok(())
+        };
+        let container = self.0.start(context, serve).await?;
+        let serving = Serving::new(Events { guest: guest.clone(), way: Way::Stream, limit: shared.call_timeout });
+        let mut serving = serving.with_container(&self.0, container);
+        serving.guard = Some(guard);
+        let attached = tokio::time::timeout(shared.settings.start_timeout, guest.attached());
+        match serving.until_its_end(attached).await? {
+            Ok(()) => {}
+            Err(_) => return Err(serving.failure("it did not come to its node's socket in time").await),
+        }
+        let boot = Request::Boot(Boot { host: String::new(), id: context.id, token: String::new() });
+        let booted = serving.until_its_end(serving.events.ask(boot)).await?;
+        match booted {
+            Ok(()) => Ok(serving),
+            Err(Trouble::Refused(reason) | Trouble::Lost(reason)) => {
+                Err(serving.failure(&format!("it refused to boot: {reason}")).await)
+            }
+            Err(Trouble::Late) => Err(serving.failure("it did not boot in time").await),
+        }
+    }
+
+    /// The guest serves at a port of its container.
+    async fn over_network(&self, guest: &Arc<Guest>, context: &Context, plan: &Plan) -> Result<Serving, Error> {
+        let shared = &self.0.shared;
+        let container = self.0.start(context, |_| Ok(())).await?;
+        let reached = container.address.zip(plan.port()).zip(container.gateway);
+        let Some(((address, port), gateway)) = reached else {
+            return Err(Error::rejected("the engine gave the container no address"));
+        };
+        let url = Url::of(SocketAddr::new(address, port));
+        let host = match &shared.settings.guest_api_host_url {
+            Some(url) if url.port() != 0 => url.clone(),
+            _ => Url::of(SocketAddr::new(gateway, shared.host_port)),
+        };
+        let token = Uuid::new_v4().simple().to_string();
+        let marks = vec![Mark::Token(token.clone()), Mark::Address(address)];
+        let serving = Serving::new(unary(shared, guest, &url)?).with_container(&self.0, container);
+        let serving = serving.known(shared.guests.add(guest.clone(), marks));
+        boot(serving, shared, &url, Boot { host: host.to_string(), id: context.id, token }).await.map(|(serving, _)| serving)
+    }
+}
+
+fn unary(shared: &Shared, guest: &Arc<Guest>, url: &Url) -> Result<Events, Error> {
+    let options = CallOptions { deadline: shared.call_timeout, limits: shared.limits, ..CallOptions::default() };
+    let client = Client::new(Connection::lazy(url, options)?);
+    Ok(Events { guest: guest.clone(), way: Way::Unary(client), limit: shared.call_timeout })
+}
+
+/// Boots a guest by a call, as soon as it answers; whether it knows tokens.
+async fn boot(mut serving: Serving, shared: &Shared, url: &Url, boot: Boot) -> Result<(Serving, bool), Error> {
+    let Way::Unary(client) = &serving.events.way else { return Err(Error::bug("a stream is not booted by a call")) };
+    let until = Instant::now() + shared.settings.start_timeout;
+    let booting = async {
+        loop {
+            match client.boot(boot.clone()).await {
+                Err(error) if error.code == ErrorCode::Unavailable && Instant::now() < until => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                booted => return booted,
+            }
+        }
+    };
+    let booted = tokio::time::timeout_at(until.into(), booting);
+    let booted = serving.until_its_end(booted).await?;
+    let knows_tokens = match booted {
+        Ok(Ok(knows_tokens)) => knows_tokens,
+        Ok(Err(error)) if error.code == ErrorCode::Unavailable => {
+            return Err(serving.failure(&format!("nothing answers at {url}: {error}")).await);
+        }
+        Ok(Err(error)) => return Err(serving.failure(&format!("it refused to boot: {error}")).await),
+        Err(_) => return Err(serving.failure(&format!("nothing answers at {url}")).await),
+    };
+    if serving.events.guest.is_attached() {
+        serving.events.way = Way::Stream;
+    }
+    Ok((serving, knows_tokens))
+}
+
+fn listen(directory: &Path) -> std::io::Result<UnixListener> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode));
+    if let Some(all) = directory.parent() {
+        // Nobody else comes by; the container has the directory below mounted.
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(all)?;
+    }
+    std::fs::create_dir_all(directory)?;
+    set(directory, 0o755)?;
+    let path = directory.join(SOCKET);
+    // Of a run of the node that was killed.
+    std::fs::remove_file(&path).ok();
+    let listener = UnixListener::bind(&path)?;
+    // Who the container runs as is not who the node does.
+    set(&path, 0o666)?;
+    Ok(listener)
+}
+
+/// A function that serves, and all that belongs to it.
+pub(super) struct Serving {
+    events: Events,
+    known: Option<Known>,
+    guard: Option<DropGuard>,
+    container: Option<(Arc<Component>, Arc<Container>)>,
+}
+
+impl Serving {
+    fn new(events: Events) -> Self {
+        Self { events, known: None, guard: None, container: None }
+    }
+
+    fn with_container(self, component: &Arc<Component>, container: Arc<Container>) -> Self {
+        Self { container: Some((component.clone(), container)), ..self }
+    }
+
+    fn known(mut self, known: Known) -> Self {
+        self.known = Some(known);
+        self
+    }
+
+    /// What a future brings, unless the container ends before.
+    async fn until_its_end<T>(&self, future: impl Future<Output = T>) -> Result<T, Error> {
+        let Some((_, container)) = &self.container else { return Ok(future.await) };
+        tokio::select! {
+            biased;
+            value = future => Ok(value),
+            exit = container.ended() => Err(Error::rejected(container.with_last_words(&exit.to_string()).await)),
+        }
+    }
+
+    /// An error, with what is known of its cause.
+    async fn failure(&self, what: &str) -> Error {
+        match &self.container {
+            Some((_, container)) => container.failure(what).await,
+            None => Error::rejected(what),
+        }
+    }
+
+    /// A reason, with the end of the container if that is the cause.
+    async fn explained(&self, reason: String) -> String {
+        match &self.container {
+            Some((_, container)) => container.failure(&reason).await.message,
+            None => reason,
+        }
+    }
+}
+
+#[async_trait]
+impl Instance for Serving {
+    async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError> {
+        match self.events.handle(event).await {
+            Err(InstanceError::Broken(reason)) => Err(InstanceError::Broken(self.explained(reason).await)),
+            handled => handled,
+        }
+    }
+
+    async fn broken(&self) -> String {
+        let ended = async {
+            match &self.container {
+                Some((_, container)) => {
+                    let exit = container.ended().await;
+                    container.with_last_words(&exit.to_string()).await
+                }
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            reason = ended => reason,
+            reason = self.events.guest.lost() => self.explained(reason).await,
+        }
+    }
+
+    async fn stop(&self) {
+        if let Err(Trouble::Refused(reason) | Trouble::Lost(reason)) = self.events.ask(Request::Stop).await {
+            warn(&self.events.guest.context, &format!("its stop handler failed: {reason}"));
+        }
+        if let Some((component, container)) = &self.container {
+            container.remove().await;
+            component.ended(container);
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // The last hold on the container but its own: what is left of it is removed.
+        if let Some((component, container)) = self.container.take() {
+            component.ended(&container);
+        }
+    }
+}
+
+/// A function of a server that runs already.
+pub(super) struct Attached {
+    pub(super) shared: Arc<Shared>,
+    pub(super) spec: FunctionSpec,
+    pub(super) url: Url,
+}
+
+impl Attached {
+    pub(super) fn load(shared: Arc<Shared>, spec: FunctionSpec, url: Url) -> Result<Self, Error> {
+        let is_limit = |key: &&String| container::is_of_containers(key);
+        if let Some(key) = spec.annotations.keys().find(is_limit) {
+            return Err(Error::rejected(format!(
+                "{key}: {url} is a server that runs already, which this node cannot limit: leave it out"
+            )));
+        }
+        Ok(Self { shared, spec, url })
+    }
+}
+
+#[async_trait]
+impl Program for Attached {
+    async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
+        let Self { shared, spec, url } = self;
+        let guest = Guest::new(context.clone());
+        let token = Uuid::new_v4().simple().to_string();
+        let mut marks = vec![Mark::Token(token.clone())];
+        if shared.settings.allow_untokened {
+            marks.push(Mark::Word(context.id.function));
+        }
+        let serving = Serving::new(unary(shared, &guest, url)?).known(shared.guests.add(guest, marks));
+        let host = shared.host_for_servers();
+        let (serving, knows_tokens) =
+            boot(serving, shared, url, Boot { host: host.to_string(), id: context.id, token }).await?;
+        if !knows_tokens && !shared.settings.allow_untokened {
+            return Err(Error::rejected(format!(
+                "the server at {url} knows no tokens, so that others could speak as it does: \
+                 set container_runtime.allow_untokened if only trusted processes can reach this node"
+            )));
+        }
+        init(&serving, spec, &context).await?;
+        Ok(Box::new(serving))
+    }
+}

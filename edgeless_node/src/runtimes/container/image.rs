@@ -1,0 +1,158 @@
+//! Images: found, pulled, or loaded from an archive that came with the request.
+
+use bollard::Docker;
+use bollard::auth::DockerCredentials;
+use bollard::errors::Error as DockerError;
+use bollard::models::ImageInspect;
+use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions};
+use bytes::Bytes;
+use docker_credential::DockerCredential;
+use edgeless_api::Error;
+use futures_util::{StreamExt, stream};
+use std::time::{Duration, Instant};
+
+use super::engine::Engine;
+
+/// The label of images that are made with our SDK.
+const SDK: &str = "org.edgeless.sdk";
+/// How often the progress of a pull is logged.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// What there is to know about an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Image {
+    /// Names its content.
+    pub(super) id: String,
+    /// What users know it by.
+    pub(super) name: String,
+    /// The ports that its processes listen on, the lowest first.
+    pub(super) ports: Vec<u16>,
+    /// Who its processes run as; may be empty.
+    pub(super) user: String,
+    /// It is made with our SDK: its function finds its node at a socket.
+    pub(super) is_sdk: bool,
+    /// It says how its health is found out.
+    pub(super) has_check: bool,
+}
+
+/// The image of this name, which is pulled if it is not there.
+pub(super) async fn named(engine: &Engine, name: &str) -> Result<Image, Error> {
+    let docker = engine.docker().await?;
+    let found = match docker.inspect_image(name).await {
+        Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => {
+            pull(engine, &docker, name).await?;
+            docker.inspect_image(name).await
+        }
+        found => found,
+    };
+    let found = found.map_err(|error| engine.error(error).context(format!("the image {name}")))?;
+    known(&docker, engine, name, found).await
+}
+
+/// The image in an archive.
+pub(super) async fn archived(engine: &Engine, archive: Bytes) -> Result<Image, Error> {
+    let docker = engine.docker().await?;
+    let parts = stream::once(async { Ok::<_, std::io::Error>(archive) });
+    let mut lines = Box::pin(docker.import_image_stream(ImportImageOptions::default(), parts, None));
+    let mut loaded = None;
+    while let Some(line) = lines.next().await {
+        let line = line.map_err(|error| engine.error(error).context("cannot load the image of the archive"))?;
+        let said = line.stream.unwrap_or_default();
+        let name = said.strip_prefix("Loaded image ID: ").or_else(|| said.strip_prefix("Loaded image: "));
+        loaded = name.map(|name| name.trim().to_string()).or(loaded);
+    }
+    let name = loaded.ok_or_else(|| {
+        Error::rejected("the archive has no image: make one with `docker save` or `edgeless_cli function build --container`")
+    })?;
+    let found = docker.inspect_image(&name).await;
+    let found = found.map_err(|error| engine.error(error).context(format!("the image {name}")))?;
+    known(&docker, engine, &name, found).await
+}
+
+async fn pull(engine: &Engine, docker: &Docker, name: &str) -> Result<(), Error> {
+    let server = registry(name).to_string();
+    // A helper of the Docker configuration is a program.
+    let credentials = tokio::task::spawn_blocking(move || docker_credential::get_credential(&server).ok());
+    let credentials = credentials.await.ok().flatten().map(|credential| match credential {
+        DockerCredential::UsernamePassword(username, password) => {
+            DockerCredentials { username: Some(username), password: Some(password), ..DockerCredentials::default() }
+        }
+        DockerCredential::IdentityToken(token) => {
+            DockerCredentials { identitytoken: Some(token), ..DockerCredentials::default() }
+        }
+    });
+    tracing::info!(image = name, "pulling an image");
+    let began = Instant::now();
+    let mut said = Instant::now();
+    let options = CreateImageOptionsBuilder::new().from_image(name).build();
+    let mut steps = Box::pin(docker.create_image(Some(options), None, credentials));
+    while let Some(step) = steps.next().await {
+        let step = step.map_err(|error| {
+            let error = engine.error(error);
+            let advice = "`docker load` or push it, or name an archive of it";
+            let message = format!("the image {name} is not there and cannot be pulled: {}: {advice}", error.message);
+            Error { code: edgeless_api::Code::Rejected, message }
+        })?;
+        if said.elapsed() >= PROGRESS {
+            said = Instant::now();
+            let layer = step.id.unwrap_or_default();
+            let status = step.status.unwrap_or_default();
+            let progress = step.progress_detail.unwrap_or_default();
+            let (current, total) = (progress.current.unwrap_or_default(), progress.total.unwrap_or_default());
+            tracing::info!(image = name, layer, status, current, total, "pulling an image");
+        }
+    }
+    tracing::info!(image = name, seconds = began.elapsed().as_secs_f32(), "pulled an image");
+    Ok(())
+}
+
+/// The registry of an image, as the Docker configuration names it.
+fn registry(name: &str) -> &str {
+    match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => host,
+        _ => "https://index.docker.io/v1/",
+    }
+}
+
+async fn known(docker: &Docker, engine: &Engine, name: &str, found: ImageInspect) -> Result<Image, Error> {
+    let machine = docker.version().await.map_err(|error| engine.error(error))?;
+    let (os, arch) = (machine.os.unwrap_or_default(), machine.arch.unwrap_or_default());
+    let (image_os, image_arch) = (found.os.unwrap_or_default(), found.architecture.unwrap_or_default());
+    // An image may say nothing.
+    let differs = |image: &str, machine: &str| !image.is_empty() && !machine.is_empty() && image != machine;
+    if differs(&image_os, &os) || differs(&image_arch, &arch) {
+        return Err(Error::rejected(format!(
+            "the image {name} is for {image_os}/{image_arch}, this node is {os}/{arch}: use an image for it"
+        )));
+    }
+    let config = found.config.unwrap_or_default();
+    let port = |text: &String| text.split('/').next().and_then(|port| port.parse().ok());
+    let mut ports: Vec<u16> = config.exposed_ports.iter().flatten().filter_map(port).collect();
+    ports.sort_unstable();
+    Ok(Image {
+        id: found.id.unwrap_or_default(),
+        name: name.to_string(),
+        ports,
+        user: config.user.unwrap_or_default(),
+        is_sdk: config.labels.is_some_and(|labels| labels.contains_key(SDK)),
+        has_check: config.healthcheck.and_then(|check| check.test).is_some_and(|test| test != ["NONE"] && !test.is_empty()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_registry_of_an_image() {
+        for (name, expected) in [
+            ("hello:1", "https://index.docker.io/v1/"),
+            ("edgeless/hello", "https://index.docker.io/v1/"),
+            ("ghcr.io/edgeless/hello:1", "ghcr.io"),
+            ("localhost:5000/hello", "localhost:5000"),
+            ("localhost/hello", "localhost"),
+        ] {
+            assert_eq!(registry(name), expected);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Functions and services in containers, on the Docker engine of this machine.
+//!
+//! ```text
+//!  Component (image, options, limits) --start--> Container --+--> Docker: create, start, remove   `engine`
+//!     |                                                      +--> kernel: weights, rates          `cgroup`, `shaping`
+//!     |                                                      +--> networks and their filter       `network`, `firewall`
+//!     +-- function: Guest over a stream or by calls          `guest`, served by `host`
+//!     +-- service:  its check, its place behind the ingress
+//! ```
+//! - [`limits`] and [`options`]: what workflows may ask for; pure.
+//! - `container`: the plan of a container, as data, and what runs by it.
+//! - `function` and `service`: the two kinds of components.
+//!
+//! All that the node creates is labelled. What an earlier run of the node left is taken over by the
+//! component that it belongs to, if that comes back in time and has not changed, and removed otherwise.
+
+mod cgroup;
+mod container;
+mod engine;
+mod firewall;
+mod function;
+mod guest;
+mod host;
+mod image;
+pub mod limits;
+mod network;
+pub mod options;
+mod service;
+mod shaping;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::Docker;
+use bollard::query_parameters::ListContainersOptionsBuilder;
+use edgeless_api::component::{CONTAINER, FunctionSpec, SERVICE};
+use edgeless_api::server::Server;
+use edgeless_api::{Binary, ComponentId, Digest, Error, NodeId, Url};
+use edgeless_daemon::{Tasks, listen};
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::backends::Backends;
+use crate::config::ContainerRuntime;
+use crate::instance::{Program, Runtime};
+use crate::starts::StartTimes;
+use container::{COMPONENT, Found, PLAN};
+use engine::{Engine, NODE};
+use function::Component;
+use host::Guests;
+use image::Image;
+use network::Networks;
+use options::{Code, Kind};
+
+/// What all containers of a node share.
+struct Shared {
+    node: NodeId,
+    settings: ContainerRuntime,
+    engine: Arc<Engine>,
+    networks: Networks,
+    guests: Arc<Guests>,
+    /// Where the guest API is served.
+    host_url: Url,
+    host_port: u16,
+    limits: edgeless_api::Limits,
+    call_timeout: Duration,
+    places: Arc<Semaphore>,
+    backends: Backends,
+    starts: StartTimes,
+    /// What has to end before the node may.
+    tracker: TaskTracker,
+    /// The names of the containers of this run.
+    known: Mutex<HashSet<String>>,
+    /// The images of archives that came along, by digest.
+    archives: Mutex<HashMap<Digest, Image>>,
+    /// Containers of an earlier run that may be taken over.
+    found: Mutex<HashMap<ComponentId, Found>>,
+}
+
+/// What a node gives its containers.
+pub struct Surroundings {
+    /// The node.
+    pub node: NodeId,
+    /// What the operator says of containers.
+    pub settings: ContainerRuntime,
+    /// What messages may have.
+    pub limits: edgeless_api::Limits,
+    /// How long a handler may take.
+    pub call_timeout: Duration,
+    /// Where services stand behind the node's HTTP ingress.
+    pub backends: Backends,
+    /// Where it is counted what starts take.
+    pub starts: StartTimes,
+}
+
+/// The containers of a node; clones are the same.
+#[derive(Clone)]
+pub struct Containers(Arc<Shared>);
+
+impl Containers {
+    /// Serves the guest API and gets in touch with the engine, which need not be there yet. Its tasks end
+    /// with `tasks`.
+    ///
+    /// # Errors
+    /// The guest API cannot be served where the operator says.
+    pub async fn start(surroundings: Surroundings, tasks: &Tasks) -> Result<Self, Error> {
+        let Surroundings { node, settings, limits, call_timeout, backends, starts } = surroundings;
+        let anywhere = || "http://0.0.0.0:0".parse::<Url>().map_err(Error::bug);
+        let url = settings.guest_api_host_url.clone().map_or_else(anywhere, Ok)?;
+        let (listener, host_url) = listen(&url).await.map_err(|error| error.context("container_runtime.guest_api_host_url"))?;
+        let engine = Engine::new(node, settings.docker_socket.display().to_string());
+        let shared = Arc::new(Shared {
+            node,
+            networks: Networks::new(engine.clone(), node, settings.subnet, host_url.port()),
+            engine: engine.clone(),
+            guests: Arc::default(),
+            host_port: host_url.port(),
+            host_url,
+            limits,
+            call_timeout,
+            places: Arc::new(Semaphore::new(settings.max_containers)),
+            backends,
+            starts,
+            tracker: TaskTracker::new(),
+            known: Mutex::default(),
+            archives: Mutex::default(),
+            found: Mutex::default(),
+            settings,
+        });
+        let server = Server::new(limits, tasks.cancel().clone()).guest_host(shared.guests.clone());
+        tasks.vital("guest API server", server.serve(listener));
+        let sweeper = shared.clone();
+        let on_return = move |docker| {
+            let shared = sweeper.clone();
+            async move { shared.take_stock(&docker).await }
+        };
+        tasks.helper("Docker engine", engine.run(tasks.cancel().clone(), on_return));
+        let (late, cancel) = (shared.clone(), tasks.cancel().clone());
+        tasks.helper("left-over containers", async move {
+            let wait = late.settings.adopt_within;
+            if cancel.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
+                late.remove_unclaimed().await;
+            }
+        });
+        Ok(Self(shared))
+    }
+
+    /// What runs functions and what runs services.
+    pub fn runtimes(&self) -> Vec<Arc<dyn Runtime>> {
+        vec![Arc::new(Functions(self.0.clone())), Arc::new(Services(self.0.clone()))]
+    }
+
+    /// Resolves when nothing is left of containers that were stopped.
+    pub async fn stop(&self) {
+        self.0.tracker.close();
+        self.0.tracker.wait().await;
+        self.0.remove_unclaimed().await;
+        if let Ok(docker) = self.0.engine.docker().await {
+            self.0.networks.sweep(&docker).await;
+        }
+    }
+}
+
+impl Shared {
+    fn known<R>(&self, act: impl FnOnce(&mut HashSet<String>) -> R) -> R {
+        act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn found<R>(&self, act: impl FnOnce(&mut HashMap<ComponentId, Found>) -> R) -> R {
+        act(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The image of an archive, which comes along once.
+    async fn archived(&self, binary: &Binary) -> Result<Image, Error> {
+        let archives = || self.archives.lock().unwrap_or_else(PoisonError::into_inner);
+        let digest = binary.digest();
+        let known = archives().get(&digest).cloned();
+        if let Some(image) = known
+            && self.engine.docker().await?.inspect_image(&image.id).await.is_ok()
+        {
+            return Ok(image);
+        }
+        let bytes = binary.bytes().ok_or_else(|| Error::needs_code(digest))?;
+        let image = image::archived(&self.engine, bytes.clone()).await?;
+        archives().insert(digest, image.clone());
+        Ok(image)
+    }
+
+    /// Where a server finds the guest API that is no container of ours.
+    fn host_for_servers(&self) -> Url {
+        match self.host_url.bind_addr() {
+            Ok(addr) if addr.ip().is_unspecified() => Url::of(std::net::SocketAddr::new([127, 0, 0, 1].into(), addr.port())),
+            _ => self.host_url.clone(),
+        }
+    }
+
+    /// Sorts what the engine has of ours: what this run made, what may be taken over, and what is removed.
+    async fn take_stock(&self, docker: &Docker) {
+        let filters = HashMap::from([("label", vec![format!("{NODE}={}", self.node)])]);
+        let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
+        let listed = match docker.list_containers(Some(options)).await {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(%error, "the containers of an earlier run cannot be listed");
+                return;
+            }
+        };
+        for summary in listed {
+            let name = summary.names.into_iter().flatten().next().unwrap_or_default();
+            let name = name.trim_start_matches('/').to_string();
+            let id = summary.id.unwrap_or_default();
+            if self.known(|known| known.contains(&name)) {
+                continue;
+            }
+            let labels = summary.labels.unwrap_or_default();
+            let component = labels.get(COMPONENT).and_then(|text| Uuid::parse_str(text).ok()).map(ComponentId);
+            let is_running = summary.state.is_some_and(|state| state.to_string() == "running");
+            let found = Found { id: id.clone(), name, plan: labels.get(PLAN).cloned().unwrap_or_default() };
+            let is_new = |component| self.found(|all| all.insert(component, found.clone()).is_none());
+            match component.filter(|_| is_running) {
+                Some(component) if is_new(component) => {
+                    tracing::info!(container = found.name, "a container of an earlier run waits to be taken over");
+                }
+                Some(_) => {}
+                None => {
+                    container::remove(docker, &id).await;
+                }
+            }
+        }
+        let is_idle = self.known(|known| known.is_empty()) && self.found(|found| found.is_empty());
+        if is_idle {
+            self.networks.sweep(docker).await;
+        }
+    }
+
+    /// The container of an earlier run that does what this plan says; one that does not is removed.
+    async fn adopt(&self, component: ComponentId, plan: &str) -> Option<Found> {
+        // Known once the engine has come.
+        let docker = self.engine.docker().await.ok()?;
+        let found = self.found(|all| all.remove(&component))?;
+        if found.plan == plan {
+            tracing::info!(container = found.name, "a container of an earlier run is taken over");
+            return Some(found);
+        }
+        container::remove(&docker, &found.id).await;
+        None
+    }
+
+    async fn remove_unclaimed(&self) {
+        let unclaimed = self.found(std::mem::take);
+        if unclaimed.is_empty() {
+            return;
+        }
+        if let Ok(docker) = self.engine.docker().await {
+            for found in unclaimed.into_values() {
+                tracing::info!(container = found.name, "a container of an earlier run is removed: nobody took it over");
+                container::remove(&docker, &found.id).await;
+            }
+            self.networks.sweep(&docker).await;
+        }
+    }
+}
+
+/// Runs functions in containers.
+struct Functions(Arc<Shared>);
+
+#[async_trait]
+impl Runtime for Functions {
+    fn kind(&self) -> &'static str {
+        CONTAINER
+    }
+
+    async fn load(&self, spec: FunctionSpec) -> Result<Arc<dyn Program>, Error> {
+        if let Code::Attached(url) = Code::of(&spec.class)? {
+            return Ok(Arc::new(function::Attached::load(self.0.clone(), spec, url)?));
+        }
+        let component = Component::load(self.0.clone(), spec, Kind::Function).await?;
+        Ok(Arc::new(function::Contained(Arc::new(component))))
+    }
+}
+
+/// Runs services.
+struct Services(Arc<Shared>);
+
+#[async_trait]
+impl Runtime for Services {
+    fn kind(&self) -> &'static str {
+        SERVICE
+    }
+
+    async fn load(&self, spec: FunctionSpec) -> Result<Arc<dyn Program>, Error> {
+        let component = Component::load(self.0.clone(), spec, Kind::Service).await?;
+        Ok(Arc::new(service::Contained(Arc::new(component))))
+    }
+}

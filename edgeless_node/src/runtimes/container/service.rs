@@ -1,0 +1,213 @@
+//! Services: containers that take no events, such as a web server or a database.
+//!
+//! A service is reachable by name from the containers of its workflow on this node, at the ports that it
+//! publishes, and behind the node's HTTP ingress. It counts as started when its check is passed, and is
+//! replaced when it fails the check again and again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use edgeless_api::Error;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::container::{Container, Health};
+use super::function::Component;
+use super::options::Check;
+use crate::backends::{Backend, Guard};
+use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program};
+
+/// Looks in a row that may fail.
+const FAILURES: u32 = 3;
+/// How often a service is looked at that does not work yet.
+const STARTING: Duration = Duration::from_millis(50);
+
+/// A service in a container of its own.
+pub(super) struct Contained(pub(super) Arc<Component>);
+
+#[async_trait]
+impl Program for Contained {
+    async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
+        let component = &self.0;
+        let options = &component.options.service;
+        let check = check(component);
+        let container = component.start(&context, |_| Ok(())).await?;
+        let mut serving = Serving {
+            component: component.clone(),
+            container: container.clone(),
+            check,
+            backend: None,
+            unhealthy: watch::channel(None).1,
+            cancel: context.cancel.clone(),
+        };
+        serving.until_it_works().await?;
+        if let Some(ingress) = &options.ingress {
+            let address = container.address.ok_or_else(|| Error::rejected("the engine gave the container no address"))?;
+            let backend = Backend {
+                name: context.name.clone(),
+                host: ingress.host.clone(),
+                path: ingress.path.clone(),
+                to: SocketAddr::new(address, ingress.port),
+            };
+            serving.backend = Some(component.shared.backends.add(backend)?);
+        }
+        serving.watch_health();
+        Ok(Box::new(serving))
+    }
+
+    fn controls(&self) -> Option<Arc<dyn Controls>> {
+        Some(self.0.clone())
+    }
+}
+
+/// A service that runs.
+struct Serving {
+    component: Arc<Component>,
+    container: Arc<Container>,
+    check: Check,
+    /// Held as long as requests are to come.
+    backend: Option<Guard>,
+    /// Why it is to be replaced.
+    unhealthy: watch::Receiver<Option<String>>,
+    cancel: CancellationToken,
+}
+
+impl Serving {
+    /// Resolves when its check is passed for the first time.
+    async fn until_it_works(&self) -> Result<(), Error> {
+        let options = &self.component.options.service;
+        let working = async {
+            loop {
+                match look(&self.container, &self.check, options.timeout).await {
+                    Ok(()) => return,
+                    Err(_) => tokio::time::sleep(STARTING).await,
+                }
+            }
+        };
+        let limit = self.component.shared.settings.start_timeout;
+        tokio::select! {
+            biased;
+            exit = self.container.ended() => {
+                Err(Error::rejected(self.container.with_last_words(&exit.to_string()).await))
+            }
+            worked = tokio::time::timeout(limit, working) => match worked {
+                Ok(()) => Ok(()),
+                Err(_) => {
+                    let why = look(&self.container, &self.check, options.timeout).await.err().unwrap_or_default();
+                    Err(self.container.failure(&format!("it did not pass its check in time: {why}")).await)
+                }
+            },
+        }
+    }
+
+    fn watch_health(&mut self) {
+        let (unhealthy, receiver) = watch::channel(None);
+        self.unhealthy = receiver;
+        let (container, component) = (Arc::downgrade(&self.container), self.component.clone());
+        let (options, check) = (component.options.service.clone(), self.check.clone());
+        tokio::spawn(self.cancel.clone().run_until_cancelled_owned(async move {
+            let mut failures = 0;
+            loop {
+                tokio::time::sleep(options.interval).await;
+                let Some(container) = container.upgrade() else { return };
+                match look(&container, &check, options.timeout).await {
+                    Ok(()) => failures = 0,
+                    // Nobody can say how it is while the engine is away.
+                    Err(_) if !component.shared.engine.is_up() => {}
+                    Err(why) => {
+                        failures += 1;
+                        if failures >= FAILURES {
+                            unhealthy.send_replace(Some(format!("it failed its check {FAILURES} times: {why}")));
+                            return;
+                        }
+                    }
+                }
+            }
+        }));
+    }
+}
+
+/// What is looked at: a service behind the ingress is at least there.
+fn check(component: &Component) -> Check {
+    let options = &component.options.service;
+    match (&options.check, &options.ingress) {
+        (Check::Image, Some(ingress)) if !component.image.has_check => Check::Tcp(ingress.port),
+        (check, _) => check.clone(),
+    }
+}
+
+/// Looks once.
+async fn look(container: &Container, check: &Check, limit: Duration) -> Result<(), String> {
+    let looking = async {
+        match check {
+            Check::Image | Check::Command(_) => match container.health().await {
+                Health::Unchecked | Health::Good => Ok(()),
+                Health::Bad(why) => Err(why),
+            },
+            Check::Tcp(port) => connect(container, *port).await.map(|_| ()),
+            Check::Http(port, path) => get(connect(container, *port).await?, path).await,
+        }
+    };
+    tokio::time::timeout(limit, looking).await.unwrap_or_else(|_| Err("it did not answer in time".to_string()))
+}
+
+async fn connect(container: &Container, port: u16) -> Result<TcpStream, String> {
+    let address = container.address.ok_or("it has no address")?;
+    TcpStream::connect((address, port)).await.map_err(|error| format!("port {port}: {error}"))
+}
+
+async fn get(stream: TcpStream, path: &str) -> Result<(), String> {
+    let text = |error: hyper::Error| format!("GET {path}: {error}");
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(text)?;
+    let request = hyper::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new());
+    let request = request.map_err(|error| format!("GET {path}: {error}"))?;
+    let asked = async {
+        let answer = sender.send_request(request).await.map_err(text)?;
+        let status = answer.status();
+        // What it says does not matter; that it says it does.
+        answer.into_body().collect().await.map_err(text)?;
+        match status.is_success() || status.is_redirection() {
+            true => Ok(()),
+            false => Err(format!("GET {path}: {status}")),
+        }
+    };
+    tokio::select! {
+        answer = asked => answer,
+        Err(error) = connection => Err(text(error)),
+    }
+}
+
+#[async_trait]
+impl Instance for Serving {
+    async fn handle(&self, _: Incoming) -> Result<Option<Payload>, InstanceError> {
+        Err(InstanceError::Failed("a service takes no events: lead the output to a function".to_string()))
+    }
+
+    async fn broken(&self) -> String {
+        let mut unhealthy = self.unhealthy.clone();
+        tokio::select! {
+            exit = self.container.ended() => self.container.with_last_words(&exit.to_string()).await,
+            Ok(reason) = unhealthy.wait_for(Option::is_some) => {
+                let reason = reason.clone().unwrap_or_default();
+                self.container.with_last_words(&reason).await
+            }
+        }
+    }
+
+    async fn stop(&self) {
+        // Requests in hand go on as long as the container does.
+        self.container.remove().await;
+        self.component.ended(&self.container);
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.component.ended(&self.container);
+    }
+}
