@@ -16,10 +16,12 @@
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
 //!   replies that are waited for; [`budget`]: the bytes that may wait; [`books`] and [`fate`]: what becomes of
 //!   events.
+//! - [`backends`]: servers of this node that stand behind its HTTP ingress.
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
+pub mod backends;
 pub mod books;
 pub mod budget;
 pub mod calls;
@@ -55,6 +57,7 @@ use edgeless_daemon::tasks::Failure;
 use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
 
 use agent::{Agent, Offer, Options as AgentOptions};
+use backends::Backends;
 pub use config::Config;
 use instance::Runtime;
 use metrics::Metrics;
@@ -72,6 +75,7 @@ pub struct Node {
     agent_url: Url,
     invocation_url: Url,
     metrics_url: Option<Url>,
+    backends: Backends,
     farewell: Farewell,
     /// What the node does: stops first.
     front: Tasks,
@@ -101,6 +105,11 @@ impl Node {
         self.metrics_url.as_ref()
     }
 
+    /// The servers that stand behind its HTTP ingress, for whoever has one to add.
+    pub fn backends(&self) -> &Backends {
+        &self.backends
+    }
+
     /// Ends without a goodbye, as a crash would: for tests of what the others then do.
     pub async fn kill(self) {
         self.front.stop(Duration::ZERO).await;
@@ -122,11 +131,22 @@ fn runtimes(config: &Config, starts: &StartTimes) -> Result<Vec<Arc<dyn Runtime>
     Ok(vec![Arc::new(wasm)])
 }
 
-async fn offers(config: &Config, tasks: &Tasks, metrics: &Arc<Metrics>) -> Result<Vec<Offer>, Error> {
+async fn offers(
+    config: &Config,
+    tasks: &Tasks,
+    metrics: &Arc<Metrics>,
+    backends: &Backends,
+) -> Result<Vec<Offer>, Error> {
     let mut offers = Vec::new();
     for (class, id, settings) in config.providers().map_err(Error::rejected)? {
-        let (tasks, metrics, limits) = (tasks.clone(), metrics.clone(), config.limits.api());
-        let surroundings = Surroundings { settings, tasks, limits, metrics };
+        let surroundings = Surroundings {
+            settings,
+            tasks: tasks.clone(),
+            limits: config.limits.api(),
+            call_timeout: config.limits.call_timeout,
+            metrics: metrics.clone(),
+            backends: backends.clone(),
+        };
         offers.push(Offer { id, class, provider: (class.provide)(surroundings).await? });
     }
     Ok(offers)
@@ -189,7 +209,8 @@ impl Node {
         let (invocation, invocation_url) = listen(&config.general.invocation_url).await?;
         tracing::info!("Start InvocationAPI GRPC Server at {invocation_url}");
         // They end with the front: requests in hand are answered by components that still run.
-        let offers = offers(config, front, &metrics).await?;
+        let backends = Backends::default();
+        let offers = offers(config, front, &metrics, &backends).await?;
         tracing::info!("Starting Edgeless Runner");
         let runtimes = runtimes(config, metrics.starts())?;
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();
@@ -253,6 +274,7 @@ impl Node {
             agent_url,
             invocation_url,
             metrics_url,
+            backends,
             farewell,
             front: front.clone(),
             base: base.clone(),

@@ -3,14 +3,16 @@
 //! ```text
 //!  client --> connection --> Routes --pick--> Route --new_request--> function
 //!         <---------------- response ------------- reply -----------
+//!                       \-> Backends --find--> Proxy -----request---> server on this node
 //! ```
 //! One server per node, whose resources are routes. The routes are an immutable snapshot: requests
-//! share no lock. Every request gets an answer, and whatever a client may grow has a limit: the
+//! share no lock. Backends stand behind the same address, and are passed requests as they are. Every request gets an answer, and whatever a client may grow has a limit: the
 //! connections, the requests in hand, the size of a body and of all bodies together, the time to send
 //! it.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -24,7 +26,7 @@ use edgeless_api::{Error, WorkflowId};
 use edgeless_daemon::Tasks;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Either, Full};
 use hyper::body::{Body, Incoming as Receiving};
 use hyper::header::{ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
@@ -37,7 +39,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::http::{self, Method};
+use super::http_proxy::{self, Download, Passed, Proxy, ProxyError, Tunnel};
 use super::{Class, Key, Surroundings, bad_value, check_configuration, flag, http_json};
+use crate::backends::{Backends, Entry};
 use crate::instance::{Cause, Context, Incoming, Instance, InstanceError, Payload, Provider};
 use crate::log::Log;
 use crate::metrics::{Dropped, Metrics};
@@ -122,10 +126,16 @@ const MAX_HEAD: usize = 64 << 10;
 /// When a client that met an overload may come back, seconds.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
+/// How long the other end of a connection may be silent before it is asked whether it is still there.
+const KEEP_ALIVE: Duration = Duration::from_secs(60);
+
 type Response = hyper::Response<Full<Bytes>>;
 
+/// A response of a function or of the ingress itself, or one that is passed on.
+type AnyResponse = hyper::Response<Either<Full<Bytes>, Download>>;
+
 async fn provide(surroundings: Surroundings) -> Result<Arc<dyn Provider>, Error> {
-    let Surroundings { settings, tasks, limits, metrics } = surroundings;
+    let Surroundings { settings, tasks, limits, call_timeout, metrics, backends } = surroundings;
     let options = Options {
         timeout: settings.duration("http_ingress_timeout")?,
         read_timeout: settings.duration("http_ingress_read_timeout")?,
@@ -142,10 +152,13 @@ async fn provide(surroundings: Surroundings) -> Result<Arc<dyn Provider>, Error>
     let routes = Arc::new(Routes::default());
     let server = Server {
         routes: routes.clone(),
+        backends,
+        // As long as a function.
+        proxy: Proxy::new(options.timeout.min(call_timeout), options.read_timeout, tasks.clone()),
         authority: format!("{}:{}", url.host(), url.port()),
         options,
         connections: Arc::new(Semaphore::new(2 * usize::from(requests))),
-        requests: Semaphore::new(usize::from(requests)),
+        requests: Arc::new(Semaphore::new(usize::from(requests))),
         buffered: Semaphore::new(kib(buffered).min(Semaphore::MAX_PERMITS)),
         metrics,
         tasks: tasks.clone(),
@@ -257,6 +270,12 @@ struct Route {
     log: Log,
 }
 
+impl Route {
+    fn takes(&self, host: &str, method: Method, query: &str) -> bool {
+        self.filter.takes(host, method, query) && self.outputs.is_mapped(NEW_REQUEST)
+    }
+}
+
 /// The routes of all resources.
 #[derive(Debug, Default)]
 struct Routes(ArcSwap<Vec<Arc<Route>>>);
@@ -270,12 +289,17 @@ impl Routes {
         self.0.rcu(|routes| routes.iter().filter(|other| !Arc::ptr_eq(route, other)).cloned().collect::<Vec<_>>());
     }
 
+    /// Whether any of those that `counts` takes a request.
+    fn any_takes(&self, host: &str, method: Method, query: &str, counts: impl Fn(&Filter) -> bool) -> bool {
+        let routes = self.0.load();
+        let mut counting = routes.iter().filter(|route| counts(&route.filter));
+        counting.any(|route| route.takes(host, method, query))
+    }
+
     /// A route that takes a request; of several a random one.
     fn pick(&self, host: &str, method: Method, query: &str) -> Option<Arc<Route>> {
-        let takes =
-            |route: &&Arc<Route>| route.filter.takes(host, method, query) && route.outputs.is_mapped(NEW_REQUEST);
         let routes = self.0.load();
-        let mut taking = routes.iter().filter(takes);
+        let mut taking = routes.iter().filter(|route| route.takes(host, method, query));
         match (taking.next()?, taking.next()) {
             (only, None) => Some(only.clone()),
             (first, Some(second)) => [first, second].into_iter().chain(taking).choose(&mut rand::rng()).cloned(),
@@ -291,13 +315,32 @@ struct Options {
     max_payload: usize,
 }
 
+/// Who is at the other end of a connection.
+struct Client {
+    peer: IpAddr,
+    /// Where the connection leads once it no longer speaks HTTP.
+    tunnel: Mutex<Option<Tunnel>>,
+}
+
+impl Client {
+    fn set_tunnel(&self, tunnel: Tunnel) {
+        *self.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some(tunnel);
+    }
+
+    fn take_tunnel(&self) -> Option<Tunnel> {
+        self.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 struct Server {
     routes: Arc<Routes>,
+    backends: Backends,
+    proxy: Proxy,
     /// What stands for the header Host where there is none.
     authority: String,
     options: Options,
     connections: Arc<Semaphore>,
-    requests: Semaphore,
+    requests: Arc<Semaphore>,
     /// One permit for each KiB.
     buffered: Semaphore,
     metrics: Arc<Metrics>,
@@ -315,10 +358,10 @@ impl Server {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         while let Ok(slot) = self.connections.clone().acquire_owned().await {
             match listener.accept().await {
-                Ok((stream, _)) => {
+                Ok((stream, peer)) => {
                     let server = self.clone();
                     self.tasks.helper("http-ingress connection", async move {
-                        server.connection(stream).await;
+                        server.connection(stream, peer.ip()).await;
                         drop(slot);
                     });
                 }
@@ -333,13 +376,17 @@ impl Server {
 
     /// Serves a connection until its client has enough of it. Once the daemon stops, it finishes what
     /// is in hand.
-    async fn connection(self: Arc<Self>, stream: TcpStream) {
+    async fn connection(&self, stream: TcpStream, peer: IpAddr) {
         // Only makes answers faster.
         drop(stream.set_nodelay(true));
-        let service = service_fn(|request| {
-            let server = self.clone();
-            async move { Ok::<_, Infallible>(server.answer(request).await) }
-        });
+        if !self.backends.is_empty() {
+            // Responses of backends and tunnels may be silent for hours: a client that was unplugged would
+            // hold its place for ever. That is all that is lost if it cannot be set.
+            let alive = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE);
+            drop(socket2::SockRef::from(&stream).set_tcp_keepalive(&alive));
+        }
+        let client = Client { peer, tunnel: Mutex::default() };
+        let service = service_fn(|request| async { Ok::<_, Infallible>(self.answer(request, &client).await) });
         let mut connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.options.read_timeout)
@@ -355,33 +402,95 @@ impl Server {
                 (&mut connection).await
             }
         };
-        if ended.is_err_and(|error| error.is_timeout()) {
-            let parts = connection.into_parts();
-            // A client that has sent nothing is merely idle.
-            if !parts.read_buf.is_empty() {
-                let late = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
-                drop(parts.io.into_inner().write_all(late).await);
+        match ended {
+            Ok(()) => {
+                if let Some(tunnel) = client.take_tunnel() {
+                    let parts = connection.into_parts();
+                    // It has no end of its own that could be waited for.
+                    let carried = tunnel.carry(parts.io.into_inner(), parts.read_buf);
+                    self.tasks.cancel().run_until_cancelled(carried).await;
+                }
             }
+            Err(error) if error.is_timeout() => {
+                let parts = connection.into_parts();
+                // A client that has sent nothing is merely idle.
+                if !parts.read_buf.is_empty() {
+                    let late = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+                    drop(parts.io.into_inner().write_all(late).await);
+                }
+            }
+            Err(_) => {}
         }
     }
 
-    async fn answer(&self, request: Request<Receiving>) -> Response {
+    async fn answer(&self, request: Request<Receiving>, client: &Client) -> AnyResponse {
         let (head, mut body) = request.into_parts();
-        match self.respond(&head, &mut body).await {
+        if let Some(backend) = self.backend_for(&head) {
+            // In a box, or it would be as large a part of the requests that are for functions.
+            return Box::pin(self.pass(&backend, head, body, client)).await;
+        }
+        let response = match self.respond(&head, &mut body).await {
             Ok(response) => response,
-            Err(refusal) => {
-                self.metrics.refuse_request(refusal.status.as_u16());
-                // A client that asked whether it may send the body has not sent it.
-                if !head.headers.contains_key(EXPECT) && refusal.status != StatusCode::REQUEST_TIMEOUT {
-                    self.discard(body);
-                }
-                refusal.into_response()
+            Err(refusal) => self.refuse(refusal, &head, body),
+        };
+        response.map(Either::Left)
+    }
+
+    fn refuse(&self, refusal: Refusal, head: &Parts, body: Receiving) -> Response {
+        // A client that asked whether it may send the body has not sent it.
+        if !head.headers.contains_key(EXPECT) && refusal.status != StatusCode::REQUEST_TIMEOUT {
+            http_proxy::discard(&self.tasks, self.options.read_timeout, body);
+        }
+        self.refusal(refusal)
+    }
+
+    fn refusal(&self, refusal: Refusal) -> Response {
+        self.metrics.refuse_request(refusal.status.as_u16());
+        refusal.into_response()
+    }
+
+    /// The backend that a request is for.
+    ///
+    /// Who names more of a request goes first: the host counts before the path, and of two that name as
+    /// much it is the function, which may ask for a method or its workflow as well. So a server that takes
+    /// everything takes nothing from the functions that were there before it.
+    fn backend_for(&self, head: &Parts) -> Option<Arc<Entry>> {
+        if self.backends.is_empty() || head.method == hyper::Method::CONNECT {
+            return None;
+        }
+        let host = self.host_of(head).ok()?;
+        let backend = self.backends.find(host, head.uri.path())?;
+        let goes_first = |function: &Filter| match (backend.has_host(), backend.has_path()) {
+            (true, true) => false,
+            (true, false) | (false, true) => function.host.is_some(),
+            (false, false) => true,
+        };
+        let query = head.uri.query().unwrap_or_default();
+        let function = Method::named(head.method.as_str())
+            .is_some_and(|method| self.routes.any_takes(host, method, query, goes_first));
+        (!function).then_some(backend)
+    }
+
+    async fn pass(&self, backend: &Entry, head: Parts, body: Receiving, client: &Client) -> AnyResponse {
+        let checked = HeaderValue::from_str(self.host_of(&head).unwrap_or_default());
+        let host = checked.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the header Host is not text"));
+        let in_hand = self.requests.clone().try_acquire_owned().map_err(|_| Refusal::too_many());
+        let (host, in_hand) = match (host, in_hand) {
+            (Ok(host), Ok(in_hand)) => (host, in_hand),
+            (Err(refusal), _) | (_, Err(refusal)) => return self.refuse(refusal, &head, body).map(Either::Left),
+        };
+        match self.proxy.pass(backend, head, host, body, client.peer, in_hand).await {
+            Ok(Passed::Answered(response)) => response.map(Either::Right),
+            Ok(Passed::Switched(response, tunnel)) => {
+                client.set_tunnel(tunnel);
+                response.map(|()| Either::Left(Full::default()))
             }
+            Err(error) => self.refusal(Refusal::from(error)).map(Either::Left),
         }
     }
 
     async fn respond(&self, head: &Parts, body: &mut Receiving) -> Result<Response, Refusal> {
-        let _in_hand = self.requests.try_acquire().map_err(|_| Refusal::overload("too many requests at once"))?;
+        let _in_hand = self.requests.try_acquire().map_err(|_| Refusal::too_many())?;
         let method = method_of(&head.method)?;
         let host = self.host_of(head)?;
         let route = self.routes.pick(host, method, head.uri.query().unwrap_or_default());
@@ -470,17 +579,6 @@ impl Server {
             false => Ok(()),
         }
     }
-
-    /// Takes in what is left of a body that nobody wants. To close the connection instead could
-    /// destroy the answer before the client has read it.
-    fn discard(&self, mut body: Receiving) {
-        let cancel = self.tasks.cancel().clone();
-        let limit = self.options.read_timeout;
-        self.tasks.helper("http-ingress discard", async move {
-            let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-            cancel.run_until_cancelled(tokio::time::timeout(limit, rest)).await;
-        });
-    }
 }
 
 fn kib(bytes: usize) -> usize {
@@ -537,6 +635,10 @@ impl Refusal {
         Self { status, reason: reason.into() }
     }
 
+    fn too_many() -> Self {
+        Self::overload("too many requests at once")
+    }
+
     fn overload(reason: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, reason)
     }
@@ -574,6 +676,18 @@ impl From<CallError> for Refusal {
             CallError::Unreachable(Dropped::NoInstance | Dropped::Stopping) => StatusCode::SERVICE_UNAVAILABLE,
             CallError::Unreachable(Dropped::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             CallError::Failed | CallError::Unreachable(_) => StatusCode::BAD_GATEWAY,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<ProxyError> for Refusal {
+    fn from(error: ProxyError) -> Self {
+        let status = match error {
+            ProxyError::Unreachable | ProxyError::NoResponse => StatusCode::BAD_GATEWAY,
+            ProxyError::Late => StatusCode::GATEWAY_TIMEOUT,
+            ProxyError::BodyBroken => StatusCode::BAD_REQUEST,
+            ProxyError::BodyLate => StatusCode::REQUEST_TIMEOUT,
         };
         Self::new(status, error.to_string())
     }

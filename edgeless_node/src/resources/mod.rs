@@ -8,6 +8,7 @@ mod http;
 mod http_egress;
 mod http_ingress;
 mod http_json;
+mod http_proxy;
 mod redis;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use futures_util::future::BoxFuture;
 use humantime_serde::re::humantime;
 use serde::Serialize;
 
+use crate::backends::Backends;
 use crate::instance::Provider;
 use crate::metrics::Metrics;
 
@@ -74,8 +76,12 @@ pub struct Surroundings {
     pub tasks: Tasks,
     /// What outsiders may send at the most.
     pub limits: Limits,
+    /// How long a caller waits for a reply.
+    pub call_timeout: Duration,
     /// What the node measures.
     pub metrics: Arc<Metrics>,
+    /// The servers that stand behind the HTTP ingress.
+    pub backends: Backends,
 }
 
 /// The settings of one class: the text of each of its keys that is set, or has a default.
