@@ -64,6 +64,7 @@ use metrics::Metrics;
 use registration::{Announcer, Farewell};
 use resources::Surroundings;
 use router::{Options as RouterOptions, Router};
+use runtimes::container::{self, Containers};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
 use starts::StartTimes;
 use state::StateStore;
@@ -76,6 +77,7 @@ pub struct Node {
     invocation_url: Url,
     metrics_url: Option<Url>,
     backends: Backends,
+    containers: Option<Containers>,
     farewell: Farewell,
     /// What the node does: stops first.
     front: Tasks,
@@ -129,6 +131,26 @@ fn runtimes(config: &Config, starts: &StartTimes) -> Result<Vec<Arc<dyn Runtime>
     };
     let wasm = Wasm::new(limits, config.module_cache(), starts.clone())?;
     Ok(vec![Arc::new(wasm)])
+}
+
+async fn containers(
+    config: &Config,
+    tasks: &Tasks,
+    metrics: &Arc<Metrics>,
+    backends: &Backends,
+) -> Result<Option<Containers>, Error> {
+    if !config.container_runtime.enabled {
+        return Ok(None);
+    }
+    let surroundings = container::Surroundings {
+        node: config.general.node_id,
+        settings: config.container_runtime.clone(),
+        limits: config.limits.api(),
+        call_timeout: config.limits.call_timeout,
+        backends: backends.clone(),
+        starts: metrics.starts().clone(),
+    };
+    Containers::start(surroundings, tasks).await.map(Some)
 }
 
 async fn offers(
@@ -212,7 +234,9 @@ impl Node {
         let backends = Backends::default();
         let offers = offers(config, front, &metrics, &backends).await?;
         tracing::info!("Starting Edgeless Runner");
-        let runtimes = runtimes(config, metrics.starts())?;
+        let mut runtimes = runtimes(config, metrics.starts())?;
+        let containers = containers(config, base, &metrics, &backends).await?;
+        runtimes.extend(containers.iter().flat_map(Containers::runtimes));
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();
         let capabilities = capabilities::capabilities(capabilities::detect(), &config.user_node_capabilities, kinds);
         let (agent_listener, agent_url) = listen(&config.general.agent_url).await?;
@@ -275,6 +299,7 @@ impl Node {
             invocation_url,
             metrics_url,
             backends,
+            containers,
             farewell,
             front: front.clone(),
             base: base.clone(),
@@ -301,6 +326,10 @@ impl Handle for Node {
         let front = self.front.stop(self.grace).await;
         // Each component keeps to the grace itself; the rest is for its stop handler.
         let stopped = tokio::time::timeout(self.grace * 2, self.agent.stop_all()).await;
+        if let Some(containers) = &self.containers {
+            // What is not gone by then is removed by the next run of this node.
+            tokio::time::timeout(self.grace, containers.stop()).await.ok();
+        }
         let base = self.base.stop(self.grace).await;
         match (front, stopped, base) {
             (Stopped::Clean, Ok(()), Stopped::Clean) => Stopped::Clean,
