@@ -339,13 +339,13 @@ async fn a_backend_that_does_not_answer_is_a_timeout() {
 /// The time of a backend begins when it has the request: a large body may take as long as it takes.
 #[tokio::test]
 async fn a_client_may_send_for_longer_than_a_backend_may_think() {
-    let settings = [("http_ingress_timeout", "200ms"), ("http_ingress_read_timeout", "2s")];
+    let settings = [("http_ingress_timeout", "500ms"), ("http_ingress_read_timeout", "5s")];
     let (world, server, _guard) = world_with(&settings).await;
     let mut stream = TcpStream::connect(world.ingress).await.unwrap();
     let head = get("/length").replace("GET", "POST").replace("Connection", "Content-Length: 8\r\nConnection");
     stream.write_all(head.as_bytes()).await.unwrap();
     server.has_seen(1).await;
-    let mut pauses = tokio::time::interval(std::time::Duration::from_millis(100));
+    let mut pauses = tokio::time::interval(std::time::Duration::from_millis(150));
     for _ in 0..8 {
         pauses.tick().await;
         stream.write_all(b"x").await.unwrap();
