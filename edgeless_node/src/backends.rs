@@ -123,14 +123,13 @@ impl Entry {
     fn new(backend: Backend) -> Result<Self, Error> {
         let Backend { name, host, path, to } = backend;
         let rejected = |key: &str, value: &str, what: &str| Error::rejected(format!("the {key} '{value}' {what}"));
-        if let Some(host) = &host {
-            if host.contains(['*', '@']) || host.parse::<Authority>().is_err() {
-                return Err(rejected(
-                    "host",
-                    host,
-                    "is none: write it as in a URL, such as example.com or example.com:8080",
-                ));
-            }
+        let is_host = |host: &String| !host.contains(['*', '@']) && host.parse::<Authority>().is_ok();
+        if let Some(host) = host.as_ref().filter(|host| !is_host(host)) {
+            return Err(rejected(
+                "host",
+                host,
+                "is none: write it as in a URL, such as example.com or example.com:8080",
+            ));
         }
         let path = path.unwrap_or_default();
         let is_path = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());

@@ -89,7 +89,7 @@ pub(super) static CLASS: Class = Class {
         Key {
             name: "http_ingress_timeout",
             default: Some("30s"),
-            description: "how long a function may take to answer; then the client is told 504",
+            description: "how long a function may take to answer, or a service to begin; then the client is told 504",
         },
         Key {
             name: "http_ingress_read_timeout",

@@ -8,6 +8,7 @@
     reason = "tests"
 )]
 
+mod backends;
 mod books;
 mod code;
 mod control;

@@ -31,14 +31,14 @@ use tokio_util::sync::CancellationToken;
 use super::support::{PATIENCE, TestNode, config_text, context, wait_until};
 
 /// A node that offers resources of all classes.
-struct World {
-    node: TestNode,
-    ingress: SocketAddr,
+pub(crate) struct World {
+    pub(crate) node: TestNode,
+    pub(crate) ingress: SocketAddr,
     workflow: WorkflowId,
 }
 
 /// An address that was free a moment ago: whoever listens there does not say which port it got.
-fn free_address() -> SocketAddr {
+pub(crate) fn free_address() -> SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
@@ -49,11 +49,11 @@ fn providers() -> String {
 }
 
 impl World {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(&[]).await
     }
 
-    async fn start_with(settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn start_with(settings: &[(&str, &str)]) -> Self {
         let ingress = free_address();
         let mut lines = providers();
         lines += &format!("http_ingress_url = 'http://{ingress}'\nfile_log_directory = '{{dir}}/logs'\n");
@@ -73,13 +73,13 @@ impl World {
     }
 
     /// Opens an ingress that leads to the function, which is played by the test.
-    async fn open_ingress(&self, configuration: &[(&str, &str)]) -> InstanceId {
+    pub(crate) async fn open_ingress(&self, configuration: &[(&str, &str)]) -> InstanceId {
         let id = self.open("http-ingress", configuration).await.unwrap();
         self.node.patch(ComponentKind::Resource, id, &[("new_request", self.node.peer.id)]).await;
         id
     }
 
-    async fn close(&self, id: InstanceId) {
+    pub(crate) async fn close(&self, id: InstanceId) {
         self.node.stop(ComponentKind::Resource, id).await;
     }
 
@@ -92,7 +92,7 @@ impl World {
     }
 
     /// The request in the next call of the function, and who waits for its reply.
-    async fn request(&self) -> (Value, Caller) {
+    pub(crate) async fn request(&self) -> (Value, Caller) {
         match self.node.peer.next().await {
             Event { source, kind: Kind::Call { payload, stream, .. }, trace, .. } => {
                 (serde_json::from_slice(&payload).unwrap(), Caller { source, stream, trace })
@@ -101,7 +101,7 @@ impl World {
         }
     }
 
-    async fn reply(&self, caller: Caller, reply: Reply) {
+    pub(crate) async fn reply(&self, caller: Caller, reply: Reply) {
         let Caller { source: target, stream, trace } = caller;
         let (source, created) = (self.node.peer.id, SystemTime::UNIX_EPOCH);
         let event = Event { source, target, kind: Kind::Reply { reply, stream }, created, trace };
@@ -109,7 +109,7 @@ impl World {
     }
 
     /// The answer to an HTTP request whose call is replied to with `reply`.
-    async fn answer_to(&self, request: &str, reply: Reply) -> Answer {
+    pub(crate) async fn answer_to(&self, request: &str, reply: Reply) -> Answer {
         let replied = async {
             let (_, caller) = self.request().await;
             self.reply(caller, reply).await;
@@ -118,7 +118,7 @@ impl World {
     }
 
     /// Sends an HTTP request as it stands and reads the answer to its end.
-    async fn http(&self, request: &str) -> Answer {
+    pub(crate) async fn http(&self, request: &str) -> Answer {
         let mut stream = TcpStream::connect(self.ingress).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         Answer::read(&mut stream).await
@@ -130,7 +130,7 @@ impl World {
 }
 
 /// Who waits for a reply.
-struct Caller {
+pub(crate) struct Caller {
     source: InstanceId,
     stream: u64,
     trace: Trace,
@@ -138,15 +138,15 @@ struct Caller {
 
 /// An HTTP response.
 #[derive(Debug)]
-struct Answer {
-    status: u16,
-    head: String,
-    body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
     /// Reads an answer after which the server closes the connection.
-    async fn read(stream: &mut TcpStream) -> Self {
+    pub(crate) async fn read(stream: &mut TcpStream) -> Self {
         let mut bytes = Vec::new();
         tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("no answer in time").unwrap();
         let text = String::from_utf8(bytes).unwrap();
@@ -156,7 +156,7 @@ impl Answer {
     }
 }
 
-fn response(status: u16, body: &str, headers: Value) -> Reply {
+pub(crate) fn response(status: u16, body: &str, headers: Value) -> Reply {
     Reply::Message(json!({"status": status, "body": body.as_bytes(), "headers": headers}).to_string().into())
 }
 

@@ -19,6 +19,7 @@ use edgeless_api::status::ComponentStatus;
 use edgeless_api::{ComponentId, Error, Event, InstanceId, NodeId, StateId, Url, WorkflowId};
 use edgeless_daemon::config::parse;
 use edgeless_daemon::{Daemon, Handle, listen};
+use edgeless_node::backends::Backends;
 use edgeless_node::{Config, Node};
 use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -144,6 +145,10 @@ impl TestNode {
 
     pub(crate) fn metrics_url(&self) -> &Url {
         self.node.metrics_url().unwrap()
+    }
+
+    pub(crate) fn backends(&self) -> &Backends {
+        self.node.backends()
     }
 
     /// Starts a module, written as text or already in binary, and lets it emit.
