@@ -18,7 +18,7 @@ use bollard::models::{
     RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
     StopContainerOptionsBuilder,
 };
 use edgeless_api::status::{Level, Limit, Usage};
@@ -539,22 +539,15 @@ impl Container {
     /// Resolves when it has ended, with how.
     pub(super) async fn ended(&self) -> Exit {
         let mut exit = self.exit.clone();
-        match exit.wait_for(Option::is_some).await {
-            Ok(exit) => exit.clone().unwrap_or(Exit::Removed),
-            // It is watched no more: nobody waits for this any longer.
-            Err(_) => Exit::Removed,
-        }
+        // An error means that it is watched no more: nobody waits for this any longer.
+        exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone()).unwrap_or(Exit::Removed)
     }
 
     /// An error with what the container said last: a start that failed.
     pub(super) async fn failure(&self, what: &str) -> Error {
-        let mut exit = self.exit.clone();
         // Its end may be the cause of what was seen first.
-        let ended = tokio::time::timeout(Duration::from_millis(500), exit.wait_for(Option::is_some)).await;
-        let what = match ended {
-            Ok(Ok(exit)) => exit.as_ref().map_or_else(|| what.to_string(), ToString::to_string),
-            _ => what.to_string(),
-        };
+        let ended = tokio::time::timeout(Duration::from_millis(500), self.ended()).await;
+        let what = ended.map_or_else(|_| what.to_string(), |exit| exit.to_string());
         Error::rejected(self.with_last_words(&what).await)
     }
 
@@ -618,7 +611,7 @@ impl Container {
         for volume in &plan.options.service.volumes {
             let name = plan.volume(&volume.name);
             // Another service of the workflow may still have it.
-            if let Err(error) = docker.remove_volume(&name, None).await {
+            if let Err(error) = docker.remove_volume(&name, None::<RemoveVolumeOptions>).await {
                 tracing::debug!(volume = name, %error, "a volume stays for now");
             }
         }

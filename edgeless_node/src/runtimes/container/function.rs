@@ -335,8 +335,9 @@ impl Serving {
         Self { events, known: None, guard: None, container: None }
     }
 
-    fn with_container(self, component: &Arc<Component>, container: Arc<Container>) -> Self {
-        Self { container: Some((component.clone(), container)), ..self }
+    fn with_container(mut self, component: &Arc<Component>, container: Arc<Container>) -> Self {
+        self.container = Some((component.clone(), container));
+        self
     }
 
     fn known(mut self, known: Known) -> Self {

@@ -114,10 +114,8 @@ impl Guest {
     /// Resolves when it is of no use any more, with the reason.
     pub(super) async fn lost(&self) -> String {
         let mut lost = self.lost.subscribe();
-        match lost.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => String::new(),
-        }
+        // The sender is its own: there always is one.
+        lost.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone()).unwrap_or_default()
     }
 
     fn lose(&self, reason: String) {

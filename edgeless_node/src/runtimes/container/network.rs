@@ -113,7 +113,8 @@ impl Networks {
     }
 
     fn name(&self, key: Key) -> String {
-        let node = short(&self.node.to_string());
+        let node = self.node.to_string();
+        let node = short(&node);
         match key {
             Some(workflow) => format!("edgeless-{node}-{}", short(&workflow.to_string())),
             None => format!("edgeless-{node}-platform"),

@@ -190,13 +190,18 @@ impl Instance for Serving {
 
     async fn broken(&self) -> String {
         let mut unhealthy = self.unhealthy.clone();
-        tokio::select! {
-            exit = self.container.ended() => self.container.with_last_words(&exit.to_string()).await,
-            Ok(reason) = unhealthy.wait_for(Option::is_some) => {
-                let reason = reason.clone().unwrap_or_default();
-                self.container.with_last_words(&reason).await
+        let failing = async {
+            let reason = unhealthy.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
             }
-        }
+        };
+        let reason = tokio::select! {
+            exit = self.container.ended() => exit.to_string(),
+            reason = failing => reason,
+        };
+        self.container.with_last_words(&reason).await
     }
 
     async fn stop(&self) {

@@ -95,12 +95,24 @@ pub(super) fn set(pid: u32, wanted: Bandwidth) -> Result<Bandwidth, Error> {
         inside.shape(pair.inner, wanted.up).map_err(Error::kernel("cap what the container sends"))?;
         outside.shape(pair.outer, wanted.down).map_err(Error::kernel("cap what the container receives"))?;
     }
+    read(&inside, &outside, &pairs)
+}
+
+fn read(inside: &Netlink, outside: &Netlink, pairs: &[Pair]) -> Result<Bandwidth, Error> {
     let (mut up, mut down) = (Vec::new(), Vec::new());
-    for pair in &pairs {
+    for pair in pairs {
         up.push(inside.rate(pair.inner).map_err(Error::kernel("read what the container may send"))?);
         down.push(outside.rate(pair.outer).map_err(Error::kernel("read what the container may receive"))?);
     }
     Ok(Bandwidth { up: weakest(up), down: weakest(down) })
+}
+
+/// What the kernel has for the container of this process.
+pub(super) fn get(pid: u32) -> Result<Bandwidth, Error> {
+    let inside = Netlink::inside(pid)?;
+    let outside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
+    let pairs = pairs(&inside, &outside)?;
+    read(&inside, &outside, &pairs)
 }
 
 /// Of several devices the one that lets most through, so that nobody is told of a cap that can be walked round.
