@@ -38,6 +38,7 @@ check: setup
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	cd functions && $(CARGO) fmt --all --check && $(CARGO) clippy --all-targets -- -D warnings
+	cd functions && $(CARGO) clippy -p edgeless_function --all-targets --features container -- -D warnings
 
 bench: setup
 	$(CARGO) build --workspace --bins --release

@@ -12,5 +12,6 @@ run() {
 }
 run cargo test --workspace
 (cd functions && cargo test) || exit $?
+(cd functions && cargo test -p edgeless_function --features container) || exit $?
 grep -h '^skipped: ' "$log" | sort -u
 echo "all tests passed"

@@ -25,10 +25,13 @@
 /// edgeless_function::export!(Noop);
 /// ```
 ///
-/// A type that implements both traits is exported as a `Function`. Compiled natively, it exports nothing.
+/// A type that implements both traits is exported as a `Function`. Compiled natively, it exports nothing,
+/// or with the feature `container` a `main` function, so that the line must be at the root of the crate then.
 #[macro_export]
 macro_rules! export {
     ($function:ty) => {
+        $crate::__main!($function);
+
         #[allow(dead_code, unsafe_code, reason = "called by the node, which speaks in pointers; natively by nobody")]
         const _: () = {
             #[allow(unused_imports, reason = "used when the type has static handlers")]
@@ -110,4 +113,28 @@ macro_rules! export {
             }
         };
     };
+}
+
+/// Makes the `main` function of an executable.
+#[cfg(all(feature = "container", not(target_arch = "wasm32")))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __main {
+    ($function:ty) => {
+        /// Serves the function to its node.
+        #[allow(dead_code, unreachable_pub, reason = "entered where the crate is compiled to an executable")]
+        pub fn main() {
+            #[allow(unused_imports, reason = "used when the type has static handlers")]
+            use $crate::rt::ByEdgefunction as _;
+            $crate::container::run($crate::rt::Select::<$function>::HANDLERS)
+        }
+    };
+}
+
+/// Makes nothing: a module has no `main`.
+#[cfg(not(all(feature = "container", not(target_arch = "wasm32"))))]
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __main {
+    ($function:ty) => {};
 }

@@ -1,6 +1,7 @@
 //! The SDK for EDGELESS functions in Rust.
 //!
-//! A function is a struct with four handlers, compiled to a WebAssembly module. It receives events
+//! A function is a struct with four handlers, compiled to a WebAssembly module, or with the feature
+//! `container` to an executable for a container. It receives events
 //! (*casts*, which expect no answer, and *calls*, which do) and emits events on named *outputs*; the
 //! workflow says where each output leads.
 //!
@@ -49,6 +50,9 @@
 
 pub mod http;
 
+#[cfg(all(feature = "container", not(target_arch = "wasm32")))]
+#[doc(hidden)]
+pub mod container;
 mod export;
 mod function;
 mod host;

@@ -15,10 +15,10 @@ use crate::{CallRet, Edgefunction, Function, InstanceId, Message, Uuid, memory};
 /// `F` is what lives between events; with static handlers there is never a value of it.
 #[derive(Debug)]
 pub struct Handlers<F> {
-    init: fn(Message, Option<Message>) -> Option<F>,
-    cast: fn(&mut Option<F>, InstanceId, Message),
-    call: fn(&mut Option<F>, InstanceId, Message) -> CallRet,
-    stop: fn(Option<F>),
+    pub(crate) init: fn(Message, Option<Message>) -> Option<F>,
+    pub(crate) cast: fn(&mut Option<F>, InstanceId, Message),
+    pub(crate) call: fn(&mut Option<F>, InstanceId, Message) -> CallRet,
+    pub(crate) stop: fn(Option<F>),
 }
 
 /// Chooses the handlers of `F` by the trait that it implements.
@@ -300,8 +300,10 @@ mod tests {
     }
 
     // The macro itself must at least compile for both forms.
-    mod exported {
+    mod exported_static {
         crate::export!(super::Static);
+    }
+    mod exported {
         crate::export!(super::Echo);
     }
 

@@ -1,13 +1,16 @@
 //! What a function may ask of the node that hosts it.
 //!
 //! The functions here only make bytes of their arguments; the asking itself is done by `node`, the
-//! imports of the module, or natively by [`testing`](crate::testing), which remembers instead. None
+//! imports of the module, or natively by [`testing`](crate::testing), which remembers instead, unless the
+//! process is that of a container. None
 //! of them can fail in a way that the function should handle: an event that cannot be delivered is
 //! counted and logged by the node, and a call says so with [`CallRet::Err`].
 
 #[cfg(target_arch = "wasm32")]
 mod node;
-#[cfg(not(target_arch = "wasm32"))]
+#[cfg(all(feature = "container", not(target_arch = "wasm32")))]
+use crate::container::node;
+#[cfg(not(any(feature = "container", target_arch = "wasm32")))]
 use crate::testing::node;
 
 use std::time::Duration;
