@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
-pub use guest::Guest;
+pub use guest::{Guest, GuestHost};
 pub use node::{Invocation, NodeManagement, PeerStream};
 pub use orchestrator::{Domain, NodeRegistry};
 

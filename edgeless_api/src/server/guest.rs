@@ -1,16 +1,18 @@
-//! What guests in containers ask of their node.
+//! What guests in containers ask of their node, and what they serve themselves.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::StreamExt;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Streaming};
 
 use super::{Adapter, LINK_WINDOW, Server, Values, Wire, WireStream, answer, empty};
 use crate::error::Error;
 use crate::event::Reply;
-use crate::guest::{Ask, Caller, FromGuest, Goal, TOKEN, Tell, ToGuest};
+use crate::guest::{Ask, Boot, Caller, FromGuest, Goal, SDK, TOKEN, Tell, ToGuest};
 use crate::id::InstanceId;
 use crate::wire::{guest, pb, required};
 
@@ -124,5 +126,63 @@ impl<T: GuestHost> pb::guest_link_server::GuestLink for Adapter<T> {
         let messages = request.into_inner().map(|message| message.map_err(Error::from)?.try_into());
         let messages = self.service.attach(caller, Box::pin(messages)).await?;
         Ok(self.stream(messages))
+    }
+}
+
+/// Is a guest: what a container serves.
+#[async_trait]
+pub trait GuestFunction: Send + Sync + 'static {
+    /// Learns who it is. Whether it knows what to do with a token.
+    async fn boot(&self, boot: Boot) -> Result<bool, Error>;
+    /// Initialises itself.
+    async fn init(&self, payload: String, state: Bytes) -> Result<(), Error>;
+    /// Handles an event that needs no answer.
+    async fn cast(&self, source: InstanceId, payload: Bytes) -> Result<(), Error>;
+    /// Handles an event whose sender waits.
+    async fn call(&self, source: InstanceId, payload: Bytes) -> Result<Reply, Error>;
+    /// Ends.
+    async fn stop(&self) -> Result<(), Error>;
+}
+
+impl Server {
+    /// Adds a guest.
+    #[must_use]
+    pub fn guest_function(mut self, service: Arc<impl GuestFunction>) -> Self {
+        use pb::guest_api_function_server::GuestApiFunctionServer;
+        let limit = self.limits.frame();
+        let guest = GuestApiFunctionServer::new(self.adapter(service)).max_decoding_message_size(limit);
+        self.routes = self.routes.add_service(guest);
+        self
+    }
+}
+
+#[async_trait]
+impl<T: GuestFunction> pb::guest_api_function_server::GuestApiFunction for Adapter<T> {
+    async fn boot(&self, request: Request<pb::BootData>) -> Wire<()> {
+        let knows_tokens = self.service.boot(request.into_inner().try_into()?).await?;
+        let mut answer = tonic::Response::new(());
+        if knows_tokens {
+            answer.metadata_mut().insert(SDK, MetadataValue::from_static("2"));
+        }
+        Ok(answer)
+    }
+
+    async fn init(&self, request: Request<pb::FunctionInstanceInit>) -> Wire<()> {
+        let init = request.into_inner();
+        empty(self.service.init(init.init_payload, init.serialized_state).await)
+    }
+
+    async fn cast(&self, request: Request<pb::InputEventData>) -> Wire<()> {
+        let (source, payload) = guest::event(request.into_inner())?;
+        empty(self.service.cast(source, payload).await)
+    }
+
+    async fn call(&self, request: Request<pb::InputEventData>) -> Wire<pb::CallReturn> {
+        let (source, payload) = guest::event(request.into_inner())?;
+        answer(self.service.call(source, payload).await.map(Into::into))
+    }
+
+    async fn stop(&self, _: Request<()>) -> Wire<()> {
+        empty(self.service.stop().await)
     }
 }

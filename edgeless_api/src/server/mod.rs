@@ -21,7 +21,7 @@ use tonic::transport::server::{Connected, TcpIncoming};
 
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
-pub use guest::GuestHost;
+pub use guest::{GuestFunction, GuestHost};
 pub use node::{Invocation, NodeManagement, PeerStream};
 pub use orchestrator::{Domain, NodeRegistry};
 

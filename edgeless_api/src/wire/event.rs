@@ -28,12 +28,18 @@ impl From<Event> for pb::Event {
                 secs: i64::try_from(since_epoch.as_secs()).unwrap_or(i64::MAX),
                 nsecs: since_epoch.subsec_nanos(),
             }),
-            metadata: Some(pb::EventSerializedMetadata {
-                trace_id: Bytes::copy_from_slice(&event.trace.trace_id.to_be_bytes()),
-                span_id: Bytes::copy_from_slice(&event.trace.span_id.to_be_bytes()),
-            }),
+            metadata: Some(event.trace.into()),
             // A call whose time is up still has to say so: 0 would mean "no limit".
             remaining_ms: remaining.map(|time| millis(time).max(1)).unwrap_or_default(),
+        }
+    }
+}
+
+impl From<Trace> for pb::EventSerializedMetadata {
+    fn from(trace: Trace) -> Self {
+        Self {
+            trace_id: Bytes::copy_from_slice(&trace.trace_id.to_be_bytes()),
+            span_id: Bytes::copy_from_slice(&trace.span_id.to_be_bytes()),
         }
     }
 }

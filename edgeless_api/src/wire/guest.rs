@@ -44,7 +44,7 @@ pub(crate) fn level(number: i32) -> Level {
     }
 }
 
-fn number(level: Level) -> i32 {
+pub(crate) fn number(level: Level) -> i32 {
     match level {
         Level::Error => pb::TelemetryLogLevel::LogError,
         Level::Warn => pb::TelemetryLogLevel::LogWarn,
@@ -74,7 +74,7 @@ pub(crate) fn input(source: InstanceId, payload: Bytes) -> pb::InputEventData {
     pb::InputEventData { src: Some(source.into()), msg: payload }
 }
 
-fn event(input: pb::InputEventData) -> Result<(InstanceId, Bytes), Error> {
+pub(crate) fn event(input: pb::InputEventData) -> Result<(InstanceId, Bytes), Error> {
     Ok((required(input.src, "src")?.try_into()?, input.msg))
 }
 

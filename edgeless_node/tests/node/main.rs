@@ -11,6 +11,7 @@
 mod backends;
 mod books;
 mod code;
+mod containers;
 mod control;
 mod fairness;
 mod guest_abi;

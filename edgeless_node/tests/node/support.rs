@@ -107,6 +107,20 @@ impl TestNode {
         Self::run(directory, format!("{text}\n[resources]\n{resources}\n")).await
     }
 
+    /// A node that runs containers, with these lines in `[container_runtime]`.
+    pub(crate) async fn with_containers(lines: &str) -> Self {
+        Self::with_containers_and(lines, "").await
+    }
+
+    /// A node that runs containers and has resources, with these lines in both sections.
+    pub(crate) async fn with_containers_and(lines: &str, resources: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let text = config_text(directory.path());
+        let sockets = directory.path().join("sockets");
+        let section = format!("[container_runtime]\nenabled = true\nsocket_directory = {sockets:?}\n{lines}\n");
+        Self::run(directory, format!("{text}\n{section}\n[resources]\n{resources}\n")).await
+    }
+
     /// The same node in another process, as it were.
     pub(crate) async fn restart(self) -> Self {
         assert_eq!(self.node.stop().await, edgeless_daemon::Stopped::Clean);
