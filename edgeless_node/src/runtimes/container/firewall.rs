@@ -174,7 +174,7 @@ fn line(script: &mut String, text: std::fmt::Arguments<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{Ipv6Addr, TcpListener, TcpStream};
     use std::process::Command as StdCommand;
 
     use super::super::live::{Container, Engine, wait_for};
@@ -354,5 +354,38 @@ COMMIT
         assert_eq!(traces(&firewall.0.chain), Vec::<String>::new());
         firewall.0.remove().await.unwrap();
         assert!(reaches(&container, &gateway, guest_api), "the rules are what kept it away");
+    }
+
+    /// The link-local address of a device in a `/proc/net/if_inet6`, whose lines are `ADDRESS … DEVICE`.
+    fn link_local(text: &str, device: &str) -> Option<Ipv6Addr> {
+        let line = text.lines().find(|line| line.starts_with("fe80") && line.ends_with(&format!(" {device}")))?;
+        u128::from_str_radix(line.get(..32)?, 16).ok().map(Ipv6Addr::from)
+    }
+
+    /// Containers have no IPv6 unless somebody gives it to them, and then the engine does not filter it.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_container_that_has_ipv6_reaches_nothing_by_it() {
+        if !std::path::Path::new("/proc/net/if_inet6").exists() {
+            return; // Nor has the host.
+        }
+        let Some(engine) = Engine::find() else { return };
+        let network = engine.network(&["--internal", "-o", "com.docker.network.bridge.enable_icc=false"]);
+        let options = ["--network", &network.id, "--sysctl", "net.ipv6.conf.all.disable_ipv6=0"];
+        let (container, other) = (engine.run(&options, &["sleep", "1000"]), engine.run(&options, &["sleep", "1000"]));
+        let pings = |host: &Ipv6Addr| {
+            let host = format!("{host}%eth0");
+            container.busybox(&["ping", "-6", "-c", "1", "-W", "2", &host]).contains(" 0% packet loss")
+        };
+        let host = wait_for("the host has an address", || {
+            link_local(&std::fs::read_to_string("/proc/net/if_inet6").ok()?, &network.bridge())
+        });
+        let other = wait_for("the other container has an address", || {
+            link_local(&other.busybox(&["cat", "/proc/net/if_inet6"]), "eth0")
+        });
+        wait_for("both answer without rules", || (pings(&host) && pings(&other)).then_some(()));
+
+        let firewall = Cleaned(Firewall::new(NodeId::random()));
+        firewall.0.allow(&network.bridge(), 1).await.unwrap();
+        assert!(!pings(&host) && !pings(&other));
     }
 }
