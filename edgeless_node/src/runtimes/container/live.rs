@@ -20,8 +20,9 @@ impl Engine {
                 let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
                 assert!(!required.split(',').any(|name| name == "docker"), "docker is required: {reason}");
                 let test = std::thread::current().name().unwrap_or_default().to_string();
-                // Not by a macro, whose output would be captured.
-                writeln!(std::io::stderr(), "skipped: docker: {test}: {reason}").unwrap();
+                // Not by a macro, whose output would be captured, and at once, so that it stays one line.
+                let line = format!("skipped: docker: {test}: {reason}\n");
+                std::io::stderr().write_all(line.as_bytes()).unwrap();
                 None
             }
         }

@@ -45,6 +45,9 @@ pub(super) enum Error {
     /// The rate is below what a bucket can do.
     #[error("a bandwidth of {0} bit/s is too low: give at least {LOWEST}")]
     TooLow(u64),
+    /// The kernel is made without it.
+    #[error("the kernel has no token bucket filter: load or build its module sch_tbf")]
+    NoBucket,
     /// The kernel refused.
     #[error("cannot {what}")]
     Kernel {
@@ -60,6 +63,13 @@ impl Error {
         move |source| match source.kind() {
             io::ErrorKind::PermissionDenied => Self::Unprivileged,
             _ => Self::Kernel { what, source },
+        }
+    }
+
+    fn shaping(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::ENOENT) => Self::NoBucket,
+            _ => Self::kernel(what)(source),
         }
     }
 }
@@ -85,15 +95,18 @@ pub(super) fn set(pid: u32, wanted: Bandwidth) -> Result<Bandwidth, Error> {
     if let Some(rate) = [wanted.up, wanted.down].into_iter().flatten().find(|rate| *rate < LOWEST) {
         return Err(Error::TooLow(rate));
     }
-    let inside = Netlink::inside(pid)?;
+    let inside = match Netlink::inside(pid) {
+        Err(Error::HostNetwork) if wanted == Bandwidth::default() => return Ok(wanted),
+        inside => inside?,
+    };
     let outside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let pairs = pairs(&inside, &outside)?;
     if pairs.is_empty() && wanted != Bandwidth::default() {
         return Err(Error::NoDevice);
     }
     for pair in &pairs {
-        inside.shape(pair.inner, wanted.up).map_err(Error::kernel("cap what the container sends"))?;
-        outside.shape(pair.outer, wanted.down).map_err(Error::kernel("cap what the container receives"))?;
+        inside.shape(pair.inner, wanted.up).map_err(Error::shaping("cap what the container sends"))?;
+        outside.shape(pair.outer, wanted.down).map_err(Error::shaping("cap what the container receives"))?;
     }
     let (mut up, mut down) = (Vec::new(), Vec::new());
     for pair in &pairs {
@@ -474,6 +487,7 @@ Inter-|   Receive                                                |  Transmit
         let low = Bandwidth { down: Some(7_999), ..wanted };
         assert!(matches!(set(std::process::id(), low), Err(Error::TooLow(7_999))));
         assert!(matches!(set(std::process::id(), wanted), Err(Error::HostNetwork)));
+        assert_eq!(set(std::process::id(), Bandwidth::default()).unwrap(), Bandwidth::default());
         assert!(matches!(set(u32::MAX, wanted), Err(Error::Gone(u32::MAX))));
         assert!(matches!(traffic(u32::MAX), Err(Error::Gone(u32::MAX))));
     }
