@@ -311,6 +311,7 @@ impl<'a> Mount<'a> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::live::{Engine, wait_for};
     use super::*;
 
     /// A weight must mean what it says, which is why it is not left to the container runtime.
@@ -575,5 +576,48 @@ mod tests {
         assert_eq!(cgroup.kernel().unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(cgroup.usage().unwrap_err().kind(), io::ErrorKind::NotFound);
         assert_eq!(Cgroup::of(u32::MAX).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_container_has_what_it_was_given() {
+        let Some(engine) = Engine::find() else { return };
+        let options = [
+            ["--cpus", "0.5"],
+            ["--cpu-shares", "512"],
+            ["--memory", "64m"],
+            ["--memory-swap", "96m"],
+            ["--pids-limit", "32"],
+            ["--cpuset-cpus", "0"],
+        ];
+        let container = engine.run(options.as_flattened(), &["sleep", "1000"]);
+        let cgroup = Cgroup::of(container.pid()).unwrap();
+        assert_eq!(cgroup.set_shares(256).unwrap(), 256);
+        let kernel = cgroup.kernel().unwrap();
+        let expected = Kernel {
+            cpu: Some(0.5),
+            cpu_shares: Some(256),
+            memory: Some(64 * MIB),
+            // Not where the kernel counts no swap, or the engine thinks so.
+            swap: kernel.swap.map(|_| 32 * MIB),
+            pids: Some(32),
+            cpuset: Some("0".to_string()),
+        };
+        assert_eq!(kernel, expected);
+        let usage = cgroup.usage().unwrap();
+        assert!(usage.cpu.is_some_and(|time| time > Duration::ZERO), "{usage:?}");
+        assert!(usage.memory.is_some_and(|memory| (1..64 * MIB).contains(&memory)), "{usage:?}");
+        assert_eq!((usage.pids, usage.oom_kills), (Some(1), Some(0)));
+        drop(container);
+        assert!(cgroup.kernel().is_err());
+    }
+
+    #[test]
+    fn a_process_that_is_killed_for_its_memory_is_counted() {
+        let Some(engine) = Engine::find() else { return };
+        // The last line of an endless line does not end.
+        let greedy = "/busybox tail /dev/zero; /busybox sleep 1000";
+        let container = engine.run(&["--memory", "16m", "--memory-swap", "16m"], &["sh", "-c", greedy]);
+        let cgroup = Cgroup::of(container.pid()).unwrap();
+        wait_for("the kernel kills it", || cgroup.usage().unwrap().oom_kills.filter(|kills| *kills == 1));
     }
 }

@@ -241,7 +241,7 @@ impl Plan {
             port_bindings: Some(ports.into_iter().map(|(port, bindings)| (port, Some(bindings))).collect()),
             network_mode: Some(joined.map_or_else(|| text("none"), |joined| joined.name.clone())),
             // An engine may forward questions about names from a network that leads nowhere.
-            dns: joined.filter(|joined| joined.is_platform).map(|_| vec![text("192.0.2.1")]),
+            dns: joined.filter(|joined| joined.is_platform).map(|_| vec![text("127.0.0.1")]),
             log_config: Some(HostConfigLogConfig {
                 typ: Some(text("json-file")),
                 config: Some(HashMap::from([(text("max-size"), text("1m")), (text("max-file"), text("2"))])),

@@ -23,6 +23,8 @@ mod guest;
 mod host;
 mod image;
 pub mod limits;
+#[cfg(test)]
+mod live;
 mod network;
 pub mod options;
 mod service;

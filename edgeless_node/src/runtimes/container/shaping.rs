@@ -45,6 +45,9 @@ pub(super) enum Error {
     /// The rate is below what a bucket can do.
     #[error("a bandwidth of {0} bit/s is too low: give at least {LOWEST}")]
     TooLow(u64),
+    /// The kernel is made without it.
+    #[error("the kernel has no token bucket filter: load or build its module sch_tbf")]
+    NoBucket,
     /// The kernel refused.
     #[error("cannot {what}")]
     Kernel {
@@ -60,6 +63,13 @@ impl Error {
         move |source| match source.kind() {
             io::ErrorKind::PermissionDenied => Self::Unprivileged,
             _ => Self::Kernel { what, source },
+        }
+    }
+
+    fn shaping(what: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| match source.raw_os_error() {
+            Some(libc::ENOENT) => Self::NoBucket,
+            _ => Self::kernel(what)(source),
         }
     }
 }
@@ -85,15 +95,18 @@ pub(super) fn set(pid: u32, wanted: Bandwidth) -> Result<Bandwidth, Error> {
     if let Some(rate) = [wanted.up, wanted.down].into_iter().flatten().find(|rate| *rate < LOWEST) {
         return Err(Error::TooLow(rate));
     }
-    let inside = Netlink::inside(pid)?;
+    let inside = match Netlink::inside(pid) {
+        Err(Error::HostNetwork) if wanted == Bandwidth::default() => return Ok(wanted),
+        inside => inside?,
+    };
     let outside = Netlink::open().map_err(Error::kernel("open a netlink socket"))?;
     let pairs = pairs(&inside, &outside)?;
     if pairs.is_empty() && wanted != Bandwidth::default() {
         return Err(Error::NoDevice);
     }
     for pair in &pairs {
-        inside.shape(pair.inner, wanted.up).map_err(Error::kernel("cap what the container sends"))?;
-        outside.shape(pair.outer, wanted.down).map_err(Error::kernel("cap what the container receives"))?;
+        inside.shape(pair.inner, wanted.up).map_err(Error::shaping("cap what the container sends"))?;
+        outside.shape(pair.outer, wanted.down).map_err(Error::shaping("cap what the container receives"))?;
     }
     read(&inside, &outside, &pairs)
 }
@@ -413,4 +426,129 @@ fn rate_of(options: &[u8]) -> Option<u64> {
         }
     }
     wide.or(narrow.map(u64::from))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use netlink_packet_core::Emitable;
+
+    use super::super::live::{Engine, wait_for};
+    use super::*;
+
+    /// The numbers decide whether a cap is met: see the comments where they are made.
+    #[test]
+    fn a_bucket_suits_its_rate() {
+        let table = [
+            // bits per second, burst, limit
+            (8_000, 3036, 6172),
+            (1_000_000, 6250, 25_000),
+            (20_000_000, 73_728, 397_456),
+            (100_000_000, 125_000, 1_500_000),
+            (400_000_000, 500_000, 6_000_000),
+            (100_000_000_000, 125_000_000, 1_500_000_000),
+            (u64::MAX, u32::MAX, u32::MAX),
+        ];
+        for (bits, burst, limit) in table {
+            assert_eq!(Bucket::of(bits / 8), Bucket { rate: bits / 8, burst, limit }, "at {bits} bit/s");
+        }
+    }
+
+    #[test]
+    fn options_are_what_the_kernel_reads() {
+        for rate in [1000, 2_500_000, u64::from(u32::MAX), 12_500_000_000] {
+            let attributes = Bucket::of(rate).attributes();
+            let kinds: Vec<u16> = attributes.iter().map(Nla::kind).collect();
+            let wide = rate > u64::from(u32::MAX);
+            assert_eq!(kinds, if wide { vec![1, 4, 6] } else { vec![1, 6] });
+            assert_eq!(attributes[0].value_len(), 36, "struct tc_tbf_qopt");
+            let mut bytes = vec![0; attributes.as_slice().buffer_len()];
+            attributes.as_slice().emit(&mut bytes);
+            assert_eq!(rate_of(&bytes), Some(rate));
+        }
+        assert_eq!(rate_of(&[]), None);
+        assert_eq!(rate_of(&[8, 0, 1, 0, 1, 2, 3, 4]), None, "cut off");
+    }
+
+    #[test]
+    fn one_device_without_a_cap_is_no_cap() {
+        assert_eq!(weakest(vec![]), None);
+        assert_eq!(weakest(vec![Some(1), Some(2)]), Some(2));
+        assert_eq!(weakest(vec![Some(1), None]), None);
+    }
+
+    #[test]
+    fn traffic_is_of_all_devices_but_the_loopback() {
+        let text = "\
+Inter-|   Receive                                                |  Transmit
+ face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed
+    lo:    5000      50    0    0    0     0          0         0     5000      50    0    0    0     0       0          0
+  eth0:    1200      12    0    0    0     0          0         0      300       3    0    0    0     0       0          0
+  eth1:34 1 0 0 0 0 0 0 40 1 0 0 0 0 0 0
+";
+        assert_eq!(count(text), (1234, 340));
+        assert_eq!(count(""), (0, 0));
+        assert_eq!(count("eth0: 1 2"), (1, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_capped_is_refused() {
+        let wanted = Bandwidth { up: Some(1_000_000), down: None };
+        let low = Bandwidth { down: Some(7_999), ..wanted };
+        assert!(matches!(set(std::process::id(), low), Err(Error::TooLow(7_999))));
+        assert!(matches!(set(std::process::id(), wanted), Err(Error::HostNetwork)));
+        assert_eq!(set(std::process::id(), Bandwidth::default()).unwrap(), Bandwidth::default());
+        assert!(matches!(set(u32::MAX, wanted), Err(Error::Gone(u32::MAX))));
+        assert!(matches!(traffic(u32::MAX), Err(Error::Gone(u32::MAX))));
+    }
+
+    #[test]
+    fn the_kernel_has_the_cap_until_it_is_removed() {
+        let Some(engine) = Engine::find() else { return };
+        let container = engine.run(&["--cap-drop", "ALL"], &["sleep", "1000"]);
+        let pid = container.pid();
+        let caps = [
+            (None, None),
+            (Some(20_000_000), Some(50_000_000)),
+            (Some(400_000_000), Some(8_000)),
+            (None, Some(100_000_000_000)),
+            (Some(1_000_000), None),
+            (None, None),
+        ];
+        for (up, down) in caps {
+            let wanted = Bandwidth { up, down };
+            assert_eq!(set(pid, wanted).unwrap(), wanted);
+            assert_eq!(set(pid, wanted).unwrap(), wanted, "once more");
+        }
+        drop(container);
+        assert!(matches!(set(pid, Bandwidth::default()), Err(Error::Gone(_))));
+    }
+
+    #[test]
+    fn a_container_without_a_device_has_no_cap() {
+        let Some(engine) = Engine::find() else { return };
+        let container = engine.run(&["--network", "none"], &["sleep", "1000"]);
+        let wanted = Bandwidth { up: Some(1_000_000), down: None };
+        assert!(matches!(set(container.pid(), wanted), Err(Error::NoDevice)));
+        assert_eq!(set(container.pid(), Bandwidth::default()).unwrap(), Bandwidth::default());
+        assert_eq!(traffic(container.pid()).unwrap(), (0, 0));
+    }
+
+    #[test]
+    fn traffic_goes_both_ways() {
+        let Some(engine) = Engine::find() else { return };
+        let container = engine.run(&["--cap-drop", "ALL"], &["httpd", "-f", "-p", "8080", "-h", "/"]);
+        let address = format!("{}:8080", container.address());
+        let mut connection = wait_for("the container listens", || TcpStream::connect(&address).ok());
+        let (received, sent) = traffic(container.pid()).unwrap();
+        connection.write_all(b"GET /busybox HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        connection.read_to_end(&mut answer).unwrap();
+        assert!(answer.len() > 100_000, "{} bytes", answer.len());
+        let (received_then, sent_then) = traffic(container.pid()).unwrap();
+        assert!(sent_then - sent >= answer.len() as u64, "{sent} {sent_then}");
+        assert!(received_then > received && received_then - received < sent_then - sent, "{received} {received_then}");
+    }
 }
