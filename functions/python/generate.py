@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.resources
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2
@@ -56,7 +57,7 @@ def generate(folder: Path) -> None:
             f"{PACKAGE}/guest.proto")
 
 
-def joined(files) -> descriptor_pb2.FileDescriptorProto:
+def joined(files: Iterable[descriptor_pb2.FileDescriptorProto]) -> descriptor_pb2.FileDescriptorProto:
     """The services of a guest, and the messages and enums that they use, as one file."""
     files = list(files)
     services = [service for file in files for service in file.service if service.name in SERVICES]
@@ -64,12 +65,14 @@ def joined(files) -> descriptor_pb2.FileDescriptorProto:
     enums = {f".{file.package}.{enum.name}": enum for file in files for enum in file.enum_type}
 
     used: set[str] = set()
-    pending = [name for service in services for method in service.method for name in (method.input_type, method.output_type)]
+    methods = [method for service in services for method in service.method]
+    pending = [name for method in methods for name in (method.input_type, method.output_type)]
     while pending:
         name = pending.pop()
         if name not in used:
             used.add(name)
-            pending += [field.type_name for field in messages[name].field if field.type_name] if name in messages else []
+            fields = messages[name].field if name in messages else ()
+            pending += [field.type_name for field in fields if field.type_name]
 
     return descriptor_pb2.FileDescriptorProto(
         name=f"{PACKAGE}/guest.proto",

@@ -31,7 +31,7 @@ def to_wire(instance: InstanceId) -> wire.InstanceId:
 class FakeHost:
     """Serves GuestAPIHost. What is asked is in `asked`, as (method, request, metadata)."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1:0") -> None:
         self.asked: list[tuple[str, Any, dict[str, str]]] = []
         self.answer: Callable[[Any], wire.CallReturn] = lambda _: wire.CallReturn(type=wire.CALL_RET_ERR)
         self.refuse: grpc.StatusCode | None = None
@@ -41,7 +41,7 @@ class FakeHost:
             "edgeless_api.GuestAPIHost", {method.name: self._handler(method) for method in methods}
         )
         self._server.add_generic_rpc_handlers((service,))
-        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.endpoint = f"http://127.0.0.1:{self._server.add_insecure_port(address)}"
         self._server.start()
 
     def of(self, method: str) -> list[Any]:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import grpc
 import pytest
@@ -73,7 +74,7 @@ def test_boot_is_answered_with_what_the_sdk_understands(guest_of: Serve, host: F
     assert ("edgeless-sdk", "2") in boot.initial_metadata()
 
 
-@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:7000", "https://127.0.0.1:7000", "http://127.0.0.1", "http://[:1", "http://a:x"])
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:7", "https://127.0.0.1:7", "http://127.0.0.1", "http://[:1", "http://a:x"])
 def test_a_boot_that_leads_nowhere_is_refused(guest_of: Serve, endpoint: str) -> None:
     guest = guest_of(Recorder)
     code, reason = guest.refused("Boot", wire.BootData(guest_api_host_endpoint=endpoint, instance_id=to_wire(ME)))
@@ -82,9 +83,22 @@ def test_a_boot_that_leads_nowhere_is_refused(guest_of: Serve, endpoint: str) ->
     assert guest.refused("Init", wire.FunctionInstanceInit())[0] is grpc.StatusCode.FAILED_PRECONDITION
 
 
-def test_a_host_is_found_over_the_socket_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
-    monkeypatch.setattr(_link, "HOST_SOCKET", str(tmp_path))
-    assert _link.target_of("") == f"unix:{tmp_path}"
+def test_a_node_is_found_at_its_socket_in_a_container(
+    guest_of: Serve, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_link, "HOST_SOCKET", str(tmp_path / "host.sock"))
+    host = FakeHost(f"unix:{tmp_path}/host.sock")
+    try:
+        guest = guest_of(Sender)
+        guest.ask("Boot", wire.BootData(instance_id=to_wire(ME), token=TOKEN))
+        guest.init()
+        guest.call(b"hi")
+        assert host.of("Call") == [wire.OutputEventData(originator=to_wire(ME), alias="peer", msg=b"hi")]
+    finally:
+        host.stop()
+
+
+def test_an_endpoint_may_be_an_ipv6_address() -> None:
     assert _link.target_of("http://[::1]:7002/") == "[::1]:7002"
 
 
@@ -138,12 +152,16 @@ def test_a_function_asks_its_node(guest_of: Serve, host: FakeHost) -> None:
     guest.cast(b"hi")
 
     me, metadata = to_wire(ME), wire.EventSerializedMetadata(trace_id=bytes(16), span_id=bytes(8))
+
+    def later(message: bytes, delay: int) -> wire.DelayedEventData:
+        return wire.DelayedEventData(originator=me, alias="self", msg=message, delay=delay, metadata=metadata)
+
     assert [(method, request) for method, request, _ in host.asked] == [
         ("Cast", wire.OutputEventData(originator=me, alias="out", msg="text \u00e9".encode())),
         ("Cast", wire.OutputEventData(originator=me, alias="out", msg=b"\x00\xff")),
         ("CastRaw", wire.OutputEventDataRaw(originator=me, dst=to_wire(SOURCE), msg=b"hi")),
-        ("DelayedCast", wire.DelayedEventData(originator=me, alias="self", msg=b"later", delay=1234, metadata=metadata)),
-        ("DelayedCast", wire.DelayedEventData(originator=me, alias="self", msg=b"much later", delay=60_000, metadata=metadata)),
+        ("DelayedCast", later(b"later", 1234)),
+        ("DelayedCast", later(b"much later", 60_000)),
         ("Sync", wire.SyncData(originator=me, serialized_state=b"state")),
     ]
     assert guest.call(b"slf").msg == str(ME).encode(), "who it is, it knows without asking"

@@ -72,6 +72,7 @@ class Guest:
         # The node of the object before is out of reach first, lest it write to a state that is no longer its own.
         self._detach()
         if self._function is not None:
+            _log.warning("booted again without a stop, as %s", from_wire(data.instance_id))
             self._drop(self._function)
         self._link = Link(target, from_wire(data.instance_id), data.token)
         _host.attach(self._link)

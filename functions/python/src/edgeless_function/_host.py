@@ -78,10 +78,10 @@ def cast_raw(instance: InstanceId, payload: Payload) -> None:
 
 
 def call(output: str, payload: Payload) -> bytes | None:
-    """Sends an event to wherever the workflow leads the output, and waits for the answer: `None` if it is empty of
-    a reply.
+    """Sends an event to wherever the workflow leads the output, and waits for the answer.
 
-    Raises CallError if the answer is an error, and NodeError, also when 30 seconds have passed.
+    Returns the reply, or `None` when the callee has nothing to say. Raises CallError if the answer is an error, and
+    NodeError, also when 30 seconds have passed.
     """
     return _node().call(output, to_bytes(payload))
 

@@ -20,6 +20,14 @@ class NodeHandler(logging.Handler):
         super().__init__()
         self._sending = threading.local()
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        # Without the lock of Handler, which would have all threads, and the end of the process, wait for the node.
+        passed = self.filter(record)
+        if passed:
+            # From Python 3.12, a filter may pass on another record.
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
     def emit(self, record: logging.LogRecord) -> None:
         host = _host.attached()
         # What sending logs must not be sent.
