@@ -74,7 +74,7 @@ def test_boot_is_answered_with_what_the_sdk_understands(guest_of: Serve, host: F
     assert ("edgeless-sdk", "2") in boot.initial_metadata()
 
 
-@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:7", "https://127.0.0.1:7", "http://127.0.0.1", "http://[:1", "http://a:x"])
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:7", "https://127.0.0.1:7", "http://127.0.0.1", "http://[:1"])
 def test_a_boot_that_leads_nowhere_is_refused(guest_of: Serve, endpoint: str) -> None:
     guest = guest_of(Recorder)
     code, reason = guest.refused("Boot", wire.BootData(guest_api_host_endpoint=endpoint, instance_id=to_wire(ME)))
@@ -281,6 +281,8 @@ class Broken(Function):
     def handle_call(self, source: InstanceId, message: bytes) -> Payload | None:
         if message == b"type":
             return 5  # type: ignore[return-value]
+        if message == b"call":
+            return edgeless.call("peer", b"")
         raise RuntimeError("call")
 
     def handle_stop(self) -> None:
@@ -312,6 +314,8 @@ def test_an_exception_is_an_answer_and_a_log(guest_of: Serve, host: FakeHost, fo
     assert logged() == "RuntimeError: call"
     assert guest.call(b"type") == wire.CallReturn(type=wire.CALL_RET_ERR)
     assert logged() == "TypeError: a payload is bytes or str, not int"
+    assert guest.call(b"call") == wire.CallReturn(type=wire.CALL_RET_ERR)
+    assert logged() == "edgeless_function.CallError: the call of output 'peer' has failed"
     assert guest.refused("Stop", Empty()) == (grpc.StatusCode.INTERNAL, "handle_stop: RuntimeError: stop")
     assert logged() == "RuntimeError: stop"
 

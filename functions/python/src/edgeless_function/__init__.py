@@ -49,3 +49,7 @@ __all__ = [
     "slf",
     "sync",
 ]
+
+# Errors and the like are called what users call them.
+for _public in (CallError, Function, InstanceId, NodeError):
+    _public.__module__ = __name__
