@@ -178,9 +178,8 @@ impl Guest {
             }
             "threads" => {
                 let wanted = number()?;
-                let started = (0..wanted).take_while(|_| {
-                    std::thread::Builder::new().stack_size(64 << 10).spawn(sleep_for_ever).is_ok()
-                });
+                let started = (0..wanted)
+                    .take_while(|_| std::thread::Builder::new().stack_size(64 << 10).spawn(sleep_for_ever).is_ok());
                 say(started.count().to_string())
             }
             "connect" => {

@@ -375,7 +375,7 @@ impl edgeless_daemon::config::Config for Config {
         }
         if *max_containers == 0 {
             return Err(
-                "container_runtime.max_containers: must be at least 1; `enabled = false` turns the runtime off".into()
+                "container_runtime.max_containers: must be at least 1; `enabled = false` turns the runtime off".into(),
             );
         }
         if self.wasm_runtime.max_instances == 0 {

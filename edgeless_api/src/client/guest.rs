@@ -41,9 +41,7 @@ impl Guest {
     /// It refuses, or cannot be reached.
     pub async fn boot(&self, boot: Boot) -> Result<bool, Error> {
         let booted = self.guest.clone().boot(pb::BootData::from(boot)).await;
-        booted
-            .map(|answer| answer.metadata().contains_key(SDK))
-            .map_err(|status| self.connection.error(status))
+        booted.map(|answer| answer.metadata().contains_key(SDK)).map_err(|status| self.connection.error(status))
     }
 
     /// Initialises it.

@@ -5,15 +5,14 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use bytes::Bytes;
 use edgeless_api::component::{ComponentKind, ComponentSpec, FunctionSpec};
 use edgeless_api::event::Reply;
 use edgeless_api::status::State;
-use edgeless_api::{Error, InstanceId, WorkflowId};
+use edgeless_api::{Error, InstanceId};
 
-use crate::support::{TestNode, context, function, wait_until};
+use crate::support::{TestNode, context, function};
 
 /// Whether there is a Docker engine to test with; said aloud where there is none.
 fn has_docker(test: &str) -> bool {
@@ -123,7 +122,7 @@ async fn a_container_serves_as_a_function() {
     if !has_docker("a_container_serves_as_a_function") {
         return;
     }
-    let mut node = TestNode::with_containers("").await;
+    let node = TestNode::with_containers("").await;
     let guest = start(&node, &[("init-payload", "hello")]).await.unwrap();
     node.patch(ComponentKind::Function, guest, &[("out", node.peer.id)]).await;
     assert_eq!(ask(&node, guest, "echo once").await, "once");

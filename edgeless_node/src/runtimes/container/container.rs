@@ -18,8 +18,8 @@ use bollard::models::{
     RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
-    StopContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, StopContainerOptionsBuilder,
 };
 use edgeless_api::status::{Level, Limit, Usage};
 use edgeless_api::{ComponentId, Error, WorkflowId};
@@ -174,7 +174,9 @@ impl Plan {
             cmd: self.options.command.clone(),
             labels: Some(labels),
             healthcheck: health,
-            exposed_ports: Some(service.published.iter().map(|port| format!("{}/{}", port.container, port.protocol)).collect()),
+            exposed_ports: Some(
+                service.published.iter().map(|port| format!("{}/{}", port.container, port.protocol)).collect(),
+            ),
             host_config: Some(self.host(shared, joined, socket)),
             networking_config: endpoints,
             ..ContainerCreateBody::default()
@@ -207,7 +209,8 @@ impl Plan {
         let address = shared.settings.publish_address.to_string();
         let mut ports: BTreeMap<String, Vec<PortBinding>> = BTreeMap::new();
         for port in &options.service.published {
-            let binding = PortBinding { host_ip: Some(address.clone()), host_port: port.host.map(|port| port.to_string()) };
+            let binding =
+                PortBinding { host_ip: Some(address.clone()), host_port: port.host.map(|port| port.to_string()) };
             ports.entry(format!("{}/{}", port.container, port.protocol)).or_default().push(binding);
         }
         let device = |path: &String| DeviceMapping {
@@ -228,10 +231,7 @@ impl Plan {
             pids_limit: limits.pids.map(|pids| signed(pids.0)),
             storage_opt: limits.disk.map(|disk| HashMap::from([(text("size"), disk.0.to_string())])),
             readonly_rootfs: Some(options.is_read_only),
-            tmpfs: Some(HashMap::from([(
-                text("/tmp"),
-                format!("rw,nosuid,nodev,mode=1777,size={}", options.tmp.0),
-            )])),
+            tmpfs: Some(HashMap::from([(text("/tmp"), format!("rw,nosuid,nodev,mode=1777,size={}", options.tmp.0))])),
             cap_drop: Some(vec![text("ALL")]),
             cap_add: Some(options.capabilities.clone()),
             security_opt: Some(vec![text("no-new-privileges:true")]),
@@ -268,7 +268,9 @@ fn update(limits: &Limits, processors: i64) -> ContainerUpdateBody {
         cpu_period: Some(signed(PERIOD)),
         cpu_quota: Some(limits.cpu.map_or(-1, quota)),
         cpu_shares: Some(limits.cpu_shares.map_or(1024, |shares| signed(shares.0))),
-        cpuset_cpus: Some(limits.cpuset.as_ref().map_or_else(|| format!("0-{}", processors.max(1) - 1), |set| set.0.clone())),
+        cpuset_cpus: Some(
+            limits.cpuset.as_ref().map_or_else(|| format!("0-{}", processors.max(1) - 1), |set| set.0.clone()),
+        ),
         memory: Some(memory),
         memory_swap: Some(memory),
         pids_limit: Some(limits.pids.map_or(-1, |pids| signed(pids.0))),
@@ -456,7 +458,9 @@ impl Container {
             if bandwidth == Bandwidth::default() {
                 return Ok(());
             }
-            shaping::set(process, bandwidth).map(|_| ()).map_err(|error| Error::rejected(format!("network_bandwidth: {error}")))
+            shaping::set(process, bandwidth)
+                .map(|_| ())
+                .map_err(|error| Error::rejected(format!("network_bandwidth: {error}")))
         });
         enforced.await.map_err(Error::bug)?
     }
@@ -665,8 +669,7 @@ pub(super) async fn remove(docker: &Docker, id: &str) -> bool {
 
 /// Whether an annotation is about a container.
 pub(super) fn is_of_containers(key: &str) -> bool {
-    const OTHERS: [&str; 8] =
-        ["network", "read_only", "tmp", "user", "devices", "capabilities", "command", "port"];
+    const OTHERS: [&str; 8] = ["network", "read_only", "tmp", "user", "devices", "capabilities", "command", "port"];
     limits::NAMES.contains(&key) || OTHERS.contains(&key) || key.starts_with("env:") || key.starts_with("volume:")
 }
 

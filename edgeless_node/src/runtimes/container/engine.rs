@@ -178,7 +178,9 @@ impl Engine {
         let docker = docker.map_err(|error| chain(&error))?;
         let version = docker.client_version();
         if version.major_version == 1 && version.minor_version < OLDEST {
-            return Err(format!("it speaks version {version} of its interface: Docker 20.10 is the oldest that will do"));
+            return Err(format!(
+                "it speaks version {version} of its interface: Docker 20.10 is the oldest that will do"
+            ));
         }
         Ok(docker)
     }

@@ -264,7 +264,9 @@ impl Contained {
         let marks = vec![Mark::Token(token.clone()), Mark::Address(address)];
         let serving = Serving::new(unary(shared, guest, &url)?).with_container(&self.0, container);
         let serving = serving.known(shared.guests.add(guest.clone(), marks));
-        boot(serving, shared, &url, Boot { host: host.to_string(), id: context.id, token }).await.map(|(serving, _)| serving)
+        boot(serving, shared, &url, Boot { host: host.to_string(), id: context.id, token })
+            .await
+            .map(|(serving, _)| serving)
     }
 }
 

@@ -138,7 +138,9 @@ impl Guest {
         while let Some(message) = messages.next().await {
             let FromGuest { id, said } = match message {
                 Ok(message) => message,
-                Err(error) if error.code == Code::Rejected => return format!("the guest does not keep to the protocol: {error}"),
+                Err(error) if error.code == Code::Rejected => {
+                    return format!("the guest does not keep to the protocol: {error}");
+                }
                 Err(error) => return format!("the connection to the guest broke: {error}"),
             };
             match said {
@@ -311,9 +313,8 @@ impl Events {
     /// Gives it an event.
     pub(super) async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError> {
         let now = Instant::now();
-        let limit = event.cause.deadline.map_or(self.limit, |deadline| {
-            self.limit.min(deadline.saturating_duration_since(now))
-        });
+        let limit =
+            event.cause.deadline.map_or(self.limit, |deadline| self.limit.min(deadline.saturating_duration_since(now)));
         let handled = match &self.way {
             Way::Stream => {
                 let Incoming { source, kind, payload, cause } = event;

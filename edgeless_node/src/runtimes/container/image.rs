@@ -62,7 +62,9 @@ pub(super) async fn archived(engine: &Engine, archive: Bytes) -> Result<Image, E
         loaded = name.map(|name| name.trim().to_string()).or(loaded);
     }
     let name = loaded.ok_or_else(|| {
-        Error::rejected("the archive has no image: make one with `docker save` or `edgeless_cli function build --container`")
+        Error::rejected(
+            "the archive has no image: make one with `docker save` or `edgeless_cli function build --container`",
+        )
     })?;
     let found = docker.inspect_image(&name).await;
     let found = found.map_err(|error| engine.error(error).context(format!("the image {name}")))?;
@@ -135,7 +137,10 @@ async fn known(docker: &Docker, engine: &Engine, name: &str, found: ImageInspect
         ports,
         user: config.user.unwrap_or_default(),
         is_sdk: config.labels.is_some_and(|labels| labels.contains_key(SDK)),
-        has_check: config.healthcheck.and_then(|check| check.test).is_some_and(|test| test != ["NONE"] && !test.is_empty()),
+        has_check: config
+            .healthcheck
+            .and_then(|check| check.test)
+            .is_some_and(|test| test != ["NONE"] && !test.is_empty()),
     })
 }
 

@@ -209,17 +209,8 @@ pub struct Limits {
 }
 
 /// The names of all limits, as annotations and as arguments.
-pub const NAMES: [&str; 9] = [
-    "cpu",
-    "cpu_shares",
-    "cpuset",
-    "memory",
-    "pids",
-    "disk",
-    BOTH,
-    "network_bandwidth_up",
-    "network_bandwidth_down",
-];
+pub const NAMES: [&str; 9] =
+    ["cpu", "cpu_shares", "cpuset", "memory", "pids", "disk", BOTH, "network_bandwidth_up", "network_bandwidth_down"];
 
 fn parse<T: FromStr<Err = String>>(text: &str) -> Result<Option<T>, String> {
     match text.trim() {

@@ -112,7 +112,8 @@ impl Containers {
         let Surroundings { node, settings, limits, call_timeout, backends, starts } = surroundings;
         let anywhere = || "http://0.0.0.0:0".parse::<Url>().map_err(Error::bug);
         let url = settings.guest_api_host_url.clone().map_or_else(anywhere, Ok)?;
-        let (listener, host_url) = listen(&url).await.map_err(|error| error.context("container_runtime.guest_api_host_url"))?;
+        let (listener, host_url) =
+            listen(&url).await.map_err(|error| error.context("container_runtime.guest_api_host_url"))?;
         let engine = Engine::new(node, settings.docker_socket.display().to_string());
         let shared = Arc::new(Shared {
             node,
@@ -194,7 +195,9 @@ impl Shared {
     /// Where a server finds the guest API that is no container of ours.
     fn host_for_servers(&self) -> Url {
         match self.host_url.bind_addr() {
-            Ok(addr) if addr.ip().is_unspecified() => Url::of(std::net::SocketAddr::new([127, 0, 0, 1].into(), addr.port())),
+            Ok(addr) if addr.ip().is_unspecified() => {
+                Url::of(std::net::SocketAddr::new([127, 0, 0, 1].into(), addr.port()))
+            }
             _ => self.host_url.clone(),
         }
     }

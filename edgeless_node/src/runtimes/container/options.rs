@@ -41,7 +41,10 @@ impl Code {
             return match image {
                 "" => Err(Error::rejected("code: 'container:' is followed by the name of an image")),
                 // Digests and tags are left as they are; without either it is the latest.
-                image if image.contains(['@', ' ']) || image.rsplit('/').next().is_some_and(|name| name.contains(':')) => {
+                image
+                    if image.contains(['@', ' '])
+                        || image.rsplit('/').next().is_some_and(|name| name.contains(':')) =>
+                {
                     Ok(Self::Image(image.to_string()))
                 }
                 image => Ok(Self::Image(format!("{image}:latest"))),
@@ -295,13 +298,14 @@ impl Options {
                 "this node runs no container as root (container_runtime.allow_root): use another user".into(),
             ));
         }
-        let allowed = |key: &str, asked: Vec<String>, allowed: &[String]| {
-            match asked.iter().find(|item| !allowed.iter().any(|known| known.eq_ignore_ascii_case(item))) {
-                Some(item) => Err(rejected(key)(format!(
-                    "'{item}' is not allowed on this node (container_runtime.{key}): leave it out"
-                ))),
-                None => Ok(asked),
-            }
+        let allowed = |key: &str, asked: Vec<String>, allowed: &[String]| match asked
+            .iter()
+            .find(|item| !allowed.iter().any(|known| known.eq_ignore_ascii_case(item)))
+        {
+            Some(item) => Err(rejected(key)(format!(
+                "'{item}' is not allowed on this node (container_runtime.{key}): leave it out"
+            ))),
+            None => Ok(asked),
         };
         let owned = |key: &str| list(annotations, key).map(ToString::to_string).collect::<Vec<_>>();
         let mut environment = BTreeMap::new();
@@ -312,13 +316,13 @@ impl Options {
             }
             environment.insert(name.to_string(), value.clone());
         }
-        let command = match annotations.get("command") {
-            None => None,
-            Some(text) => Some(
-                serde_json::from_str::<Vec<String>>(text)
-                    .map_err(|_| rejected("command")("write a JSON array of texts, such as [\"serve\", \"-v\"]".into()))?,
-            ),
-        };
+        let command =
+            match annotations.get("command") {
+                None => None,
+                Some(text) => Some(serde_json::from_str::<Vec<String>>(text).map_err(|_| {
+                    rejected("command")("write a JSON array of texts, such as [\"serve\", \"-v\"]".into())
+                })?),
+            };
         Ok(Self {
             reach: parsed(annotations, "network", node.network)?,
             is_read_only: truth(annotations, "read_only", true)?,
@@ -344,7 +348,11 @@ impl Service {
                 return Err(rejected(key)("the name of a volume has letters, digits, '_', '.' and '-'".into()));
             }
             let (path, is_read_only) = value.strip_suffix(":ro").map_or((value.as_str(), false), |path| (path, true));
-            if !path.starts_with('/') || path == "/" || path.contains([':', ',']) || path.split('/').any(|part| part == "..") {
+            if !path.starts_with('/')
+                || path == "/"
+                || path.contains([':', ','])
+                || path.split('/').any(|part| part == "..")
+            {
                 return Err(rejected(key)(format!("'{path}' is not a place in the container, such as /data")));
             }
             volumes.push(Volume { name: name.to_string(), path: path.to_string(), is_read_only });
@@ -496,7 +504,10 @@ mod tests {
             ("container:", "code: 'container:' is followed by the name of an image"),
             ("grpc:hello", "code: 'hello' is not a URL of the form http://<host>:<port>"),
             ("archive:a.tar", "code: the archive of 'archive:a.tar' did not come along"),
-            ("a.wasm", "code: 'a.wasm' names no container: write container:<image>[:<tag>], archive:<file> or grpc:http://<host>:<port>"),
+            (
+                "a.wasm",
+                "code: 'a.wasm' names no container: write container:<image>[:<tag>], archive:<file> or grpc:http://<host>:<port>",
+            ),
         ] {
             assert_eq!(Code::of(&class(code)).unwrap_err().message, why);
         }
@@ -512,18 +523,42 @@ mod tests {
     #[test]
     fn what_a_node_does_not_allow_is_refused_by_name() {
         for (key, value, why) in [
-            ("user", "0:0", "user: this node runs no container as root (container_runtime.allow_root): use another user"),
-            ("user", "root", "user: this node runs no container as root (container_runtime.allow_root): use another user"),
-            ("devices", "/dev/tpm0,/dev/mem", "devices: '/dev/mem' is not allowed on this node (container_runtime.devices): leave it out"),
-            ("capabilities", "sys_admin", "capabilities: 'sys_admin' is not allowed on this node (container_runtime.capabilities): leave it out"),
+            (
+                "user",
+                "0:0",
+                "user: this node runs no container as root (container_runtime.allow_root): use another user",
+            ),
+            (
+                "user",
+                "root",
+                "user: this node runs no container as root (container_runtime.allow_root): use another user",
+            ),
+            (
+                "devices",
+                "/dev/tpm0,/dev/mem",
+                "devices: '/dev/mem' is not allowed on this node (container_runtime.devices): leave it out",
+            ),
+            (
+                "capabilities",
+                "sys_admin",
+                "capabilities: 'sys_admin' is not allowed on this node (container_runtime.capabilities): leave it out",
+            ),
             ("network", "host", "network: 'host' is none of none, platform and full"),
             ("read_only", "no", "read_only: 'no' is neither true nor false"),
             ("command", "ls", "command: write a JSON array of texts, such as [\"serve\", \"-v\"]"),
-            ("publish", "80:80", "publish: 80 is not among the ports that this node lets services publish: 1024-65535 (container_runtime.publish_ports)"),
+            (
+                "publish",
+                "80:80",
+                "publish: 80 is not among the ports that this node lets services publish: 1024-65535 (container_runtime.publish_ports)",
+            ),
             ("publish", "http", "publish: 'http' is not a port, such as 8080:80 or 53/udp"),
             ("volume:a/b", "/data", "volume:a/b: the name of a volume has letters, digits, '_', '.' and '-'"),
             ("volume:a", "/../etc", "volume:a: '/../etc' is not a place in the container, such as /data"),
-            ("health", "ping", "health: 'ping' is not a check, such as tcp:5432, http:80/healthz, cmd:pg_isready or image"),
+            (
+                "health",
+                "ping",
+                "health: 'ping' is not a check, such as tcp:5432, http:80/healthz, cmd:pg_isready or image",
+            ),
             ("health_interval", "often", "health_interval: 'often' is not a time, such as 2s"),
             ("http_port", "80", "http_port: say which requests are meant with http_host or http_path"),
             ("http_path", "shop", "http_path: 'shop' does not begin with '/'"),
@@ -550,7 +585,8 @@ mod tests {
             Kind::Service,
         )
         .unwrap();
-        let volume = |name: &str, path: &str, is_read_only| Volume { name: name.into(), path: path.into(), is_read_only };
+        let volume =
+            |name: &str, path: &str, is_read_only| Volume { name: name.into(), path: path.into(), is_read_only };
         let port = |host, container, protocol: &str| Published { host, container, protocol: protocol.into() };
         assert_eq!(options.environment["PGDATA"], "/data/pg");
         let expected = Service {

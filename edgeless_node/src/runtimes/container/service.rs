@@ -47,7 +47,8 @@ impl Program for Contained {
         };
         serving.until_it_works().await?;
         if let Some(ingress) = &options.ingress {
-            let address = container.address.ok_or_else(|| Error::rejected("the engine gave the container no address"))?;
+            let address =
+                container.address.ok_or_else(|| Error::rejected("the engine gave the container no address"))?;
             let backend = Backend {
                 name: context.name.clone(),
                 host: ingress.host.clone(),
