@@ -13,6 +13,7 @@ mod code;
 mod control;
 mod fairness;
 mod guest_abi;
+mod host;
 mod links;
 mod promises;
 mod resources;
