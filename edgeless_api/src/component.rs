@@ -6,7 +6,9 @@ use std::fmt;
 use uuid::Uuid;
 
 use crate::binary::Binary;
+use crate::error::Error;
 use crate::id::{ComponentId, InstanceId, StateId, WorkflowId};
+use crate::status::Limit;
 
 /// Keys and values that a user gives a component.
 pub type Annotations = BTreeMap<String, String>;
@@ -19,6 +21,18 @@ pub const CONTAINER: &str = "CONTAINER";
 
 /// The function type of containers that take no events.
 pub const SERVICE: &str = "SERVICE";
+
+/// The annotations that limit a container. They can be changed while it runs.
+pub const LIMITS: [&str; 8] = [
+    "cpu",
+    "cpu_shares",
+    "cpuset",
+    "memory",
+    "network_bandwidth",
+    "network_bandwidth_down",
+    "network_bandwidth_up",
+    "pids",
+];
 
 /// The annotation whose bytes a function is given when it starts.
 pub const INIT_PAYLOAD: &str = "init-payload";
@@ -118,6 +132,39 @@ impl ComponentSpec {
             Self::Resource(spec) => &spec.configuration,
         }
     }
+
+    /// The same, to be changed.
+    pub fn annotations_mut(&mut self) -> &mut Annotations {
+        match self {
+            Self::Function(spec) => &mut spec.annotations,
+            Self::Resource(spec) => &mut spec.configuration,
+        }
+    }
+
+    /// Its limits as they were asked for.
+    ///
+    /// # Errors
+    /// It is no container.
+    pub fn limits(&self, name: &str) -> Result<Vec<Limit>, Error> {
+        match self {
+            Self::Function(spec) if spec.class.function_type == CONTAINER => {
+                let asked = |name: &&str| Some((name.to_string(), spec.annotations.get(*name)?.clone()));
+                let limit = |(name, asked)| Limit { name, asked, kernel: String::new() };
+                Ok(LIMITS.iter().filter_map(asked).map(limit).collect())
+            }
+            Self::Function(spec) => Err(without_limits(name, ComponentKind::Function, &spec.class.function_type)),
+            Self::Resource(spec) => Err(without_limits(name, ComponentKind::Resource, &spec.class_type)),
+        }
+    }
+}
+
+/// The refusal to speak of the limits of a component that has none, being of this function type or class.
+pub fn without_limits(name: &str, kind: ComponentKind, class: &str) -> Error {
+    let what = match kind {
+        ComponentKind::Function => format!("a {class} function"),
+        ComponentKind::Resource => format!("a resource of class {class}"),
+    };
+    Error::rejected(format!("'{name}' is {what}: only containers have limits that can be changed"))
 }
 
 /// Function or resource: which of two services speaks about a component.

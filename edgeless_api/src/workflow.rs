@@ -111,6 +111,23 @@ impl Workflow {
         Ok(self)
     }
 
+    /// Changes what the user asks of a function.
+    ///
+    /// # Errors
+    /// There is no such function, or annotations of it cannot be understood then; nothing is changed.
+    pub fn annotate(&mut self, name: &str, changes: &Annotations) -> Result<(), InvalidWorkflow> {
+        let found = self.functions.iter_mut().enumerate().find(|(_, function)| function.name == name);
+        let problem = |place: String, reason: String| InvalidWorkflow(vec![Problem { place, reason }]);
+        let (index, function) =
+            found.ok_or_else(|| problem("functions".into(), format!("there is no function '{name}'")))?;
+        let mut annotations = function.annotations.clone();
+        annotations.extend(changes.clone());
+        Requirements::parse(&annotations)
+            .map_err(|error| problem(format!("functions[{index}].annotations"), error.to_string()))?;
+        function.annotations = annotations;
+        Ok(())
+    }
+
     /// Functions, then resources: place, name, outputs, annotations.
     fn components(&self) -> impl Iterator<Item = (String, &str, &BTreeMap<String, String>, &str, &Annotations)> {
         let functions = self.functions.iter().enumerate().map(|(index, function)| {

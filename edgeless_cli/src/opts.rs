@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
-use edgeless_api::{NodeId, Url, WorkflowId};
+use edgeless_api::{ComponentId, NodeId, Url, WorkflowId};
 use uuid::Uuid;
 
 use crate::output::Format;
@@ -51,6 +51,9 @@ pub(crate) enum Command {
     /// Start, stop and look at workflows.
     #[command(subcommand)]
     Workflow(Workflow),
+    /// Look at what a component may use, and change it while it runs.
+    #[command(subcommand)]
+    Component(Component),
     /// Build functions, and send events to their instances.
     #[command(subcommand)]
     Function(Function),
@@ -155,6 +158,32 @@ pub(crate) struct Start {
     pub(crate) timeout: u64,
 }
 
+/// What can be done with components.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Component {
+    /// Show the limits of a component, and change them first if there are changes.
+    ///
+    /// Changes are in force when the command ends, without a restart, and hold also when the component is started
+    /// again or placed elsewhere. All of them are made, or none. Of each limit it shows what was asked for and what the
+    /// kernel has, where '-' says that it has nothing: the component does not run at present.
+    #[command(after_help = "\
+The limits of containers are the annotations cpu, cpu_shares, memory, pids, network_bandwidth, network_bandwidth_up and
+network_bandwidth_down, with values as in a workflow file.
+
+Examples:
+  edgeless_cli component limits $WORKFLOW_ID/resize
+  edgeless_cli component limits $ID cpu=0.5 memory=128MiB network_bandwidth=10mbit
+  edgeless_cli component limits $ID --output json")]
+    Limits {
+        /// The id of a component, as `workflow inspect` shows it after MAP, or WORKFLOW_ID/NAME.
+        #[arg(value_name = "ID")]
+        component: Named,
+        /// Limits to change.
+        #[arg(value_name = "KEY=VALUE")]
+        changes: Vec<Change>,
+    },
+}
+
 /// What can be done with functions.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Function {
@@ -240,6 +269,44 @@ impl<T: FromStr> FromStr for Which<T> {
     }
 }
 
+/// A component, by its id or by its workflow and its name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    Id(ComponentId),
+    InWorkflow(WorkflowId, String),
+}
+
+impl FromStr for Named {
+    type Err = edgeless_api::id::IdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((workflow, name)) => Ok(Self::InWorkflow(workflow.parse()?, name.to_string())),
+            None => text.parse().map(Self::Id),
+        }
+    }
+}
+
+/// A key and its new value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) key: String,
+    pub(crate) value: String,
+}
+
+impl FromStr for Change {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('=') {
+            Some((key, value)) if !key.is_empty() && !value.is_empty() => {
+                Ok(Self { key: key.to_string(), value: value.to_string() })
+            }
+            _ => Err("expected KEY=VALUE, such as cpu=0.5".to_string()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,5 +322,20 @@ mod tests {
         let error = Opts::try_parse_from(["edgeless_cli", "workflow", "stop", "al"]).unwrap_err();
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("'al' is not a workflow id"), "{error}");
+    }
+
+    #[test]
+    fn a_component_is_named_in_two_ways_and_its_limits_in_one() {
+        let id = "00000000-0000-0000-0000-000000000001";
+        assert_eq!(id.parse(), Ok(Named::Id(id.parse().unwrap())));
+        let in_workflow = Named::InWorkflow(id.parse().unwrap(), "a/b".to_string());
+        assert_eq!(format!("{id}/a/b").parse(), Ok(in_workflow));
+        assert!("x".parse::<Named>().unwrap_err().to_string().contains("'x' is not a component id"));
+        assert!("x/y".parse::<Named>().unwrap_err().to_string().contains("'x' is not a workflow id"));
+        let change = Change { key: "cpu".to_string(), value: "1=2".to_string() };
+        assert_eq!("cpu=1=2".parse(), Ok(change));
+        for wrong in ["cpu", "=1", "cpu="] {
+            assert!(wrong.parse::<Change>().is_err(), "{wrong}");
+        }
     }
 }

@@ -242,6 +242,11 @@ pub(crate) fn one_line(text: &str) -> Cow<'_, str> {
     Cow::Owned(line)
 }
 
+/// The same for a cell of a table; one that is empty is a dash.
+pub(crate) fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".into() } else { one_line(text).into_owned() }
+}
+
 /// The same for texts of several lines, such as a backtrace: further lines are indented.
 pub(crate) fn indented(text: &str) -> String {
     text.lines().map(|line| one_line(line.trim_end())).collect::<Vec<_>>().join("\n    ")

@@ -29,6 +29,7 @@ pub(crate) enum Plan {
 #[derive(Debug)]
 pub(crate) enum Question {
     Workflow(opts::Workflow),
+    Component(opts::Component),
     Domain(opts::Domain),
     Node(opts::Node),
 }
@@ -43,7 +44,7 @@ impl Question {
         use opts::Workflow::{Inspect, List, Logs, Migrate, MigrateComponent, Start, Stop};
         match self {
             Self::Workflow(Start(start)) => Duration::from_secs(start.timeout),
-            Self::Workflow(Stop { .. } | Migrate { .. } | MigrateComponent { .. }) => DO,
+            Self::Workflow(Stop { .. } | Migrate { .. } | MigrateComponent { .. }) | Self::Component(_) => DO,
             Self::Workflow(List | Inspect { .. } | Logs { .. }) | Self::Domain(_) | Self::Node(_) => LOOK,
         }
     }
@@ -71,6 +72,7 @@ pub(crate) fn decide(opts: Opts, url_variable: Option<String>) -> Result<Plan, F
             return Ok(Plan::Cast(cast));
         }
         (None, Some(Command::Workflow(workflow))) => Question::Workflow(workflow),
+        (None, Some(Command::Component(component))) => Question::Component(component),
         (None, Some(Command::Domain(domain))) => Question::Domain(domain),
         (None, Some(Command::Node(node))) => Question::Node(node),
     };

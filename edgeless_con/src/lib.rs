@@ -3,13 +3,14 @@
 //! - [`config`]: the keys of `controller.toml`.
 //! - [`engine`]: every decision, as a pure function of events; [`placement`] is its choice of domain.
 //! - `shell`: does what the engine decides. `follow`: watches the domains of the configuration.
-//! - `service`: what users and orchestrators ask, in terms of the engine.
+//! - `service`: what users and orchestrators ask, in terms of the engine; `limits`: what components may use.
 //!
 //! [`Controller`] puts them together. Nothing here knows a node: nodes are their domain's concern.
 
 pub mod config;
 pub mod engine;
 mod follow;
+mod limits;
 mod metrics;
 pub mod placement;
 mod service;

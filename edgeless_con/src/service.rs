@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
+use edgeless_api::component::Annotations;
 use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistration};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, WorkflowId};
 use edgeless_api::node::NodeInfo;
 use edgeless_api::server::{DomainRegistry, Values, Workflows};
-use edgeless_api::status::{ComponentStatus, LogLine, Placement, State};
+use edgeless_api::status::{ComponentStatus, Limit, LogLine, Placement, State};
 use edgeless_api::workflow::{Workflow, WorkflowStatus};
 use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::{Inbox, Ticket};
@@ -19,6 +20,7 @@ use futures_util::StreamExt;
 use uuid::Uuid;
 
 use crate::engine::{Answer, ComponentView, Engine, Event, Peer, WorkflowView};
+use crate::limits::Limiter;
 use crate::shell::{Peers, quick};
 
 /// The most domains that are asked at the same time.
@@ -29,13 +31,15 @@ const ASKED: usize = 16;
 pub(crate) struct Service {
     inbox: Inbox<Engine>,
     peers: Peers,
+    limiter: Limiter,
     /// The code of the workflows that run.
     binaries: Binaries,
 }
 
 impl Service {
     pub(crate) fn new(inbox: Inbox<Engine>, peers: Peers, binaries: Binaries) -> Self {
-        Self { inbox, peers, binaries }
+        let limiter = Limiter::new(inbox.clone(), peers.clone());
+        Self { inbox, peers, limiter, binaries }
     }
 
     async fn ask<T>(
@@ -183,6 +187,10 @@ impl Workflows for Service {
             }
         }
         Ok(nodes)
+    }
+
+    async fn limits(&self, component: ComponentId, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        self.limiter.limits(component, changes).await
     }
 }
 

@@ -10,14 +10,15 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use edgeless_api::client::{self, Connection, Options};
 use edgeless_api::component::{
-    ComponentKind, ComponentRef, ComponentSpec, FunctionClass, Patch, Start, StatePolicy, Target,
+    Annotations, CONTAINER, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, Patch, Start, StatePolicy,
+    Target,
 };
 use edgeless_api::domain::{DomainCapabilities, DomainRegistration, DomainState};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, NodeId, WorkflowId};
 use edgeless_api::node::{Capabilities, NodeInfo};
 use edgeless_api::server::{Components, Domain, Server, Values};
-use edgeless_api::status::{ComponentStatus, Level, LogLine, Placement, State};
+use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, Placement, State};
 use edgeless_api::workflow::{Function, Resource, Workflow};
 use edgeless_api::{Digest, Limits, Url};
 use edgeless_con::{Config, Controller, Orchestrator};
@@ -77,7 +78,7 @@ impl Orc {
     async fn serve_as(domain: &str, native: bool) -> Self {
         let capabilities = DomainCapabilities {
             num_nodes: 1,
-            runtimes: BTreeSet::from(["RUST_WASM".to_string()]),
+            runtimes: BTreeSet::from(["RUST_WASM", CONTAINER].map(String::from)),
             resource_classes: BTreeSet::from(["file-log".to_string()]),
             ..DomainCapabilities::default()
         };
@@ -198,6 +199,18 @@ impl Components for Told {
         }])
     }
 
+    async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        let started = self.started.lock().unwrap();
+        let is_it = |start: &&Start| start.context.as_ref().unwrap().component.0 == id;
+        let known = started.iter().rev().find(is_it).ok_or_else(|| Error::not_found("not here"))?;
+        known.spec.limits("f")?;
+        let limit = |(name, asked): (String, String)| match name.as_str() {
+            "colour" => Err(Error::rejected("'colour' is not a limit")),
+            _ => Ok(Limit { name, kernel: asked.clone(), asked }),
+        };
+        changes.into_iter().map(limit).collect()
+    }
+
     async fn logs(&self, ids: Vec<Uuid>, _: bool) -> Result<Values<LogLine>, Error> {
         let line = |id: Uuid| {
             Ok(LogLine {
@@ -298,6 +311,14 @@ fn workflow(annotations: &[(&str, &str)]) -> Workflow {
         configuration: pairs(&[("filename", "out.log")]),
     };
     Workflow::new(vec![function], vec![log], BTreeMap::new()).unwrap()
+}
+
+/// The same, as a container.
+fn container() -> Workflow {
+    let wasm = workflow(&[]);
+    let [mut function] = wasm.functions().to_vec().try_into().unwrap();
+    function.class.function_type = CONTAINER.into();
+    Workflow::new(vec![function], wasm.resources().to_vec(), BTreeMap::new()).unwrap()
 }
 
 #[tokio::test]
@@ -613,4 +634,48 @@ fn the_program_says_where_it_is() {
     child.wait().unwrap();
     assert!(said[0].contains("Starting Edgeless Controller at http://127.0.0.1:"), "{said:?}");
     assert!(said[1].contains("is ready at http://127.0.0.1:"), "{said:?}");
+}
+
+#[tokio::test]
+async fn limits_are_changed_in_the_domain_and_shown_from_then_on() {
+    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let [f, l] = {
+        let status = user.start(container(), None).await.unwrap();
+        [status.mapping[0].component, status.mapping[1].component]
+    };
+    let shown = async || {
+        let workflow = user.list().await.unwrap()[0];
+        user.inspect(workflow).await.unwrap().0.functions()[0].annotations.clone()
+    };
+    let changed = user.limits(f, pairs(&[("cpu", "0.5")])).await.unwrap();
+    assert_eq!(changed, [Limit { name: "cpu".into(), asked: "0.5".into(), kernel: "0.5".into() }]);
+    assert_eq!(shown().await, pairs(&[("cpu", "0.5")]));
+    let refused = user.limits(f, pairs(&[("cpu", "9"), ("colour", "red")])).await;
+    assert_eq!(refused, Err(Error::rejected("'colour' is not a limit")), "the words of the node");
+    assert_eq!(user.limits(f, Annotations::new()).await, Ok(vec![]));
+    assert_eq!(shown().await, pairs(&[("cpu", "0.5")]), "only what was granted");
+    let refused = user.limits(l, Annotations::new()).await.unwrap_err();
+    assert!(refused.message.contains("only containers have limits"), "{refused}");
+    let unknown = user.limits(ComponentId::random(), Annotations::new()).await.unwrap_err();
+    assert_eq!(unknown.code, Code::NotFound);
+    assert!(unknown.message.ends_with("`edgeless_cli workflow inspect all` shows them"), "{unknown}");
+
+    orc.told.state.send_modify(|state| state.nonce = 2);
+    wait_until("it is started again", || async { (orc.started().len() == 4).then_some(()) }).await;
+    let again = orc.started().into_iter().rev().find(|start| start.context.as_ref().unwrap().component == f).unwrap();
+    assert_eq!(*again.spec.annotations(), pairs(&[("cpu", "0.5")]));
+}
+
+#[tokio::test]
+async fn limits_in_a_domain_that_cannot_say_are_an_error() {
+    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let f = user.start(container(), None).await.unwrap().mapping[0].component;
+    orc.told.started.lock().unwrap().clear();
+    let error = user.limits(f, pairs(&[("cpu", "1")])).await.unwrap_err();
+    assert_eq!(error, Error::unavailable("the domain domain-1 does not run it yet: try again in a moment"));
+    drop(orc);
+    wait_until("the domain is lost", || has_domains(&user, 0)).await;
+    let error = user.limits(f, pairs(&[("cpu", "1")])).await.unwrap_err();
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.message.contains("the domain domain-1 is out of reach"), "{error}");
 }

@@ -8,6 +8,7 @@
 //! - [`binaries`]: the code that it keeps; [`supply`]: how code gets to the next daemon, once.
 //! - [`status`]: the port of `/healthz`, `/readyz` and `/metrics`.
 //! - [`telemetry`]: how it logs.
+//! - [`turns`]: one after the other, where several ask about the same thing.
 
 pub mod binaries;
 pub mod config;
@@ -17,6 +18,7 @@ pub mod status;
 pub mod supply;
 pub mod tasks;
 pub mod telemetry;
+pub mod turns;
 
 use edgeless_api::Url;
 use edgeless_api::error::Error;

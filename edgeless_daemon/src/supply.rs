@@ -122,9 +122,11 @@ mod tests {
     use async_trait::async_trait;
     use bytes::Bytes;
     use edgeless_api::client::{Connection, Options};
-    use edgeless_api::component::{ComponentKind, FunctionClass, FunctionSpec, Patch, StatePolicy, StateSpec};
+    use edgeless_api::component::{
+        Annotations, ComponentKind, FunctionClass, FunctionSpec, Patch, StatePolicy, StateSpec,
+    };
     use edgeless_api::server::{Components as Served, Server, Values};
-    use edgeless_api::status::{ComponentStatus, LogLine};
+    use edgeless_api::status::{ComponentStatus, Limit, LogLine};
     use edgeless_api::{ComponentId, Limits, StateId, WorkflowId};
     use tokio_util::sync::CancellationToken;
     use uuid::Uuid;
@@ -176,6 +178,9 @@ mod tests {
         }
         async fn logs(&self, _: Vec<Uuid>, _: bool) -> Result<Values<LogLine>, Error> {
             Err(Error::unimplemented("no logs"))
+        }
+        async fn limits(&self, _: Uuid, _: Annotations) -> Result<Vec<Limit>, Error> {
+            Err(Error::unimplemented("no limits"))
         }
     }
 

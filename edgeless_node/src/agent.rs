@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use edgeless_api::component::{
-    ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Start, StartContext,
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Start, StartContext,
+    without_limits,
 };
 use edgeless_api::node::PeerUpdate;
 use edgeless_api::server::{Components, NodeManagement, Values};
-use edgeless_api::status::{ComponentStatus, LogLine};
+use edgeless_api::status::{ComponentStatus, Limit, LogLine};
 use edgeless_api::{Code, ComponentId, Error, InstanceId};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
@@ -374,6 +375,20 @@ impl Agent {
         Ok(ComponentRef::Instance(id))
     }
 
+    async fn limits_now(self: Arc<Self>, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        let hosted = self.find(id).ok_or_else(|| Error::not_found(format!("no instance {id} runs here")))?;
+        let component = hosted.component();
+        let Some(controls) = &component.controls else {
+            return Err(without_limits(&component.name, component.kind, &component.metrics_type));
+        };
+        if changes.is_empty() {
+            return Ok(controls.limits().await);
+        }
+        let limits = controls.set_limits(&changes).await?;
+        tracing::info!(name = %component.name, instance = %id, ?changes, "limits changed");
+        Ok(limits)
+    }
+
     async fn stop_now(self: Arc<Self>, kind: ComponentKind, id: InstanceId) -> Result<(), Error> {
         if let Some(hosted) = self.take(kind, id.function)? {
             hosted.stop().await;
@@ -429,6 +444,10 @@ impl Components for Agent {
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
         let deadline = tokio::time::Instant::now() + MEASURE;
         Ok(join_all(self.find_all(&ids).iter().map(|hosted| hosted.status_in_full(deadline))).await)
+    }
+
+    async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        self.to_its_end(move |me| me.limits_now(id, changes)).await
     }
 
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {

@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::announce::Announcement;
 use crate::config::Config;
 use crate::engine::{Engine, Settings};
+use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::owner::Owner;
 use crate::service::Service;
@@ -89,6 +90,7 @@ impl Daemon for Orchestrator {
         let owner = Owner::new();
         let service = Arc::new(Service {
             inbox: inbox.clone(),
+            limiter: Limiter::new(inbox.clone(), links.clone()),
             links,
             domain: domain.clone(),
             keep_alive: baseline.keep_alive(),

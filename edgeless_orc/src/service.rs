@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use edgeless_api::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
+use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
 use edgeless_api::domain::{DomainCapabilities, DomainState};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId};
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
-use edgeless_api::status::{ComponentStatus, LogLine, Placement};
+use edgeless_api::status::{ComponentStatus, Limit, LogLine, Placement};
 use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::{Inbox, Ticket};
 use futures_util::future::join_all;
@@ -23,6 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
+use crate::limits::Limiter;
 use crate::logs::{self, Follow};
 use crate::owner::Owner;
 use crate::shell::Links;
@@ -34,6 +35,7 @@ pub(crate) const ASK: Duration = Duration::from_secs(2);
 pub(crate) struct Service {
     pub(crate) inbox: Inbox<Engine>,
     pub(crate) links: Links,
+    pub(crate) limiter: Limiter,
     pub(crate) domain: DomainId,
     pub(crate) keep_alive: Duration,
     pub(crate) capabilities: watch::Receiver<DomainCapabilities>,
@@ -148,6 +150,10 @@ impl Components for Service {
         .await;
         Ok(Box::pin(stream::select_all(streams)))
     }
+
+    async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        self.limiter.limits(ComponentId(id), changes).await
+    }
 }
 
 impl Service {
@@ -182,6 +188,8 @@ fn merged(own: ComponentStatus, answer: &Result<Vec<ComponentStatus>, Error>) ->
                 name: own.name,
                 epoch: own.epoch,
                 instance: own.instance,
+                // A node that did not find out in time leaves what was asked for.
+                limits: if at_node.limits.is_empty() { own.limits } else { at_node.limits.clone() },
                 ..at_node.clone()
             },
             None => ComponentStatus { reason: format!("node {} does not know its instance", instance.node), ..own },

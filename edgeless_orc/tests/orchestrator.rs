@@ -15,15 +15,15 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use edgeless_api::client::{self, Connection, Options};
 use edgeless_api::component::{
-    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, Start, StartContext,
-    StateSpec, Target,
+    Annotations, CONTAINER, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, Start,
+    StartContext, StateSpec, Target, without_limits,
 };
 use edgeless_api::domain::{DomainRegistered, DomainRegistration};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
 use edgeless_api::node::{Capabilities, Health, PeerUpdate, ProviderSpec, Registration};
 use edgeless_api::server::{Components, DomainRegistry, NodeManagement, Server, Values};
-use edgeless_api::status::{ComponentStatus, Level, LogLine, State};
+use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, State};
 use edgeless_api::{Binary, Digest, Limits, Url};
 use edgeless_daemon::{Daemon, Handle, Stopped, listen};
 use edgeless_orc::{Config, Orchestrator};
@@ -72,6 +72,8 @@ struct Asked {
     stopped: Vec<ComponentRef>,
     /// How often its log was followed.
     followed: usize,
+    /// The limits that its instances were given while they ran.
+    limits: BTreeMap<Uuid, Annotations>,
 }
 
 struct Played {
@@ -148,10 +150,26 @@ impl Components for Played {
             handled: 7,
             dropped: 1,
             outputs: vec![],
-            limits: vec![],
+            limits: in_force(asked.limits.get(&instance.function)),
             usage: None,
         };
         Ok(known.map(status).collect())
+    }
+
+    async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        let mut asked = self.asked.lock().unwrap();
+        let (start, _) = asked.started.iter().find(|(_, instance)| instance.function == id).unwrap();
+        if let ComponentSpec::Function(function) = &start.spec
+            && function.class.function_type != CONTAINER
+        {
+            return Err(without_limits("f", ComponentKind::Function, &function.class.function_type));
+        }
+        if changes.contains_key("colour") {
+            return Err(Error::rejected("'colour' is not a limit"));
+        }
+        let limits = asked.limits.entry(id).or_default();
+        limits.extend(changes);
+        Ok(in_force(Some(limits)))
     }
 
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
@@ -164,6 +182,15 @@ impl Components for Played {
         let live = stream::unfold(log, async |mut log| Some((log.recv().await.ok()?, log)));
         Ok(Box::pin(kept.chain(live)))
     }
+}
+
+fn in_force(limits: Option<&Annotations>) -> Vec<Limit> {
+    let limit = |(name, asked): (&String, &String)| Limit {
+        name: name.clone(),
+        asked: asked.clone(),
+        kernel: format!("{asked} in force"),
+    };
+    limits.into_iter().flatten().map(limit).collect()
 }
 
 /// A node that refreshes until it is silenced.
@@ -245,7 +272,7 @@ fn registration(node: NodeId, url: &Url) -> Registration {
             num_cores: 4,
             clock_freq_cpu: 800.0,
             labels: vec!["hostname=test".into()],
-            runtimes: vec!["RUST_WASM".into()],
+            runtimes: vec!["RUST_WASM".into(), CONTAINER.into()],
             ..Capabilities::default()
         },
         nonce: rand::random(),
@@ -301,6 +328,18 @@ fn function(class: &str, annotations: &[(&str, &str)]) -> ComponentSpec {
         state: StateSpec { id: StateId::random(), policy: Default::default() },
         workflow: WorkflowId::random(),
     })
+}
+
+fn container(annotations: &[(&str, &str)]) -> ComponentSpec {
+    let mut spec = function("f", annotations);
+    if let ComponentSpec::Function(function) = &mut spec {
+        function.class.function_type = CONTAINER.into();
+    }
+    spec
+}
+
+fn limits(pairs: &[(&str, &str)]) -> Annotations {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
 
 fn with_code(mut spec: ComponentSpec, binary: Binary) -> ComponentSpec {
@@ -687,4 +726,68 @@ fn the_program_writes_a_template_and_refuses_what_is_wrong() {
     std::fs::write(dir.path().join("port.toml"), format!("[general]\norchestrator_url = \"http://{taken}\"")).unwrap();
     let (code, error) = program(dir.path(), &["-c", "port.toml"]);
     assert!(code != Some(0) && error.contains(&taken.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn limits_are_changed_at_the_node_and_hold_where_the_component_runs_next() {
+    let mut config = config();
+    config.baseline.keep_alive_interval_secs = 2;
+    let orchestrator = Orchestrator::start(config).await.unwrap();
+    let node = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    let (one, two) = (ComponentId::random(), ComponentId::random());
+    controller.run(two).await;
+    controller.start(one, container(&[("cpu", "1")])).await.unwrap();
+    let components = &controller.components;
+    let changes = limits(&[("cpu", "0.5")]);
+    let changed = components.limits(one.0, changes.clone()).await.unwrap();
+    assert_eq!(changed, in_force(Some(&changes)), "what the node has read back");
+    assert_eq!(components.limits(one.0, changes).await.unwrap(), changed, "a repeat");
+    assert_eq!(components.limits(one.0, Annotations::new()).await.unwrap(), changed);
+    assert_eq!(components.status(&[one.0]).await.unwrap()[0].limits, changed);
+    let refused = components.limits(one.0, limits(&[("cpu", "9"), ("colour", "red")])).await;
+    assert_eq!(refused, Err(Error::rejected("'colour' is not a limit")), "the words of the node");
+    let refused = components.limits(two.0, Annotations::new()).await.unwrap_err();
+    assert!(refused.message.starts_with("'f' is a RUST_WASM function"), "{refused}");
+    assert_eq!(components.limits(Uuid::nil(), Annotations::new()).await.unwrap_err().code, Code::NotFound);
+
+    let next = Node::join(orchestrator.url()).await;
+    controller.until_nodes(2).await;
+    node.beat.cancel();
+    wait_until("it runs on the other node", || next.runs(one).is_some()).await;
+    let spec = next.see(|asked| {
+        let is_it = |(start, _): &&(Start, InstanceId)| start.context.as_ref().unwrap().component == one;
+        asked.started.iter().find(is_it).unwrap().0.spec.clone()
+    });
+    assert_eq!(*spec.annotations(), limits(&[("cpu", "0.5")]));
+}
+
+#[tokio::test]
+async fn limits_at_a_node_that_cannot_be_reached_or_is_old_are_an_error() {
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let Node { beat: _beat, server, .. } = Node::join(orchestrator.url()).await;
+    let controller = Controller::of(&orchestrator);
+    controller.until_nodes(1).await;
+    let one = ComponentId::random();
+    controller.start(one, container(&[("cpu", "1")])).await.unwrap();
+    drop(server);
+    let cpu = limits(&[("cpu", "2")]);
+    let error = loop {
+        match controller.components.limits(one.0, cpu.clone()).await {
+            // The last request of a connection that is being closed.
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.message.starts_with("cannot reach http://"), "{error}");
+
+    let orchestrator = Orchestrator::start(config()).await.unwrap();
+    let _node = Node::join_as(orchestrator.url(), false).await;
+    let controller = Controller::of(&orchestrator);
+    controller.until_nodes(1).await;
+    controller.start(one, container(&[])).await.unwrap();
+    let error = controller.components.limits(one.0, cpu).await.unwrap_err();
+    assert_eq!(error.code, Code::Unimplemented);
+    assert!(error.message.contains("speaks only EDGELESS 1.2"), "{error}");
 }

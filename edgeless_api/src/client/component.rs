@@ -3,12 +3,13 @@
 use uuid::Uuid;
 
 use super::Connection;
-use crate::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start};
+use crate::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start};
 use crate::error::Error;
 use crate::server::Values;
-use crate::status::{ComponentStatus, LogLine};
+use crate::status::{ComponentStatus, Limit, LogLine};
 use crate::wire::component::{function_request, resource_request, started};
-use crate::wire::{pb, status::statuses};
+use crate::wire::pb;
+use crate::wire::status::{limits, statuses};
 use pb::component_control_client::ComponentControlClient;
 use pb::function_instance_client::FunctionInstanceClient;
 use pb::resource_configuration_client::ResourceConfigurationClient;
@@ -99,6 +100,18 @@ impl Components {
         let request = pb::LogsRequest { component_ids: component_ids(ids).component_ids, follow };
         let lines = self.control.clone().logs(request).await.map_err(|status| self.connection.error(status))?;
         Ok(self.connection.values(lines.into_inner(), |line: pb::LogLine| Ok(line.into())))
+    }
+
+    /// Changes limits of what a component may use, and tells all that it has then. Without changes it
+    /// only tells.
+    ///
+    /// # Errors
+    /// The peer refuses a change, does not know the component, speaks only EDGELESS 1.2 or cannot be
+    /// reached.
+    pub async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        let request = pb::LimitsRequest { component_id: id.to_string(), changes };
+        let answer = self.control.clone().limits(request).await;
+        limits(answer.map_err(|status| self.connection.error(status))?.into_inner())
     }
 }
 

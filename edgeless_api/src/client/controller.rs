@@ -6,15 +6,16 @@ use tonic::transport::Channel;
 use uuid::Uuid;
 
 use super::Connection;
+use crate::component::Annotations;
 use crate::domain::{DomainCapabilities, DomainRegistered, DomainRegistration};
 use crate::error::Error;
-use crate::id::{DomainId, WorkflowId};
+use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::node::NodeInfo;
 use crate::server::Values;
-use crate::status::{ComponentStatus, LogLine, Placement};
+use crate::status::{ComponentStatus, Limit, LogLine, Placement};
 use crate::wire::domain::domains;
 use crate::wire::node::node_infos;
-use crate::wire::status::{placements, statuses};
+use crate::wire::status::{limits, placements, statuses};
 use crate::wire::{pb, required};
 use crate::workflow::{Workflow, WorkflowStatus};
 use pb::domain_registration_client::DomainRegistrationClient;
@@ -144,6 +145,16 @@ impl Workflows {
     /// See [`Workflows`].
     pub async fn nodes(&self, domain: Option<DomainId>) -> Result<Vec<NodeInfo>, Error> {
         node_infos(self.answer(self.control.clone().nodes(domain_id(domain)).await)?)
+    }
+
+    /// Changes limits of what a component may use, and tells all that it has then. Without changes it
+    /// only tells.
+    ///
+    /// # Errors
+    /// See [`Workflows`].
+    pub async fn limits(&self, component: ComponentId, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        let request = pb::LimitsRequest { component_id: component.to_string(), changes };
+        limits(self.answer(self.control.clone().limits(request).await)?)
     }
 }
 

@@ -7,10 +7,11 @@ use tonic::Request;
 use uuid::Uuid;
 
 use super::{Adapter, Server, Values, Wire, WireStream, answer, empty};
-use crate::component::{ComponentKind, ComponentRef, Patch, Start};
+use crate::component::{Annotations, ComponentKind, ComponentRef, Patch, Start};
 use crate::error::Error;
-use crate::status::{ComponentStatus, LogLine};
-use crate::wire::{error::refusal, pb, status::status_list, uuids};
+use crate::status::{ComponentStatus, Limit, LogLine};
+use crate::wire::status::{limits_response, status_list};
+use crate::wire::{error::refusal, pb, uuid, uuids};
 
 /// Runs components for whoever is above.
 ///
@@ -29,6 +30,9 @@ pub trait Components: Send + Sync + 'static {
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error>;
     /// What components logged and, if asked, will log.
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error>;
+    /// Changes limits of what a component may use, all of them or none, and tells all that it has then.
+    /// Without changes it only tells. A repeat is harmless.
+    async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error>;
 }
 
 impl Server {
@@ -114,5 +118,11 @@ impl<T: Components> pb::component_control_server::ComponentControl for Adapter<T
         let ids = uuids(&request.component_ids, "component_ids")?;
         let lines = self.service.logs(ids, request.follow).await?;
         Ok(self.stream(lines))
+    }
+
+    async fn limits(&self, request: Request<pb::LimitsRequest>) -> Wire<pb::LimitsResponse> {
+        let request = request.into_inner();
+        let id = uuid(&request.component_id, "component_id")?;
+        answer(limits_response(self.service.limits(id, request.changes).await))
     }
 }

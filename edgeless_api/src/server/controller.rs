@@ -8,15 +8,16 @@ use tonic::Request;
 use uuid::Uuid;
 
 use super::{Adapter, Server, Values, Wire, WireStream, answer, empty};
+use crate::component::Annotations;
 use crate::domain::{DomainCapabilities, DomainRegistered, DomainRegistration};
 use crate::error::Error;
-use crate::id::{DomainId, WorkflowId};
+use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::node::NodeInfo;
-use crate::status::{ComponentStatus, LogLine, Placement};
+use crate::status::{ComponentStatus, Limit, LogLine, Placement};
 use crate::wire::domain::domain_list;
 use crate::wire::error::refusal;
 use crate::wire::node::node_list;
-use crate::wire::status::{plan_response, status_list};
+use crate::wire::status::{limits_response, plan_response, status_list};
 use crate::wire::{pb, required, uuid};
 use crate::workflow::{Workflow, WorkflowStatus};
 
@@ -54,6 +55,9 @@ pub trait Workflows: Send + Sync + 'static {
     ) -> Result<Values<LogLine>, Error>;
     /// The nodes of one domain, or of all.
     async fn nodes(&self, domain: Option<DomainId>) -> Result<Vec<NodeInfo>, Error>;
+    /// Changes limits of what a component may use, all of them or none, and tells all that it has then.
+    /// Without changes it only tells. A repeat is harmless.
+    async fn limits(&self, component: ComponentId, changes: Annotations) -> Result<Vec<Limit>, Error>;
 }
 
 /// Takes the announcements of orchestrators.
@@ -170,6 +174,12 @@ impl<T: Workflows> pb::workflow_control_server::WorkflowControl for Adapter<T> {
 
     async fn nodes(&self, request: Request<pb::DomainId>) -> Wire<pb::NodeList> {
         answer(self.service.nodes(domain_or_all(request.into_inner())).await.map(node_list))
+    }
+
+    async fn limits(&self, request: Request<pb::LimitsRequest>) -> Wire<pb::LimitsResponse> {
+        let request = request.into_inner();
+        let component = ComponentId(uuid(&request.component_id, "component_id")?);
+        answer(limits_response(self.service.limits(component, request.changes).await))
     }
 }
 

@@ -11,10 +11,12 @@ use uuid::Uuid;
 use super::pb;
 use crate::component::{ComponentRef, ComponentSpec, FunctionClass, Patch, Start, StatePolicy, Target};
 use crate::domain::DomainRegistration;
+use crate::error::Error;
 use crate::event::{Reply, Trace};
 use crate::id::{ComponentId, InstanceId, NodeId, WorkflowId};
 use crate::node::{PeerUpdate, Registration};
 use crate::peer::{self, Call, Fate, Frame, Hello, Item, Settled, Window};
+use crate::status::{ComponentStatus, Limit, Usage};
 use crate::workflow::{Workflow, WorkflowStatus};
 
 const ONE: &str = "00000000-0000-0000-0000-000000000001";
@@ -317,6 +319,34 @@ fn a_workflow_and_what_became_of_it() {
     assert_eq!((status.mapping[0].name.as_str(), status.mapping[0].domain.0.as_str()), ("f", "domain-1"));
     assert_eq!(status.mapping[0].component, ComponentId(Uuid::from_u128(2)));
     assert_eq!(pb::WorkflowInstanceStatus::from(status).encode_to_vec(), bytes);
+}
+
+/// Ours alone, so that nothing but these bytes holds its numbers in place.
+#[test]
+fn the_limits_of_a_component_and_what_it_uses() {
+    let limit = [field(1, "cpu"), field(2, "0.5"), field(3, "0.50")].concat();
+    let usage = [number(1, 1_500_000_000), number(2, 7 << 20), number(3, 3), number(4, 1000), number(5, 20)].concat();
+    let bytes =
+        [field(1, ONE), field(2, "f"), field(3, "running"), number(5, 2), field(12, limit.clone()), field(13, usage)]
+            .concat();
+    let status = ComponentStatus::try_from(pb::ComponentStatus::decode(bytes.as_slice()).unwrap()).unwrap();
+    let cpu = Limit { name: "cpu".into(), asked: "0.5".into(), kernel: "0.50".into() };
+    assert_eq!(status.limits, std::slice::from_ref(&cpu));
+    let usage = Usage { cpu: Duration::from_millis(1500), memory: 7 << 20, processes: 3, received: 1000, sent: 20 };
+    assert_eq!(status.usage, Some(usage));
+    assert_eq!(pb::ComponentStatus::from(status).encode_to_vec(), bytes);
+
+    let bytes = [field(1, ONE), entry(2, "cpu", "0.5")].concat();
+    let request = pb::LimitsRequest::decode(bytes.as_slice()).unwrap();
+    assert_eq!((request.component_id.as_str(), request.changes["cpu"].as_str()), (ONE, "0.5"));
+    let response = pb::LimitsResponse::decode(field(2, limit.clone()).as_slice()).unwrap();
+    assert_eq!(super::status::limits(response), Ok(vec![cpu.clone()]));
+    assert_eq!(super::status::limits_response(Ok(vec![cpu])).unwrap().encode_to_vec(), field(2, limit));
+    let refusal = field(1, [field(1, "Request rejected"), field(2, "why"), field(1000, "rejected")].concat());
+    let refused = Error::rejected("why");
+    let response = pb::LimitsResponse::decode(refusal.as_slice()).unwrap();
+    assert_eq!(super::status::limits(response), Err(refused.clone()));
+    assert_eq!(super::status::limits_response(Err(refused)).unwrap().encode_to_vec(), refusal);
 }
 
 #[test]

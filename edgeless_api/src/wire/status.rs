@@ -192,3 +192,24 @@ pub(crate) fn plan_response(plan: Result<Vec<Placement>, Error>) -> Result<pb::P
         Err(error) => Err(error),
     }
 }
+
+pub(crate) fn limits(response: pb::LimitsResponse) -> Result<Vec<Limit>, Error> {
+    match response.response_error {
+        Some(error) => Err(error.into()),
+        None => Ok(response.limits.into_iter().map(Into::into).collect()),
+    }
+}
+
+/// The answer about limits. A refusal is an answer; whatever else went wrong is an error.
+pub(crate) fn limits_response(limits: Result<Vec<Limit>, Error>) -> Result<pb::LimitsResponse, Error> {
+    match limits {
+        Ok(limits) => {
+            Ok(pb::LimitsResponse { response_error: None, limits: limits.into_iter().map(Into::into).collect() })
+        }
+        Err(error) if error.code.is_refusal() => Ok(pb::LimitsResponse {
+            response_error: Some(super::error::refusal("Request rejected", &error)),
+            limits: Vec::new(),
+        }),
+        Err(error) => Err(error),
+    }
+}

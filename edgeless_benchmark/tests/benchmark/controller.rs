@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use edgeless_api::component::Annotations;
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::node::NodeInfo;
 use edgeless_api::server::{Server, Values, Workflows};
-use edgeless_api::status::{ComponentStatus, LogLine, Placement};
+use edgeless_api::status::{ComponentStatus, Limit, LogLine, Placement};
 use edgeless_api::workflow::{Workflow, WorkflowStatus};
-use edgeless_api::{DomainId, Error, Limits, Url, WorkflowId};
+use edgeless_api::{ComponentId, DomainId, Error, Limits, Url, WorkflowId};
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -86,6 +87,10 @@ impl Workflows for Difficult {
     }
 
     async fn nodes(&self, _domain: Option<DomainId>) -> Result<Vec<NodeInfo>, Error> {
+        not_asked()
+    }
+
+    async fn limits(&self, _component: ComponentId, _changes: Annotations) -> Result<Vec<Limit>, Error> {
         not_asked()
     }
 }

@@ -1,5 +1,6 @@
 //! Does what was decided: one file for each noun.
 
+mod component;
 mod domain;
 mod function;
 mod node;
@@ -35,6 +36,7 @@ async fn ask(question: Question, controller: Controller, console: &Console) -> R
     let workflows = Workflows::new(Connection::lazy(&controller.url, controller.options)?);
     let answer = match question {
         Question::Workflow(command) => workflow::run(command, &workflows, console).await,
+        Question::Component(command) => component::run(command, &workflows, console).await,
         Question::Domain(command) => domain::run(command, &workflows, console).await,
         Question::Node(command) => node::run(command, &workflows, console).await,
     };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::unless_offered;
 use crate::failure::Failure;
 use crate::opts::Node;
-use crate::output::{Console, Report, Style, fitting_table, one_line};
+use crate::output::{Console, Report, Style, fitting_table, one_line, or_dash};
 
 /// Looks at nodes.
 pub(crate) async fn run(command: Node, workflows: &Workflows, console: &Console) -> Result<(), Failure> {
@@ -120,8 +120,4 @@ impl Row {
             self.agent_url.to_string(),
         ]
     }
-}
-
-fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".into() } else { one_line(text).into_owned() }
 }

@@ -10,10 +10,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use async_trait::async_trait;
+use edgeless_api::component::{Annotations, ComponentKind, without_limits};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::node::{Capabilities, NodeInfo, ProviderSpec};
 use edgeless_api::server::{Invocation, Server, Values, Workflows};
-use edgeless_api::status::{ComponentStatus, Level, LogLine, OutputBooks, Placement, State};
+use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, OutputBooks, Placement, State, Usage};
 use edgeless_api::workflow::{Mapping, Workflow, WorkflowStatus};
 use edgeless_api::{ComponentId, DomainId, Error, Event, InstanceId, Limits, NodeId, Url, WorkflowId};
 use futures_util::StreamExt;
@@ -221,6 +222,8 @@ pub(crate) struct Controller {
     pub(crate) is_held: AtomicBool,
     /// How logs that are followed go on.
     pub(crate) follow: Mutex<Follow>,
+    /// The limits that the first component was given.
+    pub(crate) limits: Mutex<Annotations>,
     /// It speaks EDGELESS 1.2 only.
     pub(crate) is_old: AtomicBool,
     /// Nothing is registered with it.
@@ -280,6 +283,10 @@ fn line(seconds: u64, level: Level, message: &str) -> LogLine {
         message: message.into(),
         component: "counter".into(),
     }
+}
+
+fn limit(name: &str, asked: &str, kernel: &str) -> Limit {
+    Limit { name: name.into(), asked: asked.into(), kernel: kernel.into() }
 }
 
 fn capabilities() -> Capabilities {
@@ -400,6 +407,17 @@ impl Workflows for Controller {
             limits: vec![],
             usage: None,
         };
+        let measured = ComponentStatus {
+            limits: vec![limit("cpu", "0.5", "0.5"), limit("memory", "128MiB", "")],
+            usage: Some(Usage {
+                cpu: Duration::from_millis(1500),
+                memory: 7 << 20,
+                processes: 3,
+                received: 1000,
+                sent: 20,
+            }),
+            ..status("log", 2)
+        };
         let failed = ComponentStatus {
             state: State::Failed,
             instance: None,
@@ -417,7 +435,20 @@ impl Workflows for Controller {
             }],
             ..status("counter", 1)
         };
-        Ok(vec![status("log", 2), failed])
+        Ok(vec![measured, failed])
+    }
+
+    async fn limits(&self, component: ComponentId, changes: Annotations) -> Result<Vec<Limit>, Error> {
+        self.offered()?;
+        self.refused()?;
+        match component.0.as_u128() {
+            1 => {}
+            2 => return Err(without_limits("log", ComponentKind::Resource, "file-log")),
+            _ => return Err(Error::not_found(format!("there is no component {component}"))),
+        }
+        let mut limits = lock(&self.limits);
+        limits.extend(changes);
+        Ok(limits.iter().map(|(name, asked)| limit(name, asked, if name == "memory" { "" } else { asked })).collect())
     }
 
     async fn logs(

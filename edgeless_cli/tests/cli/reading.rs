@@ -1,4 +1,4 @@
-//! The commands that read: `workflow list`, `inspect` and `logs`, `domain`, `node`.
+//! The commands that read: `workflow list`, `inspect` and `logs`, `component limits`, `domain`, `node`.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -46,7 +46,10 @@ fn status() -> String {
          SENT counter count -> 7 [handled 5, queued 1, MailboxFull 1]\n\
          LOG counter -> 1970-01-01T00:00:01.000000Z INFO count: hello\n\
          LOG counter -> 1970-01-01T00:00:02.000000Z ERROR count: trap\n    0: count!handle_cast\n\
-         STATE log -> running on {NODE} [instance {}, epoch 1, restarts 0, handled 5, dropped 0]\n",
+         STATE log -> running on {NODE} [instance {}, epoch 1, restarts 0, handled 5, dropped 0]\n\
+         LIMIT log cpu -> 0.5 [kernel 0.5]\n\
+         LIMIT log memory -> 128MiB [kernel ]\n\
+         USE log -> cpu 1.500 s [memory 7340032, processes 3, received 1000, sent 20]\n",
         component(0x12)
     )
 }
@@ -121,11 +124,17 @@ fn a_workflow_is_shown_as_json() {
                     line("1970-01-01T00:00:01.000000Z", "INFO", "hello"),
                     line("1970-01-01T00:00:02.000000Z", "ERROR", "trap\n0: count!handle_cast"),
                 ],
+                "limits": [], "usage": null,
             },
             {
                 "name": "log", "component": component(2), "state": "running",
                 "instance": {"node": NODE, "function": component(0x12)},
                 "epoch": 1, "restarts": 0, "handled": 5, "dropped": 0, "reason": "", "outputs": [], "log": [],
+                "limits": [
+                    {"name": "cpu", "asked": "0.5", "kernel": "0.5"},
+                    {"name": "memory", "asked": "128MiB", "kernel": ""},
+                ],
+                "usage": {"cpu_seconds": 1.5, "memory": 7 << 20, "processes": 3, "received": 1000, "sent": 20},
             },
         ],
     });
@@ -185,6 +194,53 @@ fn a_log_that_is_followed_ends_with_its_workflow_or_with_an_error() {
     folder.run(&follow).is(3, &lines, "error: the log ends here although the workflow runs: follow it again\n");
     *controller.follow.lock().unwrap() = Follow::Stopped;
     folder.run(&follow).prints(&lines);
+}
+
+#[test]
+fn limits_are_changed_and_shown_as_a_table() {
+    let (controller, _served, folder) = cluster();
+    let limits = format!("component limits {}", component(1));
+    folder.run(&limits).prints("LIMIT  ASKED  KERNEL\n");
+    let table = "LIMIT   ASKED   KERNEL\ncpu     0.5     0.5\nmemory  128MiB  -\n";
+    folder.run(&format!("{limits} cpu=0.5 memory=128MiB")).prints(table);
+    folder.run(&limits).prints(table);
+    folder.run(&format!("component limits {}/counter", id(1))).prints(table);
+    let json: serde_json::Value = serde_json::from_str(&folder.run(&format!("{limits} --output json")).stdout).unwrap();
+    let expected = serde_json::json!({
+        "component": component(1),
+        "limits": [
+            {"name": "cpu", "asked": "0.5", "kernel": "0.5"},
+            {"name": "memory", "asked": "128MiB", "kernel": ""},
+        ],
+    });
+    assert_eq!(json, expected);
+    folder.run(&format!("{limits} cpu=a=b")).prints(&table.replace("0.5     0.5", "a=b     a=b"));
+    let kept: Vec<_> = controller.limits.lock().unwrap().clone().into_iter().collect();
+    assert_eq!(kept, [("cpu".into(), "a=b".into()), ("memory".into(), "128MiB".into())]);
+}
+
+#[test]
+fn limits_that_cannot_be_changed_are_an_error_that_says_why() {
+    let (controller, _served, folder) = cluster();
+    let limits = format!("component limits {}", component(1));
+    folder
+        .run(&format!("component limits {}", component(2)))
+        .fails(1, "error: 'log' is a resource of class file-log: only containers have limits that can be changed\n");
+    let unknown = format!("error: there is no component {}\n", component(9));
+    folder.run(&format!("component limits {}", component(9))).fails(1, &unknown);
+    let unknown = format!("error: there is no component 'nobody' in {}; there are: log, counter\n", id(1));
+    folder.run(&format!("component limits {}/nobody", id(1))).fails(1, &unknown);
+    folder
+        .run(&format!("component limits {}/counter", id(9)))
+        .fails(1, &format!("error: there is no workflow {}\n", id(9)));
+    controller.refuse("'cpu' is 0: ask for more than that");
+    folder.run(&format!("{limits} cpu=0")).fails(1, "error: 'cpu' is 0: ask for more than that\n");
+    *controller.refusal.lock().unwrap() = Some(edgeless_api::Error::unavailable("domain d: cannot reach http://a:1"));
+    folder.run(&limits).fails(3, "error: domain d: cannot reach http://a:1\n");
+    for wrong in ["component limits x", "component limits", &format!("{limits} cpu"), &format!("{limits} =1")] {
+        let ended = folder.run(wrong);
+        assert_eq!((ended.code, ended.stdout.as_str()), (2, ""), "{wrong}: {}", ended.stderr);
+    }
 }
 
 const DOMAIN_1: &str = "domain domain-1,1 nodes, 2 CPUs (8 cores) with 2048 MiB, labels [gpu, hostname=edge-1], num TEE 0, \

@@ -17,7 +17,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use edgeless_api::Url;
-use edgeless_api::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start};
+use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start};
 use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistration, DomainState};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, NodeId, WorkflowId};
@@ -59,6 +59,15 @@ pub enum Event {
         ticket: Ticket,
         /// Which.
         workflow: WorkflowId,
+    },
+    /// The domain of a component has granted it other limits: it is started with them from now on.
+    Limit {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which.
+        part: Part,
+        /// What is different.
+        changes: Annotations,
     },
     /// An orchestrator announces its domain.
     Register {
@@ -193,6 +202,8 @@ pub enum Answer {
     Planned(Vec<Placement>),
     /// To a stop.
     Stopped,
+    /// To other limits.
+    Limited,
     /// To a registration.
     Registered(DomainRegistered),
 }
@@ -255,6 +266,15 @@ pub struct ComponentView {
     pub is_up: bool,
     /// Why it last failed to be.
     pub trouble: String,
+}
+
+/// One component, for whoever wants to ask its domain about it.
+#[derive(Clone, Debug)]
+pub struct PartView {
+    /// Names it to the engine, as it is now.
+    pub part: Part,
+    /// Whom to ask about it, or why nobody can be asked.
+    pub peer: Result<Peer, String>,
 }
 
 /// The controller in numbers.
@@ -330,6 +350,11 @@ impl edgeless_daemon::engine::Engine for Engine {
                 self.search(id, workflow, Goal::Plan, ticket);
             }
             Event::Stop { ticket, workflow } => self.stop(now, ticket, workflow),
+            Event::Limit { ticket, part, changes } => {
+                let run = self.runs.get_mut(&part.workflow).ok_or_else(|| unknown(part.workflow));
+                let kept = run.and_then(|run| run.limit(part, &changes));
+                self.reply(ticket, kept.map(|()| Answer::Limited));
+            }
             Event::Register { ticket, registration } => self.register(now, ticket, registration),
             Event::DomainUp(state) => {
                 let (domain, seen) = self.domains.watched(now, state);
@@ -400,9 +425,26 @@ impl Engine {
     pub fn view(&self, id: WorkflowId) -> Result<WorkflowView, Error> {
         let run = self.run(id)?;
         let domain = run.domain().clone();
-        let peer = self.domains.reach(&domain).map(|reach| reach.peer);
-        let peer = peer.ok_or_else(|| format!("the domain {domain} {}", self.domains.why_out_of_reach(&domain)));
-        Ok(WorkflowView { domain, peer, components: run.parts() })
+        Ok(WorkflowView { peer: self.peer(&domain), domain, components: run.parts() })
+    }
+
+    /// One component, for whoever wants to ask its domain about it.
+    ///
+    /// # Errors
+    /// There is no such component.
+    pub fn part(&self, id: ComponentId) -> Result<PartView, Error> {
+        let mut found = self.running().filter_map(|(_, run)| Some((run.part(id)?, run.domain())));
+        let (part, domain) = found.next().ok_or_else(|| {
+            Error::not_found(format!(
+                "there is no component {id} in a workflow that runs; `edgeless_cli workflow inspect all` shows them"
+            ))
+        })?;
+        Ok(PartView { part, peer: self.peer(domain) })
+    }
+
+    fn peer(&self, domain: &DomainId) -> Result<Peer, String> {
+        let peer = self.domains.reach(domain).map(|reach| reach.peer);
+        peer.ok_or_else(|| format!("the domain {domain} {}", self.domains.why_out_of_reach(domain)))
     }
 
     /// What the domains in reach have: of one domain, or of all.

@@ -12,8 +12,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use edgeless_api::component::{
-    ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Start, StartContext, StateSpec,
-    Target,
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Start, StartContext,
+    StateSpec, Target,
 };
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, StateId, WorkflowId};
@@ -295,6 +295,30 @@ impl Run {
             trouble: component.trouble.clone(),
         };
         self.components.iter().map(view).collect()
+    }
+
+    /// Names the component that its domain knows by this id.
+    pub(super) fn part(&self, id: ComponentId) -> Option<Part> {
+        let place = self.components.iter().position(|component| component.known_as == id)?;
+        let epoch = self.components.get(place)?.epoch;
+        Some(Part { workflow: self.id, place, epoch })
+    }
+
+    /// A component has other limits, and is started with them from now on.
+    pub(super) fn limit(&mut self, part: Part, changes: &Annotations) -> Result<(), Error> {
+        let gone = || super::unknown(part.workflow);
+        let is_running = self.running().is_some();
+        let (Some(workflow), Some(component), true) =
+            (self.workflow.as_mut(), self.components.get(part.place), is_running)
+        else {
+            return Err(gone());
+        };
+        if component.epoch != part.epoch {
+            // It may have been started again with the limits from before.
+            let name = &component.name;
+            return Err(Error::unavailable(format!("'{name}' was started again meanwhile: try again in a moment")));
+        }
+        workflow.annotate(&component.name, changes).map_err(Error::rejected)
     }
 
     /// All is as it shall be: the start has succeeded. Those who wait for it.

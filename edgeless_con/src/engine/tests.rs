@@ -198,6 +198,12 @@ impl World {
         ticket
     }
 
+    fn limit(&mut self, part: Part, changes: Annotations) -> Reply {
+        let ticket = self.ticket();
+        self.on(Event::Limit { ticket, part, changes }, &mut obey);
+        self.reply_to(ticket)
+    }
+
     fn reply_to(&mut self, ticket: Ticket) -> Reply {
         self.try_reply_to(ticket).expect("an answer")
     }
@@ -617,6 +623,38 @@ fn a_restarted_domain_is_filled_again() {
     world.up("d", 2);
     assert_eq!(world.take_trace(), ["create f@2", "create l@2", "patch #0", "activate 2"]);
     assert_eq!(world.engine.inspect(status.workflow).unwrap().1, status, "the same components");
+}
+
+#[test]
+fn a_restarted_domain_is_given_the_limits_that_were_granted_last() {
+    let mut world = World::with_domain();
+    let status = world.started(pair());
+    let [f, l] = [status.mapping[0].component, status.mapping[1].component];
+    let before = world.engine.part(f).unwrap();
+    assert_eq!(before.peer.unwrap().domain, DomainId("d".into()));
+    let cpu = |value: &str| Annotations::from([("cpu".to_string(), value.to_string())]);
+    for _ in 0..2 {
+        assert_eq!(world.limit(before.part, cpu("2")), Ok(Answer::Limited));
+    }
+    assert_eq!(world.engine.inspect(status.workflow).unwrap().0.functions()[0].annotations, cpu("2"));
+    world.lost("d");
+    assert!(world.engine.part(f).unwrap().peer.unwrap_err().contains("out of reach"));
+    let mut given = Vec::new();
+    world.up_with("d", 2, &mut |effect| {
+        if let Effect::Create { start, .. } = effect {
+            given.push(start.spec.annotations().clone());
+        }
+        obey(effect)
+    });
+    assert_eq!(given[0], cpu("2"));
+
+    let late = world.limit(before.part, cpu("3")).unwrap_err();
+    assert_eq!(late.code, Code::Unavailable, "it was started again with the limits from before");
+    let resource = world.engine.part(l).unwrap().part;
+    assert_eq!(world.limit(resource, cpu("3")).unwrap_err().code, Code::Rejected);
+    world.stop(status.workflow, &mut obey);
+    assert_eq!(world.limit(before.part, cpu("3")).unwrap_err().code, Code::NotFound);
+    assert_eq!(world.engine.part(f).unwrap_err().code, Code::NotFound);
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod containers;
 mod control;
 mod fairness;
 mod guest_abi;
+mod host;
 mod links;
 mod promises;
 mod resources;

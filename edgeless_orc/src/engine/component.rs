@@ -147,7 +147,7 @@ impl Component {
             handled: 0,
             dropped: 0,
             outputs: Vec::new(),
-            limits: Vec::new(),
+            limits: self.spec.limits(&self.name).unwrap_or_default(),
             usage: None,
         }
     }

@@ -24,13 +24,13 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edgeless_api::component::{ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
+use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
 use edgeless_api::node::{NodeInfo, PeerUpdate, Registered, Registration};
 use edgeless_api::requirements::Requirements;
-use edgeless_api::status::{ComponentStatus, Placement};
+use edgeless_api::status::{ComponentStatus, Limit, Placement};
 use edgeless_api::url::Url;
 use edgeless_daemon::engine::{Millis, Ticket};
 use uuid::Uuid;
@@ -86,6 +86,17 @@ pub enum Event {
     Patch(Ticket, ComponentKind, Patch),
     /// Components shall emit.
     Activate(Ticket, Vec<ComponentId>),
+    /// A component shall have these limits, wherever it runs next.
+    Limit {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which.
+        id: ComponentId,
+        /// What is different.
+        changes: Annotations,
+        /// The instance that has them already; `None`: no node was asked.
+        at: Option<InstanceId>,
+    },
     /// A component is not wanted any more.
     Stop(Ticket, ComponentKind, ComponentId),
     /// No component is wanted any more.
@@ -149,6 +160,8 @@ pub enum Reply {
     Started(ComponentId),
     /// The node is known.
     Registered(Registered),
+    /// The limits that were asked for.
+    Limits(Vec<Limit>),
 }
 
 /// A component as the engine sees it, and who can say more.
@@ -363,6 +376,10 @@ impl edgeless_daemon::engine::Engine for Engine {
             Event::Start(ticket, wanted) => self.start(ticket, *wanted),
             Event::Patch(ticket, kind, patch) => self.patch(ticket, kind, patch),
             Event::Activate(ticket, ids) => self.activate(ticket, ids),
+            Event::Limit { ticket, id, changes, at } => {
+                let limits = self.keep_limits(id, changes, at);
+                self.reply(ticket, limits.map(Reply::Limits));
+            }
             Event::Stop(ticket, kind, id) => self.stop(ticket, kind, id),
             Event::StopAll => self.stop_all(),
             Event::Done(op, result) => self.done(op, result),

@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edgeless_api::component::{ComponentKind, Patch, Target};
+use edgeless_api::component::{Annotations, ComponentKind, LIMITS, Patch, Target};
 use edgeless_api::error::Error;
-use edgeless_api::id::ComponentId;
+use edgeless_api::id::{ComponentId, InstanceId};
 use edgeless_api::requirements::Requirements;
+use edgeless_api::status::Limit;
 use edgeless_daemon::engine::Ticket;
 
 use super::component::{Ask, Component, Place};
@@ -22,6 +23,8 @@ pub(super) const OPENS_AFTER: Duration = Duration::from_secs(1);
 const NAME: usize = 256;
 /// The most outputs of a component.
 const OUTPUTS: usize = 1024;
+/// The longest value of a limit that no node has checked.
+const LIMIT_VALUE: usize = 64;
 /// The most requests that wait for one component.
 const ASKS: usize = 64;
 
@@ -173,6 +176,44 @@ impl Engine {
         }
     }
 
+    /// Keeps limits that the instance `at` has already, or that no node was asked for because there is no
+    /// instance, and tells all that were asked for.
+    pub(super) fn keep_limits(
+        &mut self,
+        id: ComponentId,
+        changes: Annotations,
+        at: Option<InstanceId>,
+    ) -> Result<Vec<Limit>, Error> {
+        let component = self.components.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let name = &component.name;
+        if component.is_leaving {
+            return Err(Error::unavailable(format!("'{name}' is being stopped")));
+        }
+        if changes.is_empty() {
+            return component.spec.limits(name);
+        }
+        match &component.place {
+            Place::On(instance) if at == Some(instance.id) => {}
+            Place::Nowhere if at.is_some() => {}
+            Place::Nowhere => {
+                component.spec.limits(name)?;
+                check_limits(name, &changes)?;
+            }
+            // It is on its way with the limits from before.
+            Place::On(_) | Place::Trying(_) => {
+                return Err(Error::unavailable(format!("'{name}' is being started: try again in a moment")));
+            }
+        }
+        let mut annotations = component.spec.annotations().clone();
+        annotations.extend(changes);
+        component.requirements = Requirements::parse(&annotations).map_err(Error::rejected)?;
+        *component.spec.annotations_mut() = annotations;
+        // A place that it was refused with the limits from before may take it now.
+        component.lane.hurry();
+        self.marked.insert(Thing::Component(id));
+        component.spec.limits(&component.name)
+    }
+
     pub(super) fn stop(&mut self, ticket: Ticket, kind: ComponentKind, id: ComponentId) {
         match self.kind_of(id) {
             None => self.reply(ticket, Ok(Reply::Done)),
@@ -237,6 +278,26 @@ fn check_name(what: &str, name: &str) -> Result<(), Error> {
     }
     let shown: String = name.chars().take(40).collect();
     Err(Error::exhausted(format!("the name of the {what} '{shown}…' is longer than {NAME} bytes")))
+}
+
+/// Checks what no node can check at present.
+fn check_limits(name: &str, changes: &Annotations) -> Result<(), Error> {
+    for (key, value) in changes {
+        let shown: String = key.chars().take(40).collect();
+        if !LIMITS.contains(&key.as_str()) {
+            let known = LIMITS.join(", ");
+            return Err(Error::rejected(format!(
+                "'{shown}' is not a limit; '{name}' does not run at present, and of what does not run there are: {known}"
+            )));
+        }
+        if value.is_empty() || value.len() > LIMIT_VALUE {
+            return Err(Error::rejected(format!(
+                "the value of '{shown}' must have 1 to {LIMIT_VALUE} bytes, it has {}",
+                value.len()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn outputs(patch: Patch) -> Result<BTreeMap<String, ComponentId>, Error> {

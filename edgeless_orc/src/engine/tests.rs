@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edgeless_api::component::{Annotations, FunctionClass, FunctionSpec, ResourceSpec, Row, StateSpec, Target};
+use edgeless_api::component::{
+    Annotations, CONTAINER, FunctionClass, FunctionSpec, ResourceSpec, Row, StateSpec, Target,
+};
 use edgeless_api::error::Code;
 use edgeless_api::id::{StateId, WorkflowId};
 use edgeless_api::node::{Capabilities, Health, ProviderSpec};
@@ -141,6 +143,23 @@ impl World {
         self.request(|ticket| Event::Activate(ticket, ids.to_vec()))
     }
 
+    /// Changes limits that the instance `at` has already; what that is answered.
+    fn limit(
+        &mut self,
+        id: ComponentId,
+        changes: &[(&str, &str)],
+        at: Option<InstanceId>,
+    ) -> Result<Vec<(String, String)>, Error> {
+        let ticket = self.request(|ticket| Event::Limit { ticket, id, changes: pairs(changes), at });
+        match self.answer(ticket)? {
+            Reply::Limits(limits) => {
+                assert!(limits.iter().all(|limit| limit.kernel.is_empty()), "the engine knows no kernel");
+                Ok(limits.into_iter().map(|limit| (limit.name, limit.asked)).collect())
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn stop(&mut self, id: ComponentId) -> Ticket {
         self.request(|ticket| Event::Stop(ticket, FUNCTION, id))
     }
@@ -205,7 +224,7 @@ pub(super) fn node(id: NodeId) -> Registration {
             num_cpus: 1,
             num_cores: 2,
             clock_freq_cpu: 800.0,
-            runtimes: vec!["RUST_WASM".into()],
+            runtimes: vec!["RUST_WASM".into(), CONTAINER.into()],
             ..Capabilities::default()
         },
         nonce: 1,
@@ -229,6 +248,18 @@ pub(super) fn function(annotations: &[(&str, &str)]) -> ComponentSpec {
         state: StateSpec { id: StateId(Uuid::nil()), policy: Default::default() },
         workflow: WorkflowId::NONE,
     })
+}
+
+fn container(annotations: &[(&str, &str)]) -> ComponentSpec {
+    let mut spec = function(annotations);
+    if let ComponentSpec::Function(function) = &mut spec {
+        function.class.function_type = CONTAINER.into();
+    }
+    spec
+}
+
+fn pairs(pairs: &[(&str, &str)]) -> Annotations {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
 }
 
 fn resource() -> ComponentSpec {
@@ -703,6 +734,96 @@ fn a_component_that_ran_waits_for_a_node_and_says_why() {
     assert_eq!(world.instance(ONE).node, B);
     assert_eq!(world.status(ONE).state, State::Running);
     assert_eq!(world.status(ONE).reason, "");
+}
+
+fn asked(limits: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs(limits).into_iter().collect()
+}
+
+#[test]
+fn limits_that_a_node_has_granted_hold_wherever_the_component_runs_next() {
+    let mut world = World::new();
+    world.add(&node(A));
+    world.wanted(ONE, 1, container(&[("cpu", "1"), ("init-payload", "x")]));
+    world.obey();
+    let instance = world.instance(ONE);
+    let changed = asked(&[("cpu", "0.5"), ("memory", "64MiB")]);
+    for _ in 0..2 {
+        assert_eq!(world.limit(ONE, &[("cpu", "0.5"), ("memory", "64MiB")], Some(instance)), Ok(changed.clone()));
+        assert!(world.calls.is_empty(), "its node has them already");
+    }
+    assert_eq!(world.limit(ONE, &[], None), Ok(changed), "they are told without a change");
+    world.pass(KEEP_ALIVE);
+    assert_eq!(world.limit(ONE, &[("pids", "9")], Some(instance)).unwrap().len(), 3, "it was granted before the loss");
+    world.add(&node(B));
+    let moved = world.instance(ONE);
+    assert_eq!(moved.node, B);
+    let ComponentSpec::Function(spec) = &world.engine.components[&ONE].spec else { panic!("a function") };
+    let expected = [("cpu", "0.5"), ("init-payload", "x"), ("memory", "64MiB"), ("pids", "9")];
+    assert_eq!(spec.annotations, pairs(&expected));
+    let repeat = world.wanted(ONE, 1, container(&[("cpu", "1")]));
+    assert_eq!(world.answer(repeat), Ok(Reply::Started(ONE)));
+    assert_eq!(world.limit(ONE, &[], None).unwrap().len(), 3, "a repeated start takes nothing back");
+}
+
+/// What a node is told when it is placed again, not only what is noted.
+#[test]
+fn limits_that_no_node_was_asked_for_are_part_of_the_next_start() {
+    let mut world = World::new();
+    world.add(&node(A));
+    world.wanted(ONE, 1, container(&[]));
+    world.obey();
+    world.pass(KEEP_ALIVE);
+    assert_eq!(world.limit(ONE, &[("cpu", "2")], None), Ok(asked(&[("cpu", "2")])));
+    assert_eq!(world.status(ONE).limits.len(), 1);
+    let error = world.limit(ONE, &[("tee", "required")], None).unwrap_err();
+    assert!(error.message.starts_with("'tee' is not a limit; 'f1' does not run at present"), "{error}");
+    for value in ["", &"9".repeat(65)] {
+        let error = world.limit(ONE, &[("cpu", value)], None).unwrap_err();
+        assert_eq!(error.code, Code::Rejected);
+    }
+    world.register(node(B)).unwrap();
+    while !matches!(world.calls[0].2, Call::Create(_)) {
+        let (op, node, call) = world.calls.remove(0);
+        world.ok(node, op, &call);
+    }
+    let (_, call) = world.call(B);
+    assert_eq!(*created(&call).spec.annotations(), pairs(&[("cpu", "2")]));
+}
+
+#[test]
+fn limits_are_not_changed_behind_the_back_of_a_start() {
+    let mut world = World::new();
+    world.add(&node(A));
+    world.wanted(ONE, 1, container(&[]));
+    let error = world.limit(ONE, &[("cpu", "1")], None).unwrap_err();
+    assert_eq!(error, Error::unavailable("'f1' is being started: try again in a moment"));
+    world.obey();
+    let instance = world.instance(ONE);
+    let other = InstanceId { function: Uuid::nil(), ..instance };
+    for at in [None, Some(other)] {
+        assert_eq!(world.limit(ONE, &[("cpu", "1")], at).unwrap_err().code, Code::Unavailable, "it has moved");
+    }
+    assert_eq!(world.limit(ONE, &[], None), Ok(vec![]));
+    world.stop(ONE);
+    assert_eq!(world.limit(ONE, &[("cpu", "1")], Some(instance)).unwrap_err().code, Code::Unavailable);
+    assert_eq!(world.limit(TWO, &[], None).unwrap_err().code, Code::NotFound);
+}
+
+#[test]
+fn what_is_no_container_has_no_limits_that_can_be_changed() {
+    let mut world = World::new();
+    world.add(&node(A));
+    world.run(ONE);
+    world.wanted(TWO, 1, resource());
+    world.obey();
+    world.pass(KEEP_ALIVE);
+    for (id, what) in [(ONE, "'f1' is a RUST_WASM function"), (TWO, "'f2' is a resource of class file-log")] {
+        let refusal = Error::rejected(format!("{what}: only containers have limits that can be changed"));
+        assert_eq!(world.limit(id, &[("cpu", "1")], None), Err(refusal.clone()));
+        assert_eq!(world.limit(id, &[], None), Err(refusal));
+        assert_eq!(world.status(id).limits, []);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use edgeless_api::client::Workflows;
 use edgeless_api::component::FunctionClass;
-use edgeless_api::status::{ComponentStatus, OutputBooks, State};
+use edgeless_api::status::{ComponentStatus, Limit, OutputBooks, State, Usage};
 use edgeless_api::workflow::{Function, Mapping, Resource, Workflow, WorkflowStatus};
 use edgeless_api::{Code, ComponentId, InstanceId, WorkflowId};
 use serde::Serialize;
@@ -123,7 +123,19 @@ struct Component {
     dropped: u64,
     reason: String,
     outputs: Vec<OutputBooks>,
+    limits: Vec<Limit>,
+    usage: Option<Used>,
     log: Vec<Line>,
+}
+
+/// What a component uses. The time is in seconds, sizes are in bytes.
+#[derive(Serialize)]
+struct Used {
+    cpu_seconds: f64,
+    memory: u64,
+    processes: u64,
+    received: u64,
+    sent: u64,
 }
 
 impl Inspected {
@@ -197,8 +209,17 @@ impl From<ComponentStatus> for Component {
             dropped: status.dropped,
             reason: status.reason,
             outputs: status.outputs,
+            limits: status.limits,
+            usage: status.usage.map(Used::from),
             log: status.log.into_iter().map(Line::from).collect(),
         }
+    }
+}
+
+impl From<Usage> for Used {
+    fn from(usage: Usage) -> Self {
+        let Usage { cpu, memory, processes, received, sent } = usage;
+        Self { cpu_seconds: cpu.as_secs_f64(), memory, processes, received, sent }
     }
 }
 
@@ -269,6 +290,15 @@ impl Component {
             let fates: Vec<_> = books.fates().map(|(fate, count)| format!("{} {count}", one_line(fate))).collect();
             let (output, produced) = (one_line(&books.output), books.produced);
             lines.push(format!("SENT {name} {output} -> {produced} [{}]", fates.join(", ")));
+        }
+        for limit in &self.limits {
+            let (limit, asked, kernel) = (one_line(&limit.name), one_line(&limit.asked), one_line(&limit.kernel));
+            lines.push(format!("LIMIT {name} {limit} -> {asked} [kernel {kernel}]"));
+        }
+        if let Some(Used { cpu_seconds, memory, processes, received, sent }) = &self.usage {
+            lines.push(format!(
+                "USE {name} -> cpu {cpu_seconds:.3} s [memory {memory}, processes {processes}, received {received}, sent {sent}]"
+            ));
         }
         lines.extend(self.log.iter().map(|line| format!("LOG {name} -> {}", line.without_component(style))));
         lines
