@@ -8,6 +8,7 @@ mod cargo;
 mod commands;
 mod config;
 mod failure;
+mod image;
 mod json;
 mod opts;
 mod output;

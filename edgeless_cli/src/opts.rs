@@ -187,16 +187,24 @@ Examples:
 /// What can be done with functions.
 #[derive(Subcommand, Debug)]
 pub(crate) enum Function {
-    /// Compile a function to WebAssembly and print the path of the module.
+    /// Compile a function, and print the path of the WebAssembly module or of the container's image.
     ///
-    /// Writes ID.wasm beside function.json, unless it is newer than everything that it is made from. Uses cargo, and
-    /// wasm-opt where it is installed. Needs no configuration file and no daemon.
+    /// Writes ID.wasm, or ID.tar, beside function.json, unless it is newer than everything that it is made from. Uses
+    /// cargo, and wasm-opt where it is installed. Needs no configuration file and no daemon, nor Docker.
     #[command(after_help = "\
-Example:
-  edgeless_cli function build functions/noop/function.json")]
+Examples:
+  edgeless_cli function build functions/noop/function.json
+  edgeless_cli function build --container functions/noop    # functions/noop/noop.tar, for `docker load`
+
+A workflow has a container run from such a file with \"function_type\": \"CONTAINER\" and \"code\": \"archive:PATH\".")]
     Build {
         /// The file function.json in the folder of the function, or that folder.
         file: PathBuf,
+        /// Make the image of a container: a static executable for Linux on this processor, and nothing else.
+        ///
+        /// The source stays as it is. Implied by the function_type CONTAINER.
+        #[arg(long)]
+        container: bool,
         /// Build even if nothing seems to have changed: changes in dependencies are not noticed.
         #[arg(long)]
         force: bool,

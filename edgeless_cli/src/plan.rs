@@ -18,7 +18,7 @@ pub(crate) enum Plan {
     /// Write a configuration file.
     Template(PathBuf),
     /// Compile a function.
-    Build { file: PathBuf, force: bool },
+    Build { file: PathBuf, container: bool, force: bool },
     /// Send an event to a node.
     Cast(Cast),
     /// Ask the controller.
@@ -65,8 +65,8 @@ pub(crate) fn decide(opts: Opts, url_variable: Option<String>) -> Result<Plan, F
         }
         (Some(path), None) => return Ok(Plan::Template(path)),
         (None, None) => return Ok(Plan::Help),
-        (None, Some(Command::Function(opts::Function::Build { file, force }))) => {
-            return Ok(Plan::Build { file, force });
+        (None, Some(Command::Function(opts::Function::Build { file, container, force }))) => {
+            return Ok(Plan::Build { file, container, force });
         }
         (None, Some(Command::Function(opts::Function::Invoke(opts::Invoke::Cast(cast))))) => {
             return Ok(Plan::Cast(cast));

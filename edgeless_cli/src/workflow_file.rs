@@ -1,9 +1,10 @@
-//! Workflow files: JSON that names the functions and resources of a workflow, and the wasm files.
+//! Workflow files: JSON that names the functions and resources of a workflow, and the files of their code.
 //!
 //! A file is read to the end before anything is sent, and every mistake is reported with file and
 //! place. What makes a workflow valid is decided by [`Workflow::new`], as in the controller; here is
 //! only what concerns files.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -14,10 +15,20 @@ use edgeless_api::{Binary, FunctionClass, Limits};
 use serde::Deserialize;
 
 use crate::failure::{Failure, reason};
+use crate::image;
 use crate::json::{self, Parsed, Texts};
 
 /// What every WebAssembly module begins with.
 pub(crate) const WASM_MAGIC: &[u8] = b"\0asm";
+
+/// A function in a container, and a server that a container is: what code such a component has.
+pub(crate) const CONTAINER: &str = "CONTAINER";
+const SERVICE: &str = "SERVICE";
+
+/// Where the code of a container is.
+const ARCHIVE: &str = "archive:";
+const IMAGE: &str = "container:";
+const RUNNING: &str = "grpc:";
 
 /// The part of a message that is left for what is not code, bytes.
 const HEADROOM: u64 = 64 << 10;
@@ -63,7 +74,7 @@ struct ResourceEntry {
     configurations: Texts,
 }
 
-/// Reads a workflow file and the wasm files that it names.
+/// Reads a workflow file and the files of code that it names.
 pub(crate) fn load(path: &Path) -> Result<Loaded, Failure> {
     let shown = path.display();
     let text = fs::read(path).map_err(|error| Failure::input(format!("cannot read {shown}: {}", reason(&error))))?;
@@ -133,60 +144,96 @@ impl CodeReader<'_> {
 
     fn binary(&mut self, place: &str, function_type: &str, code: &str, binary: Vec<u8>) -> Result<Binary, Problem> {
         let problem = |key: &str, reason: String| Problem { place: format!("{place}{key}"), reason };
-        if function_type != RUST_WASM {
-            return match code.is_empty() && binary.is_empty() {
-                true => Err(problem("", "there is no 'code'".into())),
-                false => Ok(binary.into()),
-            };
-        }
-        let (key, module) = match (code.is_empty(), binary.is_empty()) {
-            (_, false) => (".binary", Ok(binary)),
-            (false, true) => (".code", self.read_module(code)),
-            (true, true) => ("", Err("there is neither 'code', the path of a wasm file, nor 'binary'".into())),
+        let (key, module) = match (function_type, code.is_empty(), binary.is_empty()) {
+            (RUST_WASM, _, false) => (".binary", is_module(binary)),
+            (RUST_WASM, false, true) => (".code", self.read(code, "").and_then(is_module)),
+            (RUST_WASM, true, true) => {
+                ("", Err("there is neither 'code', the path of a wasm file, nor 'binary'".into()))
+            }
+            (CONTAINER | SERVICE, _, false) => (".binary", is_image(binary)),
+            (CONTAINER | SERVICE, true, true) => ("", Err(format!("there is no 'code': {}", forms(function_type)))),
+            (CONTAINER | SERVICE, false, true) => (".code", self.container(function_type, code)),
+            (_, true, true) => ("", Err("there is no 'code'".into())),
+            // What others run is theirs to know.
+            _ => return Ok(binary.into()),
         };
-        let module = module.and_then(checked).map_err(|reason| problem(key, reason))?;
-        self.check_room("it", module.len() as u64).map_err(|reason| problem(key, reason))?;
+        let module = module.map_err(|reason| problem(key, reason))?;
+        let hint = if function_type == RUST_WASM { "" } else { TOO_LARGE };
+        self.check_room("it", module.len() as u64, hint).map_err(|reason| problem(key, reason))?;
         self.total += module.len() as u64;
         Ok(module.into())
     }
 
-    fn read_module(&self, code: &str) -> Result<Vec<u8>, String> {
+    /// The archive of an image, or nothing where the node knows what `code` names.
+    fn container(&self, function_type: &str, code: &str) -> Result<Vec<u8>, String> {
+        if let Some(path) = code.strip_prefix(ARCHIVE) {
+            return self.read(path, TOO_LARGE).and_then(is_image);
+        }
+        let names_image = code.strip_prefix(IMAGE).is_some_and(|image| !image.is_empty());
+        let names_server = code.strip_prefix(RUNNING).is_some_and(|url| url.starts_with("http://"));
+        match names_image || (names_server && function_type == CONTAINER) {
+            true => Ok(Vec::new()),
+            false => Err(format!("'{code}' is no code of a {function_type}: {}", forms(function_type))),
+        }
+    }
+
+    fn read(&self, code: &str, hint: &str) -> Result<Vec<u8>, String> {
         let path = self.folder.join(code);
         let cannot_read = |error: std::io::Error| match error.kind() {
             ErrorKind::NotFound => format!("there is no file '{code}'{}", how_to_make(&path)),
             _ => format!("cannot read '{code}': {}", reason(&error)),
         };
         let size = fs::metadata(&path).map_err(cannot_read)?.len();
-        self.check_room(&format!("'{code}'"), size)?;
+        self.check_room(&format!("'{code}'"), size, hint)?;
         fs::read(&path).map_err(cannot_read)
     }
 
     /// Whether so much more code can be sent.
-    fn check_room(&self, module: &str, size: u64) -> Result<(), String> {
+    fn check_room(&self, module: &str, size: u64, hint: &str) -> Result<(), String> {
         let limit = (Limits::default().message as u64).saturating_sub(HEADROOM);
         if self.total.saturating_add(size) <= limit {
             return Ok(());
         }
         let before = if self.total > 0 { format!(", and {} are before it", self.total) } else { String::new() };
-        Err(format!("{module} has {size} bytes{before}: {limit} are the limit for all code of a workflow"))
+        Err(format!("{module} has {size} bytes{before}: {limit} are the limit for all code of a workflow{hint}"))
     }
 }
 
-fn checked(module: Vec<u8>) -> Result<Vec<u8>, String> {
+/// What to do with an image that is too large to be sent.
+const TOO_LARGE: &str = "; push the image to a registry, or `docker load` it on the node, and say container:IMAGE:TAG";
+
+/// What the code of a container may be.
+fn forms(function_type: &str) -> String {
+    let or_running = match function_type {
+        CONTAINER => ", or grpc:http://HOST:PORT, a container that runs already",
+        _ => "",
+    };
+    format!(
+        "it is container:IMAGE or container:IMAGE:TAG, an image that the node has or can pull, or archive:PATH, the file \
+         of an image{or_running}"
+    )
+}
+
+fn is_module(module: Vec<u8>) -> Result<Vec<u8>, String> {
     match module.starts_with(WASM_MAGIC) {
         true => Ok(module),
         false => Err("this is not a WebAssembly module: it does not begin with \\0asm".into()),
     }
 }
 
-/// The command that makes a missing wasm file, if its function is beside it.
-fn how_to_make(wasm: &Path) -> String {
-    let source = wasm.parent().and_then(|folder| folder.canonicalize().ok()).map(|folder| folder.join("function.json"));
+fn is_image(archive: Vec<u8>) -> Result<Vec<u8>, String> {
+    image::check(&archive).map(|()| archive)
+}
+
+/// The command that makes a missing file, if its function is beside it.
+fn how_to_make(file: &Path) -> String {
+    let source = file.parent().and_then(|folder| folder.canonicalize().ok()).map(|folder| folder.join("function.json"));
     match source {
         Some(source) if source.is_file() => {
             let here = std::env::current_dir().and_then(|folder| folder.canonicalize()).unwrap_or_default();
             let source = source.strip_prefix(here).map(PathBuf::from).unwrap_or(source);
-            format!(": `edgeless_cli function build {}` makes it", source.display())
+            let container = if file.extension() == Some(OsStr::new("tar")) { "--container " } else { "" };
+            format!(": `edgeless_cli function build {container}{}` makes it", source.display())
         }
         _ => ": the path is relative to the folder of the workflow file".into(),
     }
@@ -259,9 +306,26 @@ mod tests {
 
     #[test]
     fn the_code_of_a_container_passes_through() {
-        let loaded = load_with("CONTAINER", r#""code": "container:hello:1","#, &[]).unwrap();
-        let class = &loaded.workflow.functions()[0].class;
-        assert_eq!((class.binary.is_empty(), class.code.as_str()), (true, "container:hello:1"));
+        for (function_type, code) in [
+            ("CONTAINER", "container:hello:1"),
+            ("CONTAINER", "grpc:http://127.0.0.1:7101"),
+            ("SERVICE", "container:registry:5000/hello"),
+            ("OTHER", "anything"),
+        ] {
+            let loaded = load_with(function_type, &format!(r#""code": "{code}","#), &[]).unwrap();
+            let class = &loaded.workflow.functions()[0].class;
+            assert_eq!((class.binary.is_empty(), class.code.as_str()), (true, code));
+        }
+    }
+
+    #[test]
+    fn an_image_is_read_from_beside_the_file_and_its_path_is_kept() {
+        let archive = image::archive(b"\x7fELF", &image::ImageName::new("a", "1")).unwrap();
+        for function_type in ["CONTAINER", "SERVICE"] {
+            let loaded = load_with(function_type, r#""code": "archive:a.tar","#, &[("a.tar", &archive)]).unwrap();
+            let class = &loaded.workflow.functions()[0].class;
+            assert_eq!((&class.binary, class.code.as_str()), (&archive.clone().into(), "archive:a.tar"));
+        }
     }
 
     #[test]
@@ -276,10 +340,57 @@ mod tests {
             ),
             ("RUST_WASM", r#""code": ".","#, "functions[0].class_specification.code: cannot read '.': is a directory"),
             ("RUST_WASM", r#""binary": [1],"#, "functions[0].class_specification.binary: this is not a WebAssembly"),
-            ("CONTAINER", "", "functions[0].class_specification: there is no 'code'"),
+            ("CONTAINER", "", "functions[0].class_specification: there is no 'code': it is container:IMAGE or"),
+            ("OTHER", "", "functions[0].class_specification: there is no 'code'"),
+            (
+                "CONTAINER",
+                r#""code": "archive:a.tar","#,
+                "functions[0].class_specification.code: there is no file 'a.tar': the path is relative to",
+            ),
+            (
+                "SERVICE",
+                r#""code": "archive:text","#,
+                "functions[0].class_specification.code: this is not the archive of an image, as `edgeless_cli function \
+                 build --container` and `docker save` make it",
+            ),
+            (
+                "CONTAINER",
+                r#""binary": [1],"#,
+                "functions[0].class_specification.binary: this is not the archive of an",
+            ),
+            (
+                "CONTAINER",
+                r#""code": "a.tar","#,
+                "functions[0].class_specification.code: 'a.tar' is no code of a CONTAINER: it is container:IMAGE or \
+                 container:IMAGE:TAG, an image that the node has or can pull, or archive:PATH, the file of an image, or \
+                 grpc:http://HOST:PORT, a container that runs already",
+            ),
+            (
+                "SERVICE",
+                r#""code": "grpc:http://127.0.0.1:7101","#,
+                "functions[0].class_specification.code: 'grpc:http://127.0.0.1:7101' is no code of a SERVICE: it is \
+                 container:IMAGE or container:IMAGE:TAG, an image that the node has or can pull, or archive:PATH, the \
+                 file of an image",
+            ),
         ] {
             let error = load_with(function_type, code, &[("text", b"hello")]).unwrap_err();
             assert!(error.contains(&format!("workflow.json: {expected}")), "{error}");
         }
+    }
+
+    /// What is refused for its size must not be a dead end.
+    #[test]
+    fn an_image_that_is_too_large_has_another_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let archive = fs::File::create(dir.path().join("large.tar")).unwrap();
+        archive.set_len(64 << 20).unwrap();
+        let function = FUNCTION.replace("TYPE", "CONTAINER").replace("CODE", r#""code": "archive:large.tar","#);
+        let path = dir.path().join("workflow.json");
+        fs::write(&path, format!(r#"{{"functions": [{function}], "resources": [], "annotations": {{}}}}"#)).unwrap();
+        let error = load(&path).map_err(|failure| failure.lines().join("\n")).unwrap_err();
+        let expected = "functions[0].class_specification.code: 'large.tar' has 67108864 bytes: 67043328 are the limit for \
+                        all code of a workflow; push the image to a registry, or `docker load` it on the node, and say \
+                        container:IMAGE:TAG";
+        assert!(error.ends_with(expected), "{error}");
     }
 }

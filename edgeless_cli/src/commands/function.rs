@@ -12,12 +12,13 @@ use edgeless_api::event::{Event, Kind, Trace};
 use edgeless_api::{Error, InstanceId};
 use serde::Deserialize;
 
-use crate::cargo;
+use crate::cargo::{self, Product};
 use crate::failure::{Failure, reason};
+use crate::image::{self, ImageName};
 use crate::json;
 use crate::opts::Cast;
 use crate::output::{Console, Progress};
-use crate::workflow_file::WASM_MAGIC;
+use crate::workflow_file::{CONTAINER, WASM_MAGIC};
 
 /// How long a node may take to accept an event.
 const CAST_DEADLINE: Duration = Duration::from_secs(10);
@@ -27,8 +28,7 @@ const CAST_DEADLINE: Duration = Duration::from_secs(10);
 struct ClassFile {
     id: String,
     function_type: String,
-    #[serde(rename = "version")]
-    _version: String,
+    version: String,
     #[serde(rename = "outputs")]
     _outputs: Vec<String>,
     #[serde(rename = "code")]
@@ -44,22 +44,26 @@ struct Function {
     id: String,
     class_file: PathBuf,
     manifest: PathBuf,
-    module: PathBuf,
+    product: Product,
+    /// Of the container.
+    image: ImageName,
+    /// The module, or the archive of the image.
+    made: PathBuf,
 }
 
-/// Compiles a function, unless its module is newer than all that it is made from.
-pub(crate) fn build(file: &Path, force: bool, console: &Console) -> Result<(), Failure> {
-    let function = Function::read(file, console)?;
+/// Compiles a function, unless what is made of it is newer than all that it is made from.
+pub(crate) fn build(file: &Path, container: bool, force: bool, console: &Console) -> Result<(), Failure> {
+    let function = Function::read(file, container, console)?;
     if !force && function.is_up_to_date() {
         console.note(format!("{} is up to date", function.id));
     } else {
         compile(&function, console)?;
     }
-    console.line(function.module.display())
+    console.line(function.made.display())
 }
 
 impl Function {
-    fn read(file: &Path, console: &Console) -> Result<Self, Failure> {
+    fn read(file: &Path, container: bool, console: &Console) -> Result<Self, Failure> {
         let class_file = if file.is_dir() { file.join("function.json") } else { file.to_path_buf() };
         let shown = class_file.display();
         let text = fs::read(&class_file)
@@ -68,12 +72,15 @@ impl Function {
         for place in parsed.unknown {
             console.warn(format!("{shown}: {place}: this key has no meaning"));
         }
-        let ClassFile { id, function_type, build, .. } = parsed.value;
-        if function_type != RUST_WASM {
-            return Err(Failure::Refused(format!(
-                "{shown}: function_type: building {function_type} is not available yet: only {RUST_WASM} is"
-            )));
-        }
+        let ClassFile { id, function_type, version, build, .. } = parsed.value;
+        let product = match function_type.as_str() {
+            RUST_WASM if !container => Product::Module,
+            RUST_WASM | CONTAINER => Product::Executable,
+            _ => {
+                let reason = format!("{function_type} cannot be built: {RUST_WASM} and {CONTAINER} can");
+                return Err(Failure::Refused(format!("{shown}: function_type: {reason}")));
+            }
+        };
         // It becomes the name of a file.
         if id.is_empty() || id.starts_with('.') || id.contains(['/', '\\']) {
             return Err(Failure::input(format!("{shown}: id: '{id}' cannot be the name of a file")));
@@ -82,12 +89,16 @@ impl Function {
         if !manifest.is_file() {
             return Err(Failure::input(format!("{shown}: build: there is no file {}", manifest.display())));
         }
-        let module = class_file.with_file_name(format!("{id}.wasm"));
-        Ok(Self { id, class_file, manifest, module })
+        let ending = match product {
+            Product::Module => "wasm",
+            Product::Executable => "tar",
+        };
+        let made = class_file.with_file_name(format!("{id}.{ending}"));
+        Ok(Self { image: ImageName::new(&id, &version), id, class_file, manifest, product, made })
     }
 
     fn is_up_to_date(&self) -> bool {
-        let Ok(made) = fs::metadata(&self.module).and_then(|module| module.modified()) else { return false };
+        let Ok(made) = fs::metadata(&self.made).and_then(|made| made.modified()) else { return false };
         let Ok(manifest) = fs::canonicalize(&self.manifest) else { return false };
         // The lock file of a workspace lies further up.
         let lock = manifest.ancestors().map(|folder| folder.join("Cargo.lock")).find(|lock| lock.is_file());
@@ -114,38 +125,53 @@ fn is_older(path: &Path, made: SystemTime) -> bool {
 fn compile(function: &Function, console: &Console) -> Result<(), Failure> {
     let begun = Instant::now();
     let progress = Progress::begin(format!("building {}", function.id), console);
-    let compiled = cargo::compile(&function.manifest, console.err.colour);
+    let compiled = cargo::compile(&function.manifest, function.product, console.err.colour);
     drop(progress);
     let compiled = compiled?;
     console.quote(&compiled.said);
-    let Some(built) = compiled.module else {
+    let Some(built) = compiled.product else {
         return Err(Failure::Refused(format!("cannot build {}: cargo says why above", function.id)));
     };
-    let size = put_in_place(&built, &function.module, console)
-        .map_err(|error| Failure::Refused(format!("cannot write {}: {}", function.module.display(), reason(&error))))?;
-    let (id, seconds) = (&function.id, begun.elapsed().as_secs_f64());
-    console.note(format!("built {id} in {seconds:.1} s: {} KiB", size.div_ceil(1024)));
+    let size = put_in_place(&built, function, console)
+        .map_err(|error| Failure::Refused(format!("cannot write {}: {}", function.made.display(), reason(&error))))?;
+    let what = match function.product {
+        Product::Module => function.id.clone(),
+        Product::Executable => format!("the image {}", function.image),
+    };
+    console.note(format!("built {what} in {:.1} s: {} KiB", begun.elapsed().as_secs_f64(), size.div_ceil(1024)));
     Ok(())
 }
 
-/// Writes the module whole or not at all, as small as this machine can make it; returns its size.
-fn put_in_place(built: &Path, module: &Path, console: &Console) -> std::io::Result<u64> {
-    let bytes = fs::read(built)?;
-    if !bytes.starts_with(WASM_MAGIC) {
-        return Err(std::io::Error::other(format!("{} is not a WebAssembly module", built.display())));
-    }
-    let unfinished = module.with_extension(format!("wasm.{}", std::process::id()));
-    let placed = fs::File::create(&unfinished).and_then(|mut file| file.write_all(&bytes)).and_then(|()| {
-        if let Err(why) = cargo::optimise(built, &unfinished) {
-            console.warn(format!("{} is not optimised: {why}", module.display()));
-            fs::write(&unfinished, &bytes)?;
-        }
-        fs::rename(&unfinished, module)
-    });
+/// Writes what is made of a function whole or not at all; returns its size.
+fn put_in_place(built: &Path, function: &Function, console: &Console) -> std::io::Result<u64> {
+    let (bytes, made) = (fs::read(built)?, &function.made);
+    let unfinished = made.with_extension(format!("unfinished.{}", std::process::id()));
+    let written = match function.product {
+        Product::Module => write_module(built, &bytes, &unfinished, made, console),
+        Product::Executable => image::archive(&bytes, &function.image).and_then(|image| write(&unfinished, &image)),
+    };
+    let placed = written.and_then(|()| fs::rename(&unfinished, made));
     if placed.is_err() {
         drop(fs::remove_file(&unfinished));
     }
-    placed.and_then(|()| Ok(fs::metadata(module)?.len()))
+    placed.and_then(|()| Ok(fs::metadata(made)?.len()))
+}
+
+/// Writes a module, as small as this machine can make it.
+fn write_module(built: &Path, bytes: &[u8], to: &Path, made: &Path, console: &Console) -> std::io::Result<()> {
+    if !bytes.starts_with(WASM_MAGIC) {
+        return Err(std::io::Error::other(format!("{} is not a WebAssembly module", built.display())));
+    }
+    write(to, bytes)?;
+    if let Err(why) = cargo::optimise(built, to) {
+        console.warn(format!("{} is not optimised: {why}", made.display()));
+        fs::write(to, bytes)?;
+    }
+    Ok(())
+}
+
+fn write(to: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    fs::File::create(to)?.write_all(bytes)
 }
 
 /// Sends an event to an instance.
@@ -182,7 +208,9 @@ mod tests {
             id: "f".into(),
             class_file: file("function.json", 1),
             manifest: file("Cargo.toml", 1),
-            module: dir.path().join("f.wasm"),
+            product: Product::Module,
+            image: ImageName::new("f", "1"),
+            made: dir.path().join("f.wasm"),
         };
         assert!(!function.is_up_to_date(), "there is no module");
         file("f.wasm", 10);

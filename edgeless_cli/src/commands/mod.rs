@@ -21,7 +21,7 @@ pub(crate) fn run(plan: Plan, console: &Console) -> Result<(), Failure> {
     match plan {
         Plan::Help => console.line(Opts::command().render_help().to_string().trim_end()),
         Plan::Template(path) => config::write_template(&path),
-        Plan::Build { file, force } => function::build(&file, force, console),
+        Plan::Build { file, container, force } => function::build(&file, container, force, console),
         Plan::Cast(cast) => in_runtime(function::cast(cast, console)),
         Plan::Ask(question, controller) => in_runtime(ask(question, controller, console)),
     }

@@ -1,8 +1,10 @@
 //! `function build`, with the cargo of this machine and with the ones of others.
 
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use super::fixture::{Ended, Folder};
@@ -99,9 +101,9 @@ fn bad_function_files_are_refused_with_their_place() {
             "functions/tiny/function.json: build: there is no file functions/tiny/x.toml",
         ),
         (
-            r#"{"id": "tiny", "function_type": "CONTAINER", "version": "0.1", "outputs": []}"#,
+            r#"{"id": "tiny", "function_type": "SERVICE", "version": "0.1", "outputs": []}"#,
             1,
-            "functions/tiny/function.json: function_type: building CONTAINER is not available yet: only RUST_WASM is",
+            "functions/tiny/function.json: function_type: SERVICE cannot be built: RUST_WASM and CONTAINER can",
         ),
     ] {
         let folder = crate_in_folder().with("functions/tiny/function.json", function);
@@ -152,6 +154,99 @@ fn what_is_missing_is_told_with_how_to_install_it() {
     folder.write("sysroot/lib/rustlib/wasm32-unknown-unknown/lib/libstd.rlib", "");
     let no_cargo = no_rust.replace("rustc is", "cargo is");
     run_with(&folder, &folder.path("bin")).fails(1, &no_cargo);
+}
+
+#[test]
+fn a_container_needs_a_target_of_its_own() {
+    let folder = crate_in_folder();
+    // The source of the standard library does not help: a C library is needed too.
+    folder.write("sysroot/lib/rustlib/src/rust/library/Cargo.lock", "");
+    tools(&folder, &[("rustc", &format!("echo {}", folder.path("sysroot").display()))]);
+    let mut command = folder.program(["function", "build", "--container", "functions/tiny"]);
+    command.env("PATH", folder.path("bin"));
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    Ended::of(command).fails(
+        1,
+        &format!(
+            "building tiny\nerror: the Rust target {target} is not installed\n  with rustup: rustup target add {target}\n"
+        ),
+    );
+}
+
+/// `None`: containers cannot be built on this machine, which is said, or a failure if it is required.
+fn musl() -> Option<String> {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap().stdout;
+    let sysroot = PathBuf::from(String::from_utf8(sysroot).unwrap().trim());
+    if sysroot.join("lib/rustlib").join(&target).is_dir() {
+        return Some(target);
+    }
+    let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == "musl"), "the target {target} is required and not installed");
+    let test = std::thread::current().name().unwrap_or_default().to_string();
+    // Not by a macro, whose output would be captured.
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped: musl: {test}: the target {target} is not installed").unwrap();
+    None
+}
+
+/// The SDK is stood in for, since it takes minutes to compile; its own test tries what it makes.
+#[test]
+fn a_function_is_built_as_the_image_of_a_container_as_it_stands() {
+    if musl().is_none() {
+        return;
+    }
+    const SDK: &str = "[package]\nname = \"edgeless_function\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n\
+         [features]\ncontainer = []\n";
+    const EXPORT: &str = "#[cfg(feature = \"container\")]\n#[macro_export]\nmacro_rules! export {\n    \
+         () => { pub fn main() { println!(\"served\") } };\n}\n\
+         #[cfg(not(feature = \"container\"))]\n#[macro_export]\nmacro_rules! export {\n    () => {};\n}\n";
+    let folder = crate_in_folder()
+        .with("sdk/Cargo.toml", SDK)
+        .with("sdk/src/lib.rs", EXPORT)
+        .with(
+            "functions/tiny/Cargo.toml",
+            format!(
+                "{MANIFEST}\n[features]\nextra = []\n\n[dependencies]\nedgeless_function = {{ path = \"../../sdk\" }}\n"
+            ),
+        )
+        .with(
+            "functions/tiny/src/lib.rs",
+            "#[cfg(not(feature = \"extra\"))]\ncompile_error!(\"features\");\nedgeless_function::export!();\n",
+        );
+    let build = |arguments: &str| folder.run(&format!("function build {arguments}"));
+    let archive = || fs::read(folder.path("functions/tiny/tiny.tar")).unwrap();
+
+    let ended = steady(build("--container functions/tiny"));
+    let size = archive().len().div_ceil(1024);
+    let built = format!("building tiny\nbuilt the image tiny:0.1 in T s: {size} KiB\n");
+    ended.is(0, "functions/tiny/tiny.tar\n", &built);
+    let first = archive();
+    build("--container functions/tiny/function.json").is(0, "functions/tiny/tiny.tar\n", "tiny is up to date\n");
+    folder.write("functions/tiny/function.json", FUNCTION.replace("RUST_WASM", "CONTAINER"));
+    steady(build("functions/tiny")).is(0, "functions/tiny/tiny.tar\n", &built);
+    assert_eq!(archive(), first, "what has not changed is the same to the byte");
+
+    let executable = file_in(&file_in(&first, "layer.tar"), "function");
+    fs::write(folder.path("run"), executable).unwrap();
+    fs::set_permissions(folder.path("run"), fs::Permissions::from_mode(0o755)).unwrap();
+    let output = Command::new(folder.path("run")).env_clear().stdin(Stdio::null()).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), "served\n");
+
+    folder.write("functions/tiny/function.json", FUNCTION);
+    steady(build("functions/tiny")).is(0, "functions/tiny/tiny.wasm\n", &{
+        let size = fs::metadata(folder.path("functions/tiny/tiny.wasm")).unwrap().len().div_ceil(1024);
+        format!("building tiny\nbuilt tiny in T s: {size} KiB\n")
+    });
+}
+
+fn file_in(archive: &[u8], name: &str) -> Vec<u8> {
+    let mut archive = tar::Archive::new(archive);
+    let mut files = archive.entries().unwrap().map(Result::unwrap);
+    let mut file = files.find(|file| file.path().unwrap() == Path::new(name)).unwrap();
+    let mut content = Vec::new();
+    file.read_to_end(&mut content).unwrap();
+    content
 }
 
 /// As on Debian without rustup.

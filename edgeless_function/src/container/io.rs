@@ -53,6 +53,9 @@ const PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const CONNECT: Duration = Duration::from_secs(2);
 
+/// How often a node that is reached over the network has to show that it is there, and how long it may take.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
 /// How long the process may take to say its last words.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -152,8 +155,6 @@ fn tuned(endpoint: Endpoint) -> Endpoint {
         .tcp_nodelay(true)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .http2_keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(5))
 }
 
 type Token = MetadataValue<Ascii>;
@@ -278,7 +279,8 @@ impl Function {
         if endpoint.uri().scheme_str() != Some("http") {
             return Err(bad("is not served: a guest speaks http only".to_owned()));
         }
-        let endpoint = tuned(endpoint);
+        // Of a node on another machine nobody says that it is gone.
+        let endpoint = tuned(endpoint).http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
         let token = match boot.token.as_str() {
             "" => None,
             token => Some(token.parse::<Token>().map_err(|_| Status::invalid_argument("token: it is not ASCII text"))?),
