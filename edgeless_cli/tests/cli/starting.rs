@@ -236,6 +236,13 @@ fn a_missing_module_is_told_with_the_command_that_makes_it() {
         "error: examples/workflow.json: functions[0].class_specification.code: there is no file \
          '../functions/count/count.wasm': `edgeless_cli function build functions/count/function.json` makes it\n",
     );
+    let container = workflow_but("count.wasm", "archive:../functions/count/count.tar");
+    folder.write("examples/workflow.json", container.replacen("RUST_WASM", "CONTAINER", 1));
+    folder.run("workflow start examples/workflow.json").fails(
+        2,
+        "error: examples/workflow.json: functions[0].class_specification.code: there is no file \
+         '../functions/count/count.tar': `edgeless_cli function build --container functions/count/function.json` makes it\n",
+    );
 }
 
 #[test]
