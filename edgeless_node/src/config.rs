@@ -369,11 +369,7 @@ impl edgeless_daemon::config::Config for Config {
         if self.telemetry.performance_samples {
             return Err("telemetry.performance_samples: not available yet: set it to false".into());
         }
-        let ContainerRuntime { defaults, maxima, max_containers, .. } = &self.container_runtime;
-        if let Err(error) = defaults.clone().within(maxima) {
-            return Err(format!("container_runtime.defaults.{error}"));
-        }
-        if *max_containers == 0 {
+        if self.container_runtime.max_containers == 0 {
             return Err(
                 "container_runtime.max_containers: must be at least 1; `enabled = false` turns the runtime off".into(),
             );

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use edgeless_api::component::{ComponentSpec, FunctionClass};
-use edgeless_api::{Binary, Code, Error, InstanceId};
+use edgeless_api::{Binary, Code, Digest, Error, InstanceId};
 use futures_util::future::join_all;
 
 use super::guest_abi::{CALL, CAST, INIT, STOP, module};
@@ -27,10 +27,16 @@ async fn count(node: &TestNode, step: &str) -> u64 {
     node.metric(&format!("function_start_times_count{labels}")).await
 }
 
+/// What is kept of the function, beside the module that all guests are entered by.
 fn kept(node: &TestNode) -> Vec<PathBuf> {
+    let digest = Digest::of(&code(1)).to_string();
+    let is_of_function = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with(&digest) && name.ends_with(".module")
+    };
     let files = std::fs::read_dir(node.directory.path().join("cache")).into_iter().flatten();
     let files = files.map(|entry| entry.unwrap().path());
-    files.filter(|path| path.extension().is_some_and(|kind| kind == "module")).collect()
+    files.filter(is_of_function).collect()
 }
 
 async fn until_kept(node: &TestNode, count: usize) {

@@ -15,7 +15,7 @@ use edgeless_api::{Error, InstanceId};
 use crate::support::{TestNode, context, function};
 
 /// Whether there is a Docker engine to test with; said aloud where there is none.
-fn has_docker(test: &str) -> bool {
+pub(crate) fn has_docker(test: &str) -> bool {
     static FOUND: OnceLock<bool> = OnceLock::new();
     let is_there = || docker(&["version", "--format", "{{.Server.Version}}"]).is_ok();
     if *FOUND.get_or_init(is_there) {
@@ -104,12 +104,12 @@ async fn start_spec(node: &TestNode, name: &str, spec: FunctionSpec) -> Result<I
     Ok(id)
 }
 
-async fn start(node: &TestNode, annotations: &[(&str, &str)]) -> Result<InstanceId, Error> {
+pub(crate) async fn start(node: &TestNode, annotations: &[(&str, &str)]) -> Result<InstanceId, Error> {
     start_spec(node, "guest", contained("CONTAINER", annotations)).await
 }
 
 /// What the guest answers to a command.
-async fn ask(node: &TestNode, guest: InstanceId, command: &str) -> String {
+pub(crate) async fn ask(node: &TestNode, guest: InstanceId, command: &str) -> String {
     match node.call(guest, Bytes::copy_from_slice(command.as_bytes())).await {
         Reply::Message(payload) => String::from_utf8(payload.to_vec()).unwrap(),
         Reply::Empty => "(empty)".into(),

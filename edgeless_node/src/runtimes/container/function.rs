@@ -52,7 +52,8 @@ impl Component {
     pub(super) async fn load(shared: Arc<Shared>, mut spec: FunctionSpec, kind: Kind) -> Result<Self, Error> {
         let code = Code::of(&spec.class)?;
         let options = Options::of(&spec.annotations, kind, &shared.settings)?;
-        let limits = shared.settings.defaults.with(&spec.annotations)?.within(&shared.settings.maxima)?;
+        let maxima = &shared.settings.maxima;
+        let limits = shared.settings.defaults.clone().lowered_to(maxima).with(&spec.annotations)?.within(maxima)?;
         let image = match code {
             Code::Image(name) => image::named(&shared.engine, &name).await?,
             Code::Archive => shared.archived(&spec.class.binary).await?,

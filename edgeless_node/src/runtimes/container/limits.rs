@@ -331,6 +331,27 @@ impl Limits {
         })
     }
 
+    /// These limits, lowered to the maxima: what nobody asked for is never too much.
+    #[must_use]
+    pub fn lowered_to(self, maxima: &Self) -> Self {
+        fn lower<T: Ord + Clone>(value: Option<T>, maximum: &Option<T>) -> Option<T> {
+            match maximum {
+                Some(maximum) => value.map(|value| value.min(maximum.clone())),
+                None => value,
+            }
+        }
+        Self {
+            cpu: lower(self.cpu, &maxima.cpu),
+            cpu_shares: lower(self.cpu_shares, &maxima.cpu_shares),
+            cpuset: self.cpuset,
+            memory: lower(self.memory, &maxima.memory),
+            pids: lower(self.pids, &maxima.pids),
+            disk: lower(self.disk, &maxima.disk),
+            network_bandwidth_up: lower(self.network_bandwidth_up, &maxima.network_bandwidth_up),
+            network_bandwidth_down: lower(self.network_bandwidth_down, &maxima.network_bandwidth_down),
+        }
+    }
+
     /// Each limit that there may be, by name, as text; `None`: not limited.
     pub fn values(&self) -> [(&'static str, Option<String>); 8] {
         fn text<T: fmt::Display>(value: Option<&T>) -> Option<String> {
@@ -431,6 +452,8 @@ mod tests {
         let asked = Limits { memory: Some(Bytes(5)), ..Limits::default() };
         let within = asked.within(&maxima).unwrap();
         assert_eq!((within.memory, within.pids, within.cpu), (Some(Bytes(5)), Some(Pids(100)), None));
+        let usual = Limits::usual().lowered_to(&maxima);
+        assert_eq!((usual.memory, usual.pids), (Limits::usual().memory, Some(Pids(100))));
     }
 
     #[test]
