@@ -32,7 +32,7 @@ use super::Shared;
 use super::cgroup::Cgroup;
 use super::engine::{Exit, NODE};
 use super::image::Image;
-use super::limits::{self, Bytes, Cpu, CpuSet, Limits, Pids, Rate, Shares};
+use super::limits::{Bytes, Cpu, CpuSet, Limits, Pids, Rate, Shares};
 use super::network::{Joined, short};
 use super::options::{Check, Kind, Options, Reach, is_root};
 use super::shaping::{self, Bandwidth};
@@ -667,12 +667,6 @@ pub(super) async fn remove(docker: &Docker, id: &str) -> bool {
     }
 }
 
-/// Whether an annotation is about a container.
-pub(super) fn is_of_containers(key: &str) -> bool {
-    const OTHERS: [&str; 8] = ["network", "read_only", "tmp", "user", "devices", "capabilities", "command", "port"];
-    limits::NAMES.contains(&key) || OTHERS.contains(&key) || key.starts_with("env:") || key.starts_with("volume:")
-}
-
 /// A name that says what it is for, and that nothing else has.
 fn name(shared: &Shared, plan: &Plan) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
@@ -733,5 +727,6 @@ pub(super) fn shown(asked: &Limits, kernel: Option<&Limits>) -> Vec<Limit> {
         asked: value.unwrap_or_else(none),
         kernel: found(name),
     };
-    asked.values().into_iter().map(limit).collect()
+    // What is written nowhere but at the engine is shown when it was asked for.
+    asked.values().into_iter().filter(|(name, value)| *name != "disk" || value.is_some()).map(limit).collect()
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use edgeless_api::client::{Connection, Guest as Client, Options as CallOptions};
-use edgeless_api::component::{Annotations, FunctionSpec, INIT_PAYLOAD};
+use edgeless_api::component::{Annotations, CONTAINER, FunctionSpec, INIT_PAYLOAD, is_of_container};
 use edgeless_api::guest::{Boot, Request};
 use edgeless_api::server::Server;
 use edgeless_api::status::{Limit, Usage};
@@ -17,13 +17,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
+use super::Shared;
 use super::container::{Container, Plan, SOCKET, shown};
 use super::guest::{Events, Guest, IN_FLIGHT, Trouble, Way, warn};
 use super::host::{AtSocket, Known, Mark};
 use super::image::{self, Image};
 use super::limits::Limits;
 use super::options::{Code, Kind, Options};
-use super::{Shared, container};
 use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program};
 use crate::starts::Step;
 
@@ -429,8 +429,7 @@ pub(super) struct Attached {
 
 impl Attached {
     pub(super) fn load(shared: Arc<Shared>, spec: FunctionSpec, url: Url) -> Result<Self, Error> {
-        let is_limit = |key: &&String| container::is_of_containers(key);
-        if let Some(key) = spec.annotations.keys().find(is_limit) {
+        if let Some(key) = spec.annotations.keys().find(|key| is_of_container(CONTAINER, key)) {
             return Err(Error::rejected(format!(
                 "{key}: {url} is a server that runs already, which this node cannot limit: leave it out"
             )));
