@@ -13,6 +13,7 @@ mod books;
 mod code;
 mod containers;
 mod control;
+mod docker;
 mod fairness;
 mod guest_abi;
 mod host;
