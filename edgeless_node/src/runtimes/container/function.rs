@@ -55,7 +55,7 @@ impl Component {
         let maxima = &shared.settings.maxima;
         let limits = shared.settings.defaults.clone().lowered_to(maxima).with(&spec.annotations)?.within(maxima)?;
         let image = match code {
-            Code::Image(name) => image::named(&shared.engine, &name).await?,
+            Code::Image(name) => image::named(&shared.engine, &name, shared.settings.docker_config.as_deref()).await?,
             Code::Archive => shared.archived(&spec.class.binary).await?,
             Code::Attached(_) => return Err(Error::rejected("code: grpc: is for functions: a service is a container")),
         };
@@ -106,7 +106,9 @@ impl Component {
         let container = match started {
             // Somebody has removed the image since.
             Err(error) if error.code == ErrorCode::NotFound => {
-                plan.image = image::named(&self.shared.engine, &plan.image.name).await?;
+                plan.image =
+                    image::named(&self.shared.engine, &plan.image.name, self.shared.settings.docker_config.as_deref())
+                        .await?;
                 let turn = self.turn.clone().acquire_owned().await.map_err(Error::bug)?;
                 Container::start(&self.shared, plan, turn, context.log.clone(), None, &at_socket).await?
             }
