@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::container::{Container, Health};
+use super::container::{Container, Found, Health};
 use super::function::Component;
 use super::options::Check;
 use crate::backends::{Backend, Guard};
@@ -33,10 +33,28 @@ pub(super) struct Contained(pub(super) Arc<Component>);
 #[async_trait]
 impl Program for Contained {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
+        if let Some(found) = self.0.found(&context).await {
+            match self.serve(&context, Some(found)).await {
+                Ok(serving) => return Ok(Box::new(serving)),
+                Err(error) => tracing::info!(name = context.name, %error, "a container is replaced"),
+            }
+        }
+        Ok(Box::new(self.serve(&context, None).await?))
+    }
+
+    fn controls(&self) -> Option<Arc<dyn Controls>> {
+        Some(self.0.clone())
+    }
+}
+
+impl Contained {
+    /// Starts it, or takes over the container that was found, and waits until it works.
+    async fn serve(&self, context: &Context, found: Option<Found>) -> Result<Serving, Error> {
         let component = &self.0;
         let options = &component.options.service;
         let check = check(component);
-        let container = component.start(&context, |_| Ok(())).await?;
+        let container = component.start(context, found, |_| Ok(())).await?;
+        component.began(&container);
         let mut serving = Serving {
             component: component.clone(),
             container: container.clone(),
@@ -58,11 +76,7 @@ impl Program for Contained {
             serving.backend = Some(component.shared.backends.add(backend)?);
         }
         serving.watch_health();
-        Ok(Box::new(serving))
-    }
-
-    fn controls(&self) -> Option<Arc<dyn Controls>> {
-        Some(self.0.clone())
+        Ok(serving)
     }
 }
 
