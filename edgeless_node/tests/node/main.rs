@@ -11,6 +11,7 @@
 mod backends;
 mod books;
 mod code;
+mod container_faults;
 mod containers;
 mod control;
 mod docker;
