@@ -4,7 +4,7 @@ use edgeless_api::component::{Annotations, ComponentKind};
 use edgeless_api::status::{ComponentStatus, Limit};
 use edgeless_api::{Error, InstanceId};
 
-use crate::containers::{ask, containers_of, docker, has_docker, start};
+use crate::docker::{ask, containers_of, docker, has_docker, start};
 use crate::support::{TestNode, http_get, wait_until};
 
 /// What the kernel has of one limit.

@@ -14,6 +14,7 @@ mod code;
 mod container_limits;
 mod containers;
 mod control;
+mod docker;
 mod fairness;
 mod guest_abi;
 mod host;
