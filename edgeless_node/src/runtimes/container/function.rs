@@ -13,7 +13,7 @@ use edgeless_api::server::Server;
 use edgeless_api::status::{Limit, Usage};
 use edgeless_api::{Code as ErrorCode, Error, Url};
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
@@ -43,8 +43,6 @@ pub(super) struct Component {
     running: Mutex<Option<Arc<Container>>>,
     /// The plan of what ran last.
     planned: Mutex<Option<Plan>>,
-    /// One container at a time, until all of it is gone.
-    turn: Arc<Semaphore>,
 }
 
 impl Component {
@@ -70,7 +68,6 @@ impl Component {
             limits: Mutex::new(limits),
             running: Mutex::default(),
             planned: Mutex::default(),
-            turn: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -96,7 +93,7 @@ impl Component {
         context: &Context,
         at_socket: impl Fn(&Path) -> Result<(), Error> + Send + Sync,
     ) -> Result<Arc<Container>, Error> {
-        let turn = self.turn.clone().acquire_owned().await.map_err(Error::bug)?;
+        let turn = self.turn(context).await?;
         let mut plan = self.plan(context);
         // Refused before anything is done.
         plan.check()?;
@@ -107,7 +104,7 @@ impl Component {
             // Somebody has removed the image since.
             Err(error) if error.code == ErrorCode::NotFound => {
                 plan.image = image::named(&self.shared.engine, &plan.image.name).await?;
-                let turn = self.turn.clone().acquire_owned().await.map_err(Error::bug)?;
+                let turn = self.turn(context).await?;
                 Container::start(&self.shared, plan, turn, context.log.clone(), None, &at_socket).await?
             }
             started => started?,
@@ -115,6 +112,10 @@ impl Component {
         let container = Arc::new(container);
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
         Ok(container)
+    }
+
+    async fn turn(&self, context: &Context) -> Result<OwnedSemaphorePermit, Error> {
+        self.shared.turn(context.component).acquire_owned().await.map_err(Error::bug)
     }
 
     /// The container runs no more: nobody else holds it then.
