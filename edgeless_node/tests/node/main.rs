@@ -21,5 +21,6 @@ mod host;
 mod links;
 mod promises;
 mod resources;
+mod services;
 mod support;
 mod wire;

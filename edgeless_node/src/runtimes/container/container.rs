@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,9 +15,9 @@ use bollard::container::LogOutput;
 use bollard::errors::Error as DockerError;
 use bollard::exec::StartExecResults;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping, EndpointSettings, ExecConfig, HealthConfig,
-    HostConfig, HostConfigLogConfig, Mount, MountType, NetworkingConfig, PortBinding, RestartPolicy,
-    RestartPolicyNameEnum, Volume, VolumeCreateRequest,
+    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping, EndpointSettings, ExecConfig,
+    HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkingConfig, PortBinding, RestartPolicy,
+    RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
@@ -298,6 +299,8 @@ pub(super) struct Container {
     /// What the engine knows it by.
     id: String,
     process: u32,
+    /// Its image names another signal than the usual one to end it by.
+    has_own_signal: bool,
     /// Its address in its network.
     pub(super) address: Option<IpAddr>,
     /// Where it finds the node.
@@ -307,6 +310,9 @@ pub(super) struct Container {
     cancel: CancellationToken,
     removal: Mutex<Option<Removal>>,
 }
+
+/// The numbers of a user and a group.
+type Owner = (u32, u32);
 
 /// What has to be undone.
 struct Removal {
@@ -353,6 +359,7 @@ impl Container {
             shared: shared.clone(),
             id: name.clone(),
             process: 0,
+            has_own_signal: false,
             address: None,
             gateway: joined.as_ref().map(|joined| joined.gateway),
             exit: watch::channel(None).1,
@@ -414,6 +421,8 @@ impl Container {
     fn see(&mut self, seen: &ContainerInspectResponse, joined: Option<&Joined>) {
         let state = seen.state.clone().unwrap_or_default();
         self.process = state.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
+        let signal = seen.config.as_ref().and_then(|config| config.stop_signal.as_deref()).unwrap_or_default();
+        self.has_own_signal = !matches!(signal, "" | "SIGTERM" | "15");
         let networks = seen.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
         let endpoint = networks.zip(joined).and_then(|(networks, joined)| networks.get(&joined.name));
         self.address = endpoint.and_then(|endpoint| endpoint.ip_address.as_ref()?.parse().ok());
@@ -442,12 +451,18 @@ impl Container {
         error.context(format!("the container of the image {}", self.plan.image.name))
     }
 
-    /// Makes the volumes that are not there yet.
-    async fn make_volumes(&self, docker: &Docker) -> Result<Vec<Volume>, Error> {
-        let mut made = Vec::new();
+    /// Makes the volumes that are not there yet; returns to whom each of them is to belong: a new one to who the
+    /// container runs as, if that is a number.
+    async fn make_volumes(&self, docker: &Docker) -> Result<Vec<(String, Owner)>, Error> {
+        let user = self.plan.user();
+        let (user, group) = user.split_once(':').unwrap_or((&user, &user));
+        let user: Option<Owner> = user.parse().ok().zip(group.parse().ok());
+        let mut owners = Vec::new();
         for volume in &self.plan.options.service.volumes {
             let name = self.plan.volume(&volume.name);
-            if docker.inspect_volume(&name).await.is_ok() {
+            if let Ok(known) = docker.inspect_volume(&name).await {
+                let owner = std::fs::metadata(&known.mountpoint).ok().map(|found| (found.uid(), found.gid()));
+                owners.extend(owner.map(|owner| (known.mountpoint, owner)));
                 continue;
             }
             let request = VolumeCreateRequest {
@@ -459,24 +474,21 @@ impl Container {
                 ])),
                 ..VolumeCreateRequest::default()
             };
-            made.push(docker.create_volume(request).await.map_err(|error| self.refused(error))?);
+            let made = docker.create_volume(request).await.map_err(|error| self.refused(error))?;
+            owners.extend(user.map(|owner| (made.mountpoint, owner)));
             if let Some(removal) = &mut *self.removal.lock().unwrap_or_else(PoisonError::into_inner) {
                 removal.volumes.push(name);
             }
         }
-        Ok(made)
+        Ok(owners)
     }
 
-    /// New volumes belong to who the container runs as, if the node may see to that and the user has a number.
-    ///
-    /// Only once the container is created: the engine gives them to who owns what the image has there.
-    fn own_volumes(&self, made: &[Volume]) {
-        let user = self.plan.user();
-        let (user, group) = user.split_once(':').unwrap_or((&user, &user));
-        let (Ok(user), Ok(group)) = (user.parse(), group.parse()) else { return };
-        for volume in made {
-            if let Err(error) = std::os::unix::fs::chown(&volume.mountpoint, Some(user), Some(group)) {
-                let line = format!("the volume {} does not belong to user {user}: {error}", volume.name);
+    /// Sees to it that volumes belong to whom they should, once the container is created: as long as a volume
+    /// is empty, the engine gives it to who owns what the image has in its place.
+    fn own_volumes(&self, owners: &[(String, Owner)]) {
+        for (place, (user, group)) in owners {
+            if let Err(error) = std::os::unix::fs::chown(place, Some(*user), Some(*group)) {
+                let line = format!("the volume at {place} does not belong to user {user}: {error}");
                 self.log.push(Level::Warn, "edgeless", line);
             }
         }
@@ -665,7 +677,8 @@ impl Container {
         let removal = self.removal.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(removal) = removal {
             self.cancel.cancel();
-            let undone = undo(self.shared.clone(), self.plan.clone(), self.id.clone(), removal, true);
+            let gently = self.has_own_signal || heeds_term(self.process);
+            let undone = undo(self.shared.clone(), self.plan.clone(), self.id.clone(), removal, gently);
             // It goes on also if nobody waits for it any longer.
             self.shared.tracker.spawn(undone).await.ok();
         }
@@ -701,6 +714,19 @@ impl Drop for Container {
             self.shared.tracker.spawn(undone);
         }
     }
+}
+
+/// Whether it makes a difference to a process to be asked to end. The first process of a container is not ended
+/// by a signal that it does nothing about: who waited for that would wait in vain.
+fn heeds_term(process: u32) -> bool {
+    const SIGTERM: u64 = 1 << 14;
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{process}/status")) else { return true };
+    let signals = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.and_then(|value| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or(u64::MAX)
+    };
+    // What is blocked may be read in another way.
+    (signals("SigCgt") | signals("SigBlk")) & SIGTERM != 0
 }
 
 async fn undo(shared: Arc<Shared>, plan: Plan, id: String, removal: Removal, gently: bool) {

@@ -152,8 +152,8 @@ pub enum Check {
 
 /// What only a shell understands.
 const OF_SHELLS: &[char] = &[
-    '|', '&', ';', '<', '>', '(', ')', '$', '`', '\\', '"', '\'', '*', '?', '[', ']', '#', '~', '=', '%', '!', '{', '}',
-    '\n',
+    '|', '&', ';', '<', '>', '(', ')', '$', '`', '\\', '"', '\'', '*', '?', '[', ']', '#', '~', '=', '%', '!', '{',
+    '}', '\n',
 ];
 
 /// The words of a command: of a JSON array, or of plain text. A shell is asked only for what needs one, for
