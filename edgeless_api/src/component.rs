@@ -34,6 +34,30 @@ pub const LIMITS: [&str; 8] = [
     "pids",
 ];
 
+/// What else a workflow may say of a container.
+pub const CONTAINER_OPTIONS: [&str; 9] =
+    ["capabilities", "command", "devices", "disk", "network", "port", "read_only", "tmp", "user"];
+
+/// What else a workflow may say of a service.
+pub const SERVICE_OPTIONS: [&str; 7] =
+    ["health", "health_interval", "health_timeout", "http_host", "http_path", "http_port", "publish"];
+
+/// What the annotations begin with that are a container's environment: the name of a variable follows.
+pub const ENVIRONMENT: &str = "env:";
+
+/// What the annotations begin with that are a service's volumes: a name follows.
+pub const VOLUME: &str = "volume:";
+
+/// Whether an annotation is about the container of a component of this type.
+pub fn is_of_container(function_type: &str, key: &str) -> bool {
+    let is_service = function_type == SERVICE;
+    (is_service || function_type == CONTAINER)
+        && (LIMITS.contains(&key)
+            || CONTAINER_OPTIONS.contains(&key)
+            || key.starts_with(ENVIRONMENT)
+            || is_service && (SERVICE_OPTIONS.contains(&key) || key.starts_with(VOLUME)))
+}
+
 /// The annotation whose bytes a function is given when it starts.
 pub const INIT_PAYLOAD: &str = "init-payload";
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::binary::Binary;
-use crate::component::{Annotations, FunctionClass};
+use crate::component::{Annotations, FunctionClass, is_of_container};
 use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::requirements::{KEYS, Requirements};
 
@@ -203,7 +203,8 @@ impl Workflow {
                 });
             }
             let known: Vec<_> = ANNOTATIONS.into_iter().chain(KEYS.map(|(key, _)| key)).collect();
-            for key in function.annotations.keys().filter(|key| !known.contains(&key.as_str())) {
+            let has_effect = |key: &str| known.contains(&key) || is_of_container(&function.class.function_type, key);
+            for key in function.annotations.keys().filter(|key| !has_effect(key)) {
                 let reason = format!("the annotation '{key}' has no effect; there are: {}", known.join(", "));
                 warnings.push(Problem { place: format!("functions[{index}].annotations"), reason });
             }
@@ -314,6 +315,8 @@ mod tests {
             Workflow::new(vec![function], vec![], Annotations::new()).unwrap().warnings()
         };
         assert_eq!(warnings(&annotations), []);
+        let container = Annotations::from([("memory".into(), String::new()), ("env:A".into(), String::new())]);
+        assert_eq!(warnings(&container).len(), 2, "of a module");
         annotations.insert("node_id_mach_any".into(), String::new());
         let warnings = warnings(&annotations);
         assert_eq!(warnings.len(), 1);

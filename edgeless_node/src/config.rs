@@ -145,6 +145,8 @@ pub struct ContainerRuntime {
     pub guest_api_host_url: Option<Url>,
     /// Where the Docker engine listens.
     pub docker_socket: PathBuf,
+    /// The configuration with the credentials of registries; not set: that of the user who runs the node.
+    pub docker_config: Option<PathBuf>,
     /// Where the sockets of functions are that are made with our SDK.
     pub socket_directory: PathBuf,
     /// Containers at the same time.
@@ -185,6 +187,7 @@ impl Default for ContainerRuntime {
             enabled: false,
             guest_api_host_url: None,
             docker_socket: PathBuf::from("/var/run/docker.sock"),
+            docker_config: None,
             socket_directory: PathBuf::from("/run/edgeless"),
             max_containers: 100,
             start_timeout: Duration::from_secs(30),
@@ -461,6 +464,8 @@ enabled = false
 # Where containers reach this node; empty: at the gateway of their network, on a free port.
 guest_api_host_url = ""
 # docker_socket = "/var/run/docker.sock"
+# Where the credentials of registries are; by itself where `docker login` puts them.
+# docker_config = "/root/.docker/config.json"
 # Where the sockets of functions are that are made with our SDK.
 # socket_directory = "/run/edgeless"
 # Containers at the same time, and how long one may take until it serves.

@@ -141,8 +141,14 @@ impl Hosted {
 
     /// Where it stands.
     pub fn status(&self) -> ComponentStatus {
-        let (state, reason) = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (state, mut reason) = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let component = &self.component;
+        if state == State::Running
+            && let Some(trouble) = component.controls.as_ref().and_then(|controls| controls.trouble())
+        {
+            // It goes on; what it broke of before is of less interest.
+            reason = trouble;
+        }
         ComponentStatus {
             component: component.component,
             name: component.name.clone(),

@@ -116,6 +116,11 @@ pub trait Controls: Send + Sync {
     /// What it uses; `None`: it does not run.
     async fn usage(&self) -> Option<Usage>;
 
+    /// What it needs and is away although it runs; `None`: nothing.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
     /// Removes what outlives its instances: the component is stopped for good.
     async fn forget(&self) {}
 }

@@ -328,7 +328,7 @@ impl Handle for Node {
         let stopped = tokio::time::timeout(self.grace * 2, self.agent.stop_all()).await;
         if let Some(containers) = &self.containers {
             // What is not gone by then is removed by the next run of this node.
-            tokio::time::timeout(self.grace, containers.stop()).await.ok();
+            tokio::time::timeout(self.grace + container::REMOVAL, containers.stop()).await.ok();
         }
         let base = self.base.stop(self.grace).await;
         match (front, stopped, base) {

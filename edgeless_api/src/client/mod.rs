@@ -8,6 +8,7 @@ mod controller;
 mod guest;
 mod node;
 mod orchestrator;
+mod session;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ pub use controller::{DomainRegistry, Workflows};
 pub use guest::{Guest, GuestHost};
 pub use node::{Invocation, NodeManagement, PeerStream};
 pub use orchestrator::{Domain, NodeRegistry};
+pub use session::Session;
 
 use crate::Limits;
 use crate::error::{Code, Error};
@@ -53,12 +55,14 @@ pub struct Connection {
     limits: Limits,
 }
 
-fn endpoint(url: &Url, options: Options) -> Result<Endpoint, Error> {
+fn bare_endpoint(url: &Url, options: Options) -> Result<Endpoint, Error> {
     let endpoint = Endpoint::from_shared(url.to_string())
         .map_err(|error| Error::rejected(format!("'{url}' is not an address: {error}")))?;
-    Ok(endpoint
-        .connect_timeout(options.connect)
-        .tcp_nodelay(true)
+    Ok(endpoint.connect_timeout(options.connect).tcp_nodelay(true))
+}
+
+fn endpoint(url: &Url, options: Options) -> Result<Endpoint, Error> {
+    Ok(bare_endpoint(url, options)?
         .http2_keep_alive_interval(Duration::from_secs(10))
         .keep_alive_timeout(Duration::from_secs(5)))
 }
@@ -84,6 +88,28 @@ impl Connection {
             .initial_stream_window_size(LINK_WINDOW)
             .initial_connection_window_size(LINK_WINDOW);
         Ok(Self::over(&endpoint, url, options))
+    }
+
+    /// The same to a guest, which may compute for as long as its calls have time and answer nothing
+    /// meanwhile: that is no reason to think that it is gone.
+    ///
+    /// # Errors
+    /// The address cannot be part of a request.
+    pub fn to_guest(url: &Url, options: Options) -> Result<Self, Error> {
+        let endpoint = bare_endpoint(url, options)?.timeout(options.deadline);
+        Ok(Self::over(&endpoint, url, options))
+    }
+
+    /// The same to a guest that the caller does not look after otherwise: the session tells when it is
+    /// gone, and one that comes after it is not taken for it.
+    ///
+    /// # Errors
+    /// The address cannot be part of a request.
+    pub fn to_server_of_guest(url: &Url, options: Options) -> Result<(Self, Session), Error> {
+        let session = Session::default();
+        let endpoint = bare_endpoint(url, options)?.timeout(options.deadline);
+        let channel = endpoint.connect_with_connector_lazy(session.connector(url));
+        Ok((Self { url: url.clone(), peer: "daemon", channel, limits: options.limits }, session))
     }
 
     fn over(endpoint: &Endpoint, url: &Url, options: Options) -> Self {

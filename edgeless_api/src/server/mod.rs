@@ -55,7 +55,9 @@ impl Server {
     /// # Errors
     /// The listener fails.
     pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
-        self.serve_all(TcpIncoming::from(listener).with_nodelay(Some(true))).await
+        // Whoever is gone without a word is found out: streams may be silent for long.
+        let keep_alive = Some(Duration::from_secs(10));
+        self.serve_all(TcpIncoming::from(listener).with_nodelay(Some(true)), keep_alive).await
     }
 
     /// Serves at a Unix socket until it is cancelled.
@@ -63,19 +65,20 @@ impl Server {
     /// # Errors
     /// The listener fails.
     pub async fn serve_unix(self, listener: UnixListener) -> Result<(), Error> {
-        self.serve_all(UnixListenerStream::new(listener)).await
+        // The kernel tells who is gone; who is silent may be busy, or not be let run.
+        self.serve_all(UnixListenerStream::new(listener), None).await
     }
 
     async fn serve_all<I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static>(
         self,
         incoming: impl Stream<Item = std::io::Result<I>>,
+        keep_alive: Option<Duration>,
     ) -> Result<(), Error> {
         tonic::transport::Server::builder()
             .max_concurrent_streams(1024)
             .initial_stream_window_size(self.window)
             .initial_connection_window_size(self.window)
-            // Whoever is gone without a word is found out: streams may be silent for long.
-            .http2_keepalive_interval(Some(Duration::from_secs(10)))
+            .http2_keepalive_interval(keep_alive)
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .add_routes(self.routes)
             .serve_with_incoming_shutdown(incoming, self.cancel.cancelled_owned())

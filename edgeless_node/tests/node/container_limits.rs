@@ -68,7 +68,6 @@ async fn every_limit_is_what_the_kernel_has() {
         ("cpuset", "0", "0"),
         ("memory", "64MiB", "64MiB"),
         ("pids", "32", "32"),
-        ("disk", "none", ""),
         ("network_bandwidth_up", "10mbit", "10mbit"),
         ("network_bandwidth_down", "20mbit", "20mbit"),
     ] {

@@ -18,6 +18,7 @@ mod docker;
 mod fairness;
 mod guest_abi;
 mod host;
+mod images;
 mod links;
 mod promises;
 mod resources;

@@ -24,7 +24,7 @@ use bollard::query_parameters::{
     RemoveVolumeOptions, StopContainerOptionsBuilder,
 };
 use edgeless_api::status::{Level, Limit, Usage};
-use edgeless_api::{ComponentId, Error, WorkflowId};
+use edgeless_api::{ComponentId, Error, NodeId, WorkflowId};
 use futures_util::StreamExt;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, watch};
@@ -34,7 +34,7 @@ use super::Shared;
 use super::cgroup::Cgroup;
 use super::engine::{Exit, NODE};
 use super::image::Image;
-use super::limits::{self, Bytes, Cpu, CpuSet, Limits, Pids, Rate, Shares};
+use super::limits::{Bytes, Cpu, CpuSet, Limits, Pids, Rate, Shares};
 use super::network::{Joined, short};
 use super::options::{Check, Kind, Options, Reach, is_root};
 use super::shaping::{self, Bandwidth};
@@ -62,6 +62,12 @@ const LINES_PER_SECOND: u32 = 500;
 const LONGEST_REASON: usize = 512;
 /// How long a process may take to end when it is told to, seconds.
 const TERM: i32 = 2;
+/// How long a process that closed its connections may take to be gone.
+const CLOSING: Duration = Duration::from_millis(500);
+/// How long the engine may take to tell that a process is gone.
+const TELLING: Duration = Duration::from_secs(5);
+/// How often a process is looked at that no engine looks after.
+const LOOK: Duration = Duration::from_millis(500);
 /// How often a removal is tried.
 const REMOVALS: u32 = 5;
 
@@ -615,15 +621,42 @@ impl Container {
     /// Resolves when it has ended, with how.
     pub(super) async fn ended(&self) -> Exit {
         let mut exit = self.exit.clone();
-        // An error means that it is watched no more: nobody waits for this any longer.
-        exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone()).unwrap_or(Exit::Removed)
+        let told = async {
+            // An error means that it is watched no more: nobody waits for this any longer.
+            exit.wait_for(Option::is_some).await.ok().and_then(|exit| exit.clone()).unwrap_or(Exit::Removed)
+        };
+        tokio::select! {
+            exit = told => exit,
+            () = self.ended_unseen() => Exit::Unseen,
+        }
+    }
+
+    /// Resolves when its process is gone while there is no engine to tell.
+    async fn ended_unseen(&self) {
+        loop {
+            self.shared.engine.is_away().await;
+            if !self.has_process() {
+                return;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Whether the kernel still knows its process, or nobody can say.
+    fn has_process(&self) -> bool {
+        self.process == 0 || Path::new("/proc").join(self.process.to_string()).exists()
     }
 
     /// An error with what the container said last: a start that failed.
     pub(super) async fn failure(&self, what: &str) -> Error {
-        // Its end may be the cause of what was seen first.
-        let ended = tokio::time::timeout(Duration::from_millis(500), self.ended()).await;
-        let what = ended.map_or_else(|_| what.to_string(), |exit| exit.to_string());
+        // Its end may be the cause of what was seen first: its process closes its connections before it is gone,
+        // and the engine tells of it later.
+        let mut ended = std::pin::pin!(self.ended());
+        let mut exit = tokio::time::timeout(CLOSING, &mut ended).await.ok();
+        if exit.is_none() && !self.has_process() {
+            exit = tokio::time::timeout(TELLING, ended).await.ok();
+        }
+        let what = exit.map_or_else(|| what.to_string(), |exit| exit.to_string());
         Error::rejected(self.with_last_words(&what).await)
     }
 
@@ -679,7 +712,7 @@ impl Container {
             self.cancel.cancel();
             let gently = self.has_own_signal || heeds_term(self.process);
             let undone = undo(self.shared.clone(), self.plan.clone(), self.id.clone(), removal, gently);
-            // It goes on also if nobody waits for it any longer.
+            // It goes on when nobody has the time to wait for it. An error means that the node ends.
             self.shared.tracker.spawn(undone).await.ok();
         }
     }
@@ -768,18 +801,17 @@ pub(super) async fn remove(docker: &Docker, id: &str) -> bool {
     }
 }
 
-/// Whether an annotation is about a container.
-pub(super) fn is_of_containers(key: &str) -> bool {
-    const OTHERS: [&str; 8] = ["network", "read_only", "tmp", "user", "devices", "capabilities", "command", "port"];
-    limits::NAMES.contains(&key) || OTHERS.contains(&key) || key.starts_with("env:") || key.starts_with("volume:")
-}
-
 /// A name that says what it is for, and that nothing else has.
 fn name(shared: &Shared, plan: &Plan) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
     let component: String = plan.name.chars().take(32).map(plain).collect();
     let unique: u32 = rand::random();
-    format!("edgeless-{}-{component}-{unique:08x}", short(&shared.node.to_string()))
+    format!("{}{component}-{unique:08x}", prefix(shared.node))
+}
+
+/// How the names of all containers of a node begin.
+pub(super) fn prefix(node: NodeId) -> String {
+    format!("edgeless-{}-", short(&node.to_string()))
 }
 
 fn text(part: &LogOutput) -> String {
@@ -834,5 +866,6 @@ pub(super) fn shown(asked: &Limits, kernel: Option<&Limits>) -> Vec<Limit> {
         asked: value.unwrap_or_else(none),
         kernel: found(name),
     };
-    asked.values().into_iter().map(limit).collect()
+    // What is written nowhere but at the engine is shown when it was asked for.
+    asked.values().into_iter().filter(|(name, value)| *name != "disk" || value.is_some()).map(limit).collect()
 }

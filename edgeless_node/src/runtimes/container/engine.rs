@@ -44,6 +44,8 @@ pub(super) enum Exit {
     },
     /// Somebody removed it.
     Removed,
+    /// Nobody was there to see how.
+    Unseen,
 }
 
 impl fmt::Display for Exit {
@@ -55,6 +57,7 @@ impl fmt::Display for Exit {
             Self::Code { code: 137, .. } => f.write_str("the container was killed"),
             Self::Code { code, .. } => write!(f, "the container ended with exit code {code}"),
             Self::Removed => f.write_str("the container was removed by somebody else"),
+            Self::Unseen => f.write_str("the container ended while the Docker engine was away"),
         }
     }
 }
@@ -124,6 +127,20 @@ impl Engine {
     /// Whether the engine is there, as far as is known.
     pub(super) fn is_up(&self) -> bool {
         matches!(&*self.state.borrow(), State::Up(_))
+    }
+
+    /// Why it cannot be reached; `None`: it can, or nobody knows yet.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match &*self.state.borrow() {
+            State::Down(reason) => Some(self.away(reason).message),
+            State::Unknown | State::Up(_) => None,
+        }
+    }
+
+    /// Resolves while it cannot be reached.
+    pub(super) async fn is_away(&self) {
+        // The sender is its own: there always is one.
+        self.state.subscribe().wait_for(|state| matches!(state, State::Down(_))).await.ok();
     }
 
     /// Tells when a container ends, from now on and until [`forget`](Self::forget).
@@ -253,7 +270,7 @@ impl Engine {
                 Exit::Code { code, out_of_memory } => {
                     Exit::Code { code, out_of_memory: out_of_memory || watched.out_of_memory && code == 137 }
                 }
-                Exit::Removed => Exit::Removed,
+                other => other,
             };
             watched.exit.send_if_modified(|known| {
                 let is_news = known.is_none();

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use edgeless_api::client::{Connection, Guest as Client, Options as CallOptions};
-use edgeless_api::component::{Annotations, FunctionSpec, INIT_PAYLOAD};
+use edgeless_api::client::{Connection, Guest as Client, Options as CallOptions, Session};
+use edgeless_api::component::{Annotations, CONTAINER, FunctionSpec, INIT_PAYLOAD, is_of_container};
 use edgeless_api::guest::{Boot, Request};
 use edgeless_api::server::Server;
 use edgeless_api::status::{Limit, Usage};
@@ -17,13 +17,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
-use super::container::{Container, Plan, SOCKET, shown};
+use super::Shared;
+use super::container::{Container, Found, Plan, SOCKET, shown};
 use super::guest::{Events, Guest, IN_FLIGHT, Trouble, Way, warn};
 use super::host::{AtSocket, Known, Mark};
 use super::image::{self, Image};
 use super::limits::Limits;
 use super::options::{Code, Kind, Options};
-use super::{Shared, container};
 use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program};
 use crate::starts::Step;
 
@@ -53,7 +53,7 @@ impl Component {
         let maxima = &shared.settings.maxima;
         let limits = shared.settings.defaults.clone().lowered_to(maxima).with(&spec.annotations)?.within(maxima)?;
         let image = match code {
-            Code::Image(name) => image::named(&shared.engine, &name).await?,
+            Code::Image(name) => image::named(&shared.engine, &name, shared.settings.docker_config.as_deref()).await?,
             Code::Archive => shared.archived(&spec.class.binary).await?,
             Code::Attached(_) => return Err(Error::rejected("code: grpc: is for functions: a service is a container")),
         };
@@ -87,31 +87,54 @@ impl Component {
         }
     }
 
-    /// Starts a container, or takes over one that an earlier run of the node left.
+    /// What an earlier run of the node left of it, if that can be taken over.
+    pub(super) async fn found(&self, context: &Context) -> Option<Found> {
+        self.shared.adopt(context.component, &self.plan(context).digest()).await
+    }
+
+    /// Starts a container, or takes over the one that was found.
     pub(super) async fn start(
+        self: &Arc<Self>,
+        context: &Context,
+        found: Option<Found>,
+        at_socket: impl Fn(&Path) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Result<Arc<Container>, Error> {
+        let (component, context) = (self.clone(), context.clone());
+        // Who waits for it may give up, but what was asked of the engine happens nevertheless: only what is
+        // seen to its end can be undone.
+        let starting = async move { component.start_at(&context, found, &at_socket).await };
+        self.shared.tracker.spawn(starting).await.map_err(Error::bug)?
+    }
+
+    async fn start_at(
         &self,
         context: &Context,
-        at_socket: impl Fn(&Path) -> Result<(), Error> + Send + Sync,
+        found: Option<Found>,
+        at_socket: &(impl Fn(&Path) -> Result<(), Error> + Send + Sync),
     ) -> Result<Arc<Container>, Error> {
         let turn = self.turn(context).await?;
         let mut plan = self.plan(context);
         // Refused before anything is done.
         plan.check()?;
         *self.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
-        let found = self.shared.adopt(context.component, &plan.digest()).await;
-        let started = Container::start(&self.shared, plan.clone(), turn, context.log.clone(), found, &at_socket).await;
+        let started = Container::start(&self.shared, plan.clone(), turn, context.log.clone(), found, at_socket).await;
         let container = match started {
             // Somebody has removed the image since.
             Err(error) if error.code == ErrorCode::NotFound => {
-                plan.image = image::named(&self.shared.engine, &plan.image.name).await?;
+                plan.image =
+                    image::named(&self.shared.engine, &plan.image.name, self.shared.settings.docker_config.as_deref())
+                        .await?;
                 let turn = self.turn(context).await?;
-                Container::start(&self.shared, plan, turn, context.log.clone(), None, &at_socket).await?
+                Container::start(&self.shared, plan, turn, context.log.clone(), None, at_socket).await?
             }
             started => started?,
         };
-        let container = Arc::new(container);
+        Ok(Arc::new(container))
+    }
+
+    /// The container serves.
+    pub(super) fn began(&self, container: &Arc<Container>) {
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
-        Ok(container)
     }
 
     async fn turn(&self, context: &Context) -> Result<OwnedSemaphorePermit, Error> {
@@ -155,6 +178,10 @@ impl Controls for Component {
         self.running()?.usage().await
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.shared.engine.trouble()
+    }
+
     async fn forget(&self) {
         let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(plan) = planned {
@@ -169,20 +196,14 @@ pub(super) struct Contained(pub(super) Arc<Component>);
 #[async_trait]
 impl Program for Contained {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
-        let component = &self.0;
-        let class = component.spec.class.id.clone();
-        let began = Instant::now();
-        let guest = Guest::new(context.clone());
-        let plan = component.plan(&context);
-        let serving = match plan.has_socket() {
-            true => self.at_socket(&guest, &context).await?,
-            false => self.over_network(&guest, &context, &plan).await?,
-        };
-        component.shared.starts.observe(&class, Step::Instantiate, began.elapsed());
-        let began = Instant::now();
-        init(&serving, &component.spec, &context).await?;
-        component.shared.starts.observe(&class, Step::Init, began.elapsed());
-        Ok(Box::new(serving))
+        if let Some(found) = self.0.found(&context).await {
+            match self.serve(&context, Some(found)).await {
+                Ok(serving) => return Ok(Box::new(serving)),
+                // Many guests refuse to be booted twice.
+                Err(error) => tracing::info!(name = context.name, %error, "a container is replaced"),
+            }
+        }
+        Ok(Box::new(self.serve(&context, None).await?))
     }
 
     fn max_in_flight(&self) -> usize {
@@ -213,23 +234,42 @@ async fn init(serving: &Serving, spec: &FunctionSpec, context: &Context) -> Resu
 }
 
 impl Contained {
+    /// Starts it, or takes over the container that was found, and initialises it.
+    async fn serve(&self, context: &Context, found: Option<Found>) -> Result<Serving, Error> {
+        let component = &self.0;
+        let class = component.spec.class.id.clone();
+        let began = Instant::now();
+        let guest = Guest::new(context.clone());
+        let plan = component.plan(context);
+        let serving = match plan.has_socket() {
+            true => self.at_socket(&guest, context, found).await?,
+            false => self.over_network(&guest, context, &plan, found).await?,
+        };
+        component.shared.starts.observe(&class, Step::Instantiate, began.elapsed());
+        let began = Instant::now();
+        init(&serving, &component.spec, context).await?;
+        component.shared.starts.observe(&class, Step::Init, began.elapsed());
+        Ok(serving)
+    }
+
     /// The guest comes to a socket of its own.
-    async fn at_socket(&self, guest: &Arc<Guest>, context: &Context) -> Result<Serving, Error> {
+    async fn at_socket(&self, guest: &Arc<Guest>, context: &Context, found: Option<Found>) -> Result<Serving, Error> {
         let shared = &self.0.shared;
         let cancel = context.cancel.child_token();
         let guard = cancel.clone().drop_guard();
-        let serve = |directory: &Path| {
+        let (limits, guest_there) = (shared.limits, guest.clone());
+        let serve = move |directory: &Path| {
             let listener = listen(directory).map_err(|error| {
                 Error::rejected(format!(
                     "cannot listen in {}: {error}: set container_runtime.socket_directory to one that this node may write",
                     directory.display()
                 ))
             })?;
-            let server = Server::new(shared.limits, cancel.clone()).guest_host(Arc::new(AtSocket(guest.clone())));
+            let server = Server::new(limits, cancel.clone()).guest_host(Arc::new(AtSocket(guest_there.clone())));
             tokio::spawn(server.serve_unix(listener));
             Ok(())
         };
-        let container = self.0.start(context, serve).await?;
+        let container = self.0.start(context, found, serve).await?;
         let serving = Serving::new(Events { guest: guest.clone(), way: Way::Stream, limit: shared.call_timeout });
         let mut serving = serving.with_container(&self.0, container);
         serving.guard = Some(guard);
@@ -250,9 +290,15 @@ impl Contained {
     }
 
     /// The guest serves at a port of its container.
-    async fn over_network(&self, guest: &Arc<Guest>, context: &Context, plan: &Plan) -> Result<Serving, Error> {
+    async fn over_network(
+        &self,
+        guest: &Arc<Guest>,
+        context: &Context,
+        plan: &Plan,
+        found: Option<Found>,
+    ) -> Result<Serving, Error> {
         let shared = &self.0.shared;
-        let container = self.0.start(context, |_| Ok(())).await?;
+        let container = self.0.start(context, found, |_| Ok(())).await?;
         let reached = container.address.zip(plan.port()).zip(container.gateway);
         let Some(((address, port), gateway)) = reached else {
             return Err(Error::rejected("the engine gave the container no address"));
@@ -264,7 +310,8 @@ impl Contained {
         };
         let token = Uuid::new_v4().simple().to_string();
         let marks = vec![Mark::Token(token.clone()), Mark::Address(address)];
-        let serving = Serving::new(unary(shared, guest, &url)?).with_container(&self.0, container);
+        let connection = Connection::to_guest(&url, call_options(shared))?;
+        let serving = Serving::new(unary(shared, guest, connection)).with_container(&self.0, container);
         let serving = serving.known(shared.guests.add(guest.clone(), marks));
         boot(serving, shared, &url, Boot { host: host.to_string(), id: context.id, token })
             .await
@@ -272,20 +319,24 @@ impl Contained {
     }
 }
 
-fn unary(shared: &Shared, guest: &Arc<Guest>, url: &Url) -> Result<Events, Error> {
-    let options = CallOptions { deadline: shared.call_timeout, limits: shared.limits, ..CallOptions::default() };
-    let client = Client::new(Connection::lazy(url, options)?);
-    Ok(Events { guest: guest.clone(), way: Way::Unary(client), limit: shared.call_timeout })
+fn call_options(shared: &Shared) -> CallOptions {
+    CallOptions { deadline: shared.call_timeout, limits: shared.limits, ..CallOptions::default() }
+}
+
+fn unary(shared: &Shared, guest: &Arc<Guest>, connection: Connection) -> Events {
+    Events { guest: guest.clone(), way: Way::Unary(Client::new(connection)), limit: shared.call_timeout }
 }
 
 /// Boots a guest by a call, as soon as it answers; whether it knows tokens.
 async fn boot(mut serving: Serving, shared: &Shared, url: &Url, boot: Boot) -> Result<(Serving, bool), Error> {
     let Way::Unary(client) = &serving.events.way else { return Err(Error::bug("a stream is not booted by a call")) };
     let until = Instant::now() + shared.settings.start_timeout;
+    // A server that runs already is there or is not.
+    let comes_up = serving.container.is_some();
     let booting = async {
         loop {
             match client.boot(boot.clone()).await {
-                Err(error) if error.code == ErrorCode::Unavailable && Instant::now() < until => {
+                Err(error) if error.code == ErrorCode::Unavailable && comes_up && Instant::now() < until => {
                     tokio::time::sleep(AGAIN).await;
                 }
                 booted => return booted,
@@ -297,10 +348,10 @@ async fn boot(mut serving: Serving, shared: &Shared, url: &Url, boot: Boot) -> R
     let knows_tokens = match booted {
         Ok(Ok(knows_tokens)) => knows_tokens,
         Ok(Err(error)) if error.code == ErrorCode::Unavailable => {
-            return Err(serving.failure(&format!("nothing answers at {url}: {error}")).await);
+            return Err(serving.absence(&format!("nothing answers at {url}: {error}")).await);
         }
         Ok(Err(error)) => return Err(serving.failure(&format!("it refused to boot: {error}")).await),
-        Err(_) => return Err(serving.failure(&format!("nothing answers at {url}")).await),
+        Err(_) => return Err(serving.absence(&format!("nothing answers at {url}")).await),
     };
     if serving.events.guest.is_attached() {
         serving.events.way = Way::Stream;
@@ -332,14 +383,17 @@ pub(super) struct Serving {
     known: Option<Known>,
     guard: Option<DropGuard>,
     container: Option<(Arc<Component>, Arc<Container>)>,
+    /// Of a server that is no container: it is booted as long as this lasts.
+    session: Option<Session>,
 }
 
 impl Serving {
     fn new(events: Events) -> Self {
-        Self { events, known: None, guard: None, container: None }
+        Self { events, known: None, guard: None, container: None, session: None }
     }
 
     fn with_container(mut self, component: &Arc<Component>, container: Arc<Container>) -> Self {
+        component.began(&container);
         self.container = Some((component.clone(), container));
         self
     }
@@ -364,6 +418,14 @@ impl Serving {
         match &self.container {
             Some((_, container)) => container.failure(what).await,
             None => Error::rejected(what),
+        }
+    }
+
+    /// An error: nobody answers. A server may come back; what a container does is its own fault.
+    async fn absence(&self, what: &str) -> Error {
+        match &self.container {
+            Some((_, container)) => container.failure(what).await,
+            None => Error::unavailable(what),
         }
     }
 
@@ -395,8 +457,15 @@ impl Instance for Serving {
                 None => std::future::pending().await,
             }
         };
+        let gone = async {
+            match &self.session {
+                Some(session) => session.ended().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             reason = ended => reason,
+            () = gone => "its server closed the connection".to_string(),
             reason = self.events.guest.lost() => self.explained(reason).await,
         }
     }
@@ -430,8 +499,7 @@ pub(super) struct Attached {
 
 impl Attached {
     pub(super) fn load(shared: Arc<Shared>, spec: FunctionSpec, url: Url) -> Result<Self, Error> {
-        let is_limit = |key: &&String| container::is_of_containers(key);
-        if let Some(key) = spec.annotations.keys().find(is_limit) {
+        if let Some(key) = spec.annotations.keys().find(|key| is_of_container(CONTAINER, key)) {
             return Err(Error::rejected(format!(
                 "{key}: {url} is a server that runs already, which this node cannot limit: leave it out"
             )));
@@ -450,10 +518,14 @@ impl Program for Attached {
         if shared.settings.allow_untokened {
             marks.push(Mark::Word(context.id.function));
         }
-        let serving = Serving::new(unary(shared, &guest, url)?).known(shared.guests.add(guest, marks));
+        let (connection, session) = Connection::to_server_of_guest(url, call_options(shared))?;
+        let serving = Serving::new(unary(shared, &guest, connection)).known(shared.guests.add(guest, marks));
         let host = shared.host_for_servers();
-        let (serving, knows_tokens) =
+        let (mut serving, knows_tokens) =
             boot(serving, shared, url, Boot { host: host.to_string(), id: context.id, token }).await?;
+        // One that is started again knows nothing of the Boot, and is not to be given events as if it did.
+        session.begin();
+        serving.session = Some(session);
         if !knows_tokens && !shared.settings.allow_untokened {
             return Err(Error::rejected(format!(
                 "the server at {url} knows no tokens, so that others could speak as it does: \

@@ -1,5 +1,8 @@
 //! Images: found, pulled, or loaded from an archive that came with the request.
 
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as DockerError;
@@ -9,7 +12,6 @@ use bytes::Bytes;
 use docker_credential::DockerCredential;
 use edgeless_api::Error;
 use futures_util::{StreamExt, stream};
-use std::time::{Duration, Instant};
 
 use super::engine::Engine;
 
@@ -68,11 +70,13 @@ impl ImageCheck {
 }
 
 /// The image of this name, which is pulled if it is not there.
-pub(super) async fn named(engine: &Engine, name: &str) -> Result<Image, Error> {
+///
+/// `logins` is the Docker configuration with the credentials of registries, if that is not the user's own.
+pub(super) async fn named(engine: &Engine, name: &str, logins: Option<&Path>) -> Result<Image, Error> {
     let docker = engine.docker().await?;
     let found = match docker.inspect_image(name).await {
         Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => {
-            pull(engine, &docker, name).await?;
+            pull(engine, &docker, name, logins).await?;
             docker.inspect_image(name).await
         }
         found => found,
@@ -103,10 +107,18 @@ pub(super) async fn archived(engine: &Engine, archive: Bytes) -> Result<Image, E
     known(&docker, engine, &name, found).await
 }
 
-async fn pull(engine: &Engine, docker: &Docker, name: &str) -> Result<(), Error> {
-    let server = registry(name).to_string();
+async fn pull(engine: &Engine, docker: &Docker, name: &str, logins: Option<&Path>) -> Result<(), Error> {
+    let (server, logins) = (registry(name).to_string(), logins.map(Path::to_path_buf));
     // A helper of the Docker configuration is a program.
-    let credentials = tokio::task::spawn_blocking(move || docker_credential::get_credential(&server).ok());
+    let credentials = tokio::task::spawn_blocking(move || match logins {
+        None => docker_credential::get_credential(&server).ok(),
+        Some(file) => {
+            let file = std::fs::File::open(&file).inspect_err(|error| {
+                tracing::warn!(file = %file.display(), %error, "container_runtime.docker_config cannot be read");
+            });
+            docker_credential::get_credential_from_reader(file.ok()?, &server).ok()
+        }
+    });
     let credentials = credentials.await.ok().flatten().map(|credential| match credential {
         DockerCredential::UsernamePassword(username, password) => {
             DockerCredentials { username: Some(username), password: Some(password), ..DockerCredentials::default() }

@@ -41,7 +41,7 @@ use edgeless_api::component::{CONTAINER, FunctionSpec, SERVICE};
 use edgeless_api::server::Server;
 use edgeless_api::{Binary, ComponentId, Digest, Error, NodeId, Url};
 use edgeless_daemon::{Tasks, listen};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -56,6 +56,10 @@ use host::Guests;
 use image::Image;
 use network::Networks;
 use options::{Code, Kind};
+
+/// How long it may take, at the end of a node, until what its containers left is removed: more than a process
+/// has to end by itself.
+pub const REMOVAL: Duration = Duration::from_secs(10);
 
 /// What all containers of a node share.
 struct Shared {
@@ -82,6 +86,8 @@ struct Shared {
     archives: Mutex<HashMap<Digest, Image>>,
     /// Containers of an earlier run that may be taken over.
     found: Mutex<HashMap<ComponentId, Found>>,
+    /// Told when there are such.
+    is_found: Notify,
 }
 
 /// What a node gives its containers.
@@ -134,6 +140,7 @@ impl Containers {
             known: Mutex::default(),
             archives: Mutex::default(),
             found: Mutex::default(),
+            is_found: Notify::new(),
             settings,
         });
         let server = Server::new(limits, tasks.cancel().clone()).guest_host(shared.guests.clone());
@@ -146,10 +153,15 @@ impl Containers {
         tasks.helper("Docker engine", engine.run(tasks.cancel().clone(), on_return));
         let (late, cancel) = (shared.clone(), tasks.cancel().clone());
         tasks.helper("left-over containers", async move {
-            let wait = late.settings.adopt_within;
-            if cancel.run_until_cancelled(tokio::time::sleep(wait)).await.is_some() {
-                late.remove_unclaimed().await;
-            }
+            // Again and again: an engine that comes back may have more of them.
+            let removing = async {
+                loop {
+                    late.is_found.notified().await;
+                    tokio::time::sleep(late.settings.adopt_within).await;
+                    late.remove_unclaimed().await;
+                }
+            };
+            cancel.run_until_cancelled(removing).await;
         });
         Ok(Self(shared))
     }
@@ -167,6 +179,7 @@ impl Containers {
         if let Ok(docker) = self.0.engine.docker().await {
             self.0.networks.sweep(&docker).await;
         }
+        self.0.remove_sockets().await;
     }
 }
 
@@ -239,21 +252,41 @@ impl Shared {
             let labels = summary.labels.unwrap_or_default();
             let component = labels.get(COMPONENT).and_then(|text| Uuid::parse_str(text).ok()).map(ComponentId);
             let is_running = summary.state.is_some_and(|state| state.to_string() == "running");
-            let found = Found { id: id.clone(), name, plan: labels.get(PLAN).cloned().unwrap_or_default() };
-            let is_new = |component| self.found(|all| all.insert(component, found.clone()).is_none());
-            match component.filter(|_| is_running) {
-                Some(component) if is_new(component) => {
-                    tracing::info!(container = found.name, "a container of an earlier run waits to be taken over");
-                }
-                Some(_) => {}
-                None => {
-                    container::remove(docker, &id).await;
+            let found =
+                Found { id: id.clone(), name: name.clone(), plan: labels.get(PLAN).cloned().unwrap_or_default() };
+            let Some(component) = component.filter(|_| is_running) else {
+                container::remove(docker, &id).await;
+                continue;
+            };
+            match self.found(|all| all.insert(component, found)) {
+                None => tracing::info!(container = name, "a container of an earlier run waits to be taken over"),
+                Some(same) if same.id == id => {}
+                // A component has one: the node was killed before the other was gone.
+                Some(other) => {
+                    container::remove(docker, &other.id).await;
                 }
             }
         }
-        let is_idle = self.known(|known| known.is_empty()) && self.found(|found| found.is_empty());
-        if is_idle {
-            self.networks.sweep(docker).await;
+        if !self.found(|found| found.is_empty()) {
+            self.is_found.notify_one();
+        }
+        self.remove_sockets().await;
+        self.networks.sweep(docker).await;
+    }
+
+    /// Removes the directories of sockets that no container of this node has any more.
+    async fn remove_sockets(&self) {
+        let of_node = container::prefix(self.node);
+        let Ok(mut entries) = tokio::fs::read_dir(&self.settings.socket_directory).await else { return };
+        while let Ok(Some(entry)) = entries.next_entry().await {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let is_needed = || {
+                self.known(|known| known.contains(&name))
+                    || self.found(|found| found.values().any(|found| found.name == name))
+            };
+            if name.starts_with(&of_node) && !is_needed() {
+                tokio::fs::remove_dir_all(entry.path()).await.ok();
+            }
         }
     }
 
@@ -267,6 +300,7 @@ impl Shared {
             return Some(found);
         }
         container::remove(&docker, &found.id).await;
+        self.remove_sockets().await;
         None
     }
 
@@ -276,10 +310,13 @@ impl Shared {
             return;
         }
         if let Ok(docker) = self.engine.docker().await {
-            for found in unclaimed.into_values() {
+            // One that was being taken over while stock was taken is not left over.
+            let is_left = |found: &Found| !self.known(|known| known.contains(&found.name));
+            for found in unclaimed.into_values().filter(is_left) {
                 tracing::info!(container = found.name, "a container of an earlier run is removed: nobody took it over");
                 container::remove(&docker, &found.id).await;
             }
+            self.remove_sockets().await;
             self.networks.sweep(&docker).await;
         }
     }

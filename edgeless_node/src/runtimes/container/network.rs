@@ -65,11 +65,16 @@ impl Networks {
         };
         let mut joined = self.joined.lock().await;
         if let Some((known, count)) = joined.get_mut(&key) {
-            *count += 1;
-            return Ok(Some(known.clone()));
+            let docker = self.engine.docker().await?;
+            // An engine that lost its data, or somebody who tidies up, may have removed it.
+            if self.existing(&docker, &known.name).await?.is_some() {
+                *count += 1;
+                return Ok(Some(known.clone()));
+            }
         }
         let made = self.make(key).await.map_err(|error| error.context("cannot make the container's network"))?;
-        joined.insert(key, (made.clone(), 1));
+        let count = joined.get(&key).map_or(0, |(_, count)| *count);
+        joined.insert(key, (made.clone(), count + 1));
         Ok(Some(made))
     }
 
@@ -100,14 +105,15 @@ impl Networks {
         let filters = HashMap::from([("label", vec![format!("{NODE}={}", self.node)])]);
         let options = ListNetworksOptionsBuilder::new().filters(&filters).build();
         let found = docker.list_networks(Some(options)).await.unwrap_or_default();
+        let mut needs_filter = joined.contains_key(&None);
         for name in found.into_iter().filter_map(|network| network.name) {
-            if !joined.values().any(|(known, _)| known.name == name) {
-                remove(docker, &name).await;
+            let is_joined = joined.values().any(|(known, _)| known.name == name);
+            // One with containers that may still be taken over stays, and is not to be left without its filter.
+            if !is_joined && !remove(docker, &name).await {
+                needs_filter |= name == self.name(None);
             }
         }
-        if !joined.contains_key(&None)
-            && let Err(error) = self.firewall.remove().await
-        {
+        if !needs_filter && let Err(error) = self.firewall.remove().await {
             tracing::debug!(%error, "there may be rules of a filter left");
         }
     }
@@ -192,10 +198,14 @@ impl Networks {
     }
 }
 
-async fn remove(docker: &Docker, name: &str) {
+/// Removes a network; whether it is gone.
+async fn remove(docker: &Docker, name: &str) -> bool {
     match docker.remove_network(name).await {
-        Ok(()) | Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => {}
-        Err(error) => tracing::debug!(network = name, %error, "a network stays for now"),
+        Ok(()) | Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => true,
+        Err(error) => {
+            tracing::debug!(network = name, %error, "a network stays for now");
+            false
+        }
     }
 }
 

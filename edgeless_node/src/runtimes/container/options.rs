@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use edgeless_api::component::{Annotations, FunctionClass};
+use edgeless_api::component::{Annotations, CONTAINER, ENVIRONMENT, FunctionClass, SERVICE, VOLUME, is_of_container};
 use edgeless_api::{Error, Url};
 
 use super::limits::Bytes;
@@ -253,10 +253,6 @@ pub enum Kind {
     Service,
 }
 
-/// What only a service has.
-const OF_SERVICES: [&str; 7] =
-    ["publish", "health", "health_interval", "health_timeout", "http_host", "http_path", "http_port"];
-
 fn rejected(key: &str) -> impl Fn(String) -> Error {
     move |why| Error::rejected(format!("{key}: {why}"))
 }
@@ -309,8 +305,8 @@ impl Options {
     /// A value that is none, or something that this node does not allow; names the annotation.
     pub fn of(annotations: &Annotations, kind: Kind, node: &ContainerRuntime) -> Result<Self, Error> {
         if kind == Kind::Function {
-            let is_other = |key: &&String| OF_SERVICES.contains(&key.as_str()) || key.starts_with("volume:");
-            if let Some(key) = annotations.keys().find(is_other) {
+            let is_of_service = |key: &&String| is_of_container(SERVICE, key) && !is_of_container(CONTAINER, key);
+            if let Some(key) = annotations.keys().find(is_of_service) {
                 return Err(rejected(key)("only a SERVICE has this: leave it out".into()));
             }
         }
@@ -332,7 +328,7 @@ impl Options {
         let owned = |key: &str| list(annotations, key).map(ToString::to_string).collect::<Vec<_>>();
         let mut environment = BTreeMap::new();
         for (key, value) in annotations {
-            let Some(name) = key.strip_prefix("env:") else { continue };
+            let Some(name) = key.strip_prefix(ENVIRONMENT) else { continue };
             if name.is_empty() || name.contains('=') {
                 return Err(rejected(key)("this is not the name of a variable".into()));
             }
@@ -364,7 +360,7 @@ impl Service {
     fn of(annotations: &Annotations, node: &ContainerRuntime) -> Result<Self, Error> {
         let mut volumes = Vec::new();
         for (key, value) in annotations {
-            let Some(name) = key.strip_prefix("volume:") else { continue };
+            let Some(name) = key.strip_prefix(VOLUME) else { continue };
             let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
             if name.is_empty() || name.len() > 64 || !name.chars().all(is_plain) {
                 return Err(rejected(key)("the name of a volume has letters, digits, '_', '.' and '-'".into()));

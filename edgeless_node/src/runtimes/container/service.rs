@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::container::Container;
+use super::container::{Container, Found};
 use super::function::Component;
 use super::options::Check;
 use crate::backends::{Backend, Guard};
@@ -37,9 +37,27 @@ pub(super) struct Contained(pub(super) Arc<Component>);
 #[async_trait]
 impl Program for Contained {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
+        if let Some(found) = self.0.found(&context).await {
+            match self.serve(&context, Some(found)).await {
+                Ok(serving) => return Ok(Box::new(serving)),
+                Err(error) => tracing::info!(name = context.name, %error, "a container is replaced"),
+            }
+        }
+        Ok(Box::new(self.serve(&context, None).await?))
+    }
+
+    fn controls(&self) -> Option<Arc<dyn Controls>> {
+        Some(self.0.clone())
+    }
+}
+
+impl Contained {
+    /// Starts it, or takes over the container that was found, and waits until it works.
+    async fn serve(&self, context: &Context, found: Option<Found>) -> Result<Serving, Error> {
         let component = &self.0;
         let options = &component.options.service;
-        let container = component.start(&context, |_| Ok(())).await?;
+        let container = component.start(context, found, |_| Ok(())).await?;
+        component.began(&container);
         let mut serving = Serving {
             component: component.clone(),
             container: container.clone(),
@@ -62,11 +80,7 @@ impl Program for Contained {
         }
         container.keep_volumes();
         serving.watch_health();
-        Ok(Box::new(serving))
-    }
-
-    fn controls(&self) -> Option<Arc<dyn Controls>> {
-        Some(self.0.clone())
+        Ok(serving)
     }
 }
 
