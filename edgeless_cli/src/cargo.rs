@@ -39,15 +39,17 @@ const FROM_SOURCE: &str = "; with the source of the standard library
 pub(crate) enum Product {
     /// A WebAssembly module.
     Module,
-    /// An executable for Linux on this processor.
+    /// A function's executable for Linux on this processor.
     Executable,
+    /// The executable of a crate that has a program already, likewise.
+    Program,
 }
 
 impl Product {
     fn target(self) -> Result<&'static str, Failure> {
         match self {
             Self::Module => Ok(WASM),
-            Self::Executable => {
+            Self::Executable | Self::Program => {
                 let target = MUSL.iter().find(|(processor, _)| *processor == env::consts::ARCH);
                 let unknown = || {
                     Failure::Refused(format!(
@@ -64,7 +66,7 @@ impl Product {
         let install = format!("is not installed\n  https://rustup.rs installs Rust; then: rustup target add {target}");
         match self {
             Self::Module => format!("{install}\n{ON_DEBIAN}"),
-            Self::Executable => install,
+            Self::Executable | Self::Program => install,
         }
     }
 
@@ -72,7 +74,7 @@ impl Product {
         let install = format!("the Rust target {target} is not installed\n  with rustup: rustup target add {target}");
         match self {
             Self::Module => format!("{install}\n{ON_DEBIAN}{FROM_SOURCE}"),
-            Self::Executable => install,
+            Self::Executable | Self::Program => install,
         }
     }
 
@@ -81,6 +83,7 @@ impl Product {
         match self {
             Self::Module => &["build"],
             Self::Executable => &["rustc", "--lib", "--crate-type", "bin", "--features", CONTAINER],
+            Self::Program => &["build", "--bins"],
         }
     }
 
@@ -88,15 +91,23 @@ impl Product {
     fn is_among(self, crate_types: &[String]) -> bool {
         let kind = match self {
             Self::Module => "cdylib",
-            Self::Executable => "bin",
+            Self::Executable | Self::Program => "bin",
         };
         crate_types.iter().any(|crate_type| crate_type == kind)
+    }
+
+    /// What to say to a crate that does not make it.
+    fn none(self) -> &'static str {
+        match self {
+            Self::Module => "makes no WebAssembly module: put crate-type = [\"cdylib\"] below [lib]",
+            Self::Executable | Self::Program => "makes no program: give it a src/main.rs",
+        }
     }
 
     fn is_at(self, path: &Path) -> bool {
         match self {
             Self::Module => path.extension() == Some(OsStr::new("wasm")),
-            Self::Executable => path.extension().is_none(),
+            Self::Executable | Self::Program => path.extension().is_none(),
         }
     }
 }
@@ -118,7 +129,7 @@ pub(crate) fn compile(manifest: &Path, product: Product, colour: bool) -> Result
     let tools = Tools { folder, no_rust: product.no_rust(target) };
     let no_target = || Failure::Refused(product.no_target(target));
     let standard_library = StandardLibrary::find(&tools, target)?.ok_or_else(no_target)?;
-    if product == Product::Executable && standard_library == StandardLibrary::Source {
+    if product != Product::Module && standard_library == StandardLibrary::Source {
         return Err(no_target());
     }
 
@@ -139,10 +150,7 @@ pub(crate) fn compile(manifest: &Path, product: Product, colour: bool) -> Result
     }
     match product_of(&manifest, product, &output.stdout) {
         Some(path) => Ok(Compiled { product: Some(path), said }),
-        None => Err(Failure::Refused(format!(
-            "{} makes no WebAssembly module: put crate-type = [\"cdylib\"] below [lib]",
-            manifest.display()
-        ))),
+        None => Err(Failure::Refused(format!("{} {}", manifest.display(), product.none()))),
     }
 }
 

@@ -6,7 +6,7 @@
 //! ```text
 //!   manifest.json     which of the others are what
 //!   <digest>.json     how the image is run
-//!   layer.tar         its files: /function
+//!   layer.tar         its files: /function, or /service
 //! ```
 
 use std::env::consts::ARCH;
@@ -71,25 +71,38 @@ impl Display for ImageName {
     }
 }
 
+/// What an image runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runs {
+    /// A function that is made with the SDK.
+    Function,
+    /// Any other program.
+    Service,
+}
+
 /// Makes the archive of an image that runs `executable`.
-pub(crate) fn archive(executable: &[u8], name: &ImageName) -> io::Result<Vec<u8>> {
+pub(crate) fn archive(executable: &[u8], name: &ImageName, runs: Runs) -> io::Result<Vec<u8>> {
     if !executable.starts_with(ELF_MAGIC) {
         return Err(io::Error::other("cargo has made no executable for Linux"));
     }
     let mut layer = Builder::new(Vec::new());
-    add(&mut layer, "function", 0o755, executable)?;
+    let file = match runs {
+        Runs::Function => "function",
+        Runs::Service => "service",
+    };
+    add(&mut layer, file, 0o755, executable)?;
     let layer = layer.into_inner()?;
+    let mut run = json!({ "Entrypoint": [format!("/{file}")], "User": USER });
+    if let (Runs::Function, Some(run)) = (runs, run.as_object_mut()) {
+        run.insert("ExposedPorts".into(), json!({ (PORT): {} }));
+        run.insert("Labels".into(), json!({ "org.edgeless.sdk": "2" }));
+    }
 
     let config = json!({
         "architecture": match ARCH { "x86_64" => "amd64", "aarch64" => "arm64", other => other },
         "os": "linux",
         "created": "1970-01-01T00:00:00Z",
-        "config": {
-            "Entrypoint": ["/function"],
-            "User": USER,
-            "ExposedPorts": { (PORT): {} },
-            "Labels": { "org.edgeless.sdk": "2" },
-        },
+        "config": run,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", digest(&layer))] },
         "history": [{ "created": "1970-01-01T00:00:00Z", "created_by": "edgeless_cli function build" }],
     });
@@ -167,7 +180,7 @@ mod tests {
     /// Docker finds the layer by its digest, and does not say much when it does not.
     #[test]
     fn an_image_says_truly_what_is_in_it() {
-        let image = archive(EXECUTABLE, &ImageName::new("tiny", "0.1")).unwrap();
+        let image = archive(EXECUTABLE, &ImageName::new("tiny", "0.1"), Runs::Function).unwrap();
         assert_eq!(check(&image), Ok(()));
         let parts = files(&image);
         let [(manifest_name, manifest), (config_name, config), (layer_name, layer)] = parts.as_slice() else {
@@ -183,12 +196,22 @@ mod tests {
         assert_eq!(files(layer), [("function".to_string(), EXECUTABLE.to_vec())]);
     }
 
+    /// The node speaks to whatever has the label of the SDK.
+    #[test]
+    fn a_service_is_not_taken_for_a_function() {
+        let image = archive(EXECUTABLE, &ImageName::new("tiny", "0.1"), Runs::Service).unwrap();
+        let parts = files(&image);
+        let config: serde_json::Value = serde_json::from_slice(&parts[1].1).unwrap();
+        assert_eq!(config["config"], json!({"Entrypoint": ["/service"], "User": USER}));
+        assert_eq!(files(&parts[2].1), [("service".to_string(), EXECUTABLE.to_vec())]);
+    }
+
     /// A node keeps an image by its digest: one that was built again must not be another one.
     #[test]
     fn the_same_executable_gives_the_same_bytes() {
-        let made = || archive(EXECUTABLE, &ImageName::new("tiny", "0.1")).unwrap();
+        let made = || archive(EXECUTABLE, &ImageName::new("tiny", "0.1"), Runs::Function).unwrap();
         assert_eq!(made(), made());
-        assert!(archive(b"#!/bin/sh", &ImageName::new("tiny", "0.1")).is_err());
+        assert!(archive(b"#!/bin/sh", &ImageName::new("tiny", "0.1"), Runs::Function).is_err());
     }
 
     #[test]

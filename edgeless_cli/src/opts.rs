@@ -195,14 +195,16 @@ pub(crate) enum Function {
 Examples:
   edgeless_cli function build functions/noop/function.json
   edgeless_cli function build --container functions/noop    # functions/noop/noop.tar, for `docker load`
+  edgeless_cli function build examples/web_service          # a program that is no function: SERVICE in its function.json
 
-A workflow has a container run from such a file with \"function_type\": \"CONTAINER\" and \"code\": \"archive:PATH\".")]
+A workflow has a container run from such a file with \"function_type\": \"CONTAINER\", or \"SERVICE\", and \"code\":
+\"archive:PATH\".")]
     Build {
         /// The file function.json in the folder of the function, or that folder.
         file: PathBuf,
         /// Make the image of a container: a static executable for Linux on this processor, and nothing else.
         ///
-        /// The source stays as it is. Implied by the function_type CONTAINER.
+        /// The source stays as it is. Implied by the function_types CONTAINER and SERVICE.
         #[arg(long)]
         container: bool,
         /// Build even if nothing seems to have changed: changes in dependencies are not noticed.

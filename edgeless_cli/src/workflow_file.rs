@@ -23,7 +23,7 @@ pub(crate) const WASM_MAGIC: &[u8] = b"\0asm";
 
 /// A function in a container, and a server that a container is: what code such a component has.
 pub(crate) const CONTAINER: &str = "CONTAINER";
-const SERVICE: &str = "SERVICE";
+pub(crate) const SERVICE: &str = "SERVICE";
 
 /// Where the code of a container is.
 const ARCHIVE: &str = "archive:";

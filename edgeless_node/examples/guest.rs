@@ -2,7 +2,9 @@
 //! and in one file. The tests of containers run it, so it does what it is told, also what is bad.
 //!
 //!     guest function [PORT]     serves the guest API; events are commands (see `Guest::obey`)
-//!     guest web [PORT]          serves HTTP: /, /bytes/N, /reach/HOST/PORT, /env/NAME, /write/PATH, /read/PATH
+//!     guest web [PORT]          serves HTTP: /, /bytes/N, /reach/HOST/PORT, /env/NAME, /write/PATH, /read/PATH,
+//!                               /health, which is bad if there is a file /tmp/sick; after DELAY milliseconds
+//!     guest check               ends with exit code 1 if there is a file /tmp/sick
 //!     guest fail TEXT           says TEXT and ends with exit code 3
 //!     guest alloc MIB           takes that much memory and keeps it
 //!     guest spin                computes for ever
@@ -11,6 +13,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -30,7 +33,17 @@ fn main() {
     let port = |default: u16| args.get(1).and_then(|port| port.parse().ok()).unwrap_or(default);
     match args.first().copied() {
         Some("function") => function(port(7101)),
-        Some("web") => web(port(8080)),
+        Some("web") => {
+            let delay = std::env::var("DELAY").ok().and_then(|delay| delay.parse().ok()).unwrap_or_default();
+            std::thread::sleep(Duration::from_millis(delay));
+            web(port(8080));
+        }
+        Some("check") => {
+            if is_sick() {
+                println!("I am sick");
+                std::process::exit(1);
+            }
+        }
         Some("fail") => {
             println!("{}", args[1]);
             std::process::exit(3);
@@ -42,7 +55,7 @@ fn main() {
         Some("spin") => spin(Duration::MAX),
         Some("sleep") => sleep_for_ever(),
         _ => {
-            eprintln!("guest function|web|fail|alloc|spin|sleep");
+            eprintln!("guest function|web|check|fail|alloc|spin|sleep");
             std::process::exit(2);
         }
     }
@@ -209,6 +222,10 @@ fn connect(to: &str) -> String {
     }
 }
 
+fn is_sick() -> bool {
+    Path::new("/tmp/sick").exists()
+}
+
 fn web(port: u16) {
     let listener = TcpListener::bind(("0.0.0.0", port)).unwrap();
     println!("serving at port {}", listener.local_addr().unwrap().port());
@@ -246,6 +263,9 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
             .map_or_else(|error| error.to_string(), |()| "written".into()),
         ["read", ..] => std::fs::read_to_string(&path["/read".len()..]).unwrap_or_else(|error| error.to_string()),
         ["exit", ..] => std::process::exit(4),
+        ["health"] if is_sick() => {
+            return stream.write_all(b"HTTP/1.1 503 I am sick\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
         _ => format!("hello from {}, {length} bytes taken\n", path),
     };
     stream.write_all(head(text.len() as u64).as_bytes())?;

@@ -14,11 +14,11 @@ use serde::Deserialize;
 
 use crate::cargo::{self, Product};
 use crate::failure::{Failure, reason};
-use crate::image::{self, ImageName};
+use crate::image::{self, ImageName, Runs};
 use crate::json;
 use crate::opts::Cast;
 use crate::output::{Console, Progress};
-use crate::workflow_file::{CONTAINER, WASM_MAGIC};
+use crate::workflow_file::{CONTAINER, SERVICE, WASM_MAGIC};
 
 /// How long a node may take to accept an event.
 const CAST_DEADLINE: Duration = Duration::from_secs(10);
@@ -76,8 +76,9 @@ impl Function {
         let product = match function_type.as_str() {
             RUST_WASM if !container => Product::Module,
             RUST_WASM | CONTAINER => Product::Executable,
+            SERVICE => Product::Program,
             _ => {
-                let reason = format!("{function_type} cannot be built: {RUST_WASM} and {CONTAINER} can");
+                let reason = format!("{function_type} cannot be built: {RUST_WASM}, {CONTAINER} and {SERVICE} can");
                 return Err(Failure::Refused(format!("{shown}: function_type: {reason}")));
             }
         };
@@ -91,7 +92,7 @@ impl Function {
         }
         let ending = match product {
             Product::Module => "wasm",
-            Product::Executable => "tar",
+            Product::Executable | Product::Program => "tar",
         };
         let made = class_file.with_file_name(format!("{id}.{ending}"));
         Ok(Self { image: ImageName::new(&id, &version), id, class_file, manifest, product, made })
@@ -136,7 +137,7 @@ fn compile(function: &Function, console: &Console) -> Result<(), Failure> {
         .map_err(|error| Failure::Refused(format!("cannot write {}: {}", function.made.display(), reason(&error))))?;
     let what = match function.product {
         Product::Module => function.id.clone(),
-        Product::Executable => format!("the image {}", function.image),
+        Product::Executable | Product::Program => format!("the image {}", function.image),
     };
     console.note(format!("built {what} in {:.1} s: {} KiB", begun.elapsed().as_secs_f64(), size.div_ceil(1024)));
     Ok(())
@@ -146,9 +147,11 @@ fn compile(function: &Function, console: &Console) -> Result<(), Failure> {
 fn put_in_place(built: &Path, function: &Function, console: &Console) -> std::io::Result<u64> {
     let (bytes, made) = (fs::read(built)?, &function.made);
     let unfinished = made.with_extension(format!("unfinished.{}", std::process::id()));
+    let image = |runs| image::archive(&bytes, &function.image, runs).and_then(|image| write(&unfinished, &image));
     let written = match function.product {
         Product::Module => write_module(built, &bytes, &unfinished, made, console),
-        Product::Executable => image::archive(&bytes, &function.image).and_then(|image| write(&unfinished, &image)),
+        Product::Executable => image(Runs::Function),
+        Product::Program => image(Runs::Service),
     };
     let placed = written.and_then(|()| fs::rename(&unfinished, made));
     if placed.is_err() {

@@ -101,9 +101,9 @@ fn bad_function_files_are_refused_with_their_place() {
             "functions/tiny/function.json: build: there is no file functions/tiny/x.toml",
         ),
         (
-            r#"{"id": "tiny", "function_type": "SERVICE", "version": "0.1", "outputs": []}"#,
+            r#"{"id": "tiny", "function_type": "PYTHON", "version": "0.1", "outputs": []}"#,
             1,
-            "functions/tiny/function.json: function_type: SERVICE cannot be built: RUST_WASM and CONTAINER can",
+            "functions/tiny/function.json: function_type: PYTHON cannot be built: RUST_WASM, CONTAINER and SERVICE can",
         ),
     ] {
         let folder = crate_in_folder().with("functions/tiny/function.json", function);
@@ -238,6 +238,30 @@ fn a_function_is_built_as_the_image_of_a_container_as_it_stands() {
         let size = fs::metadata(folder.path("functions/tiny/tiny.wasm")).unwrap().len().div_ceil(1024);
         format!("building tiny\nbuilt tiny in T s: {size} KiB\n")
     });
+}
+
+#[test]
+fn any_program_is_built_as_the_image_of_a_service() {
+    if musl().is_none() {
+        return;
+    }
+    const PROGRAM: &str = "[package]\nname = \"server\"\nversion = \"0.1.0\"\nedition = \"2024\"\n";
+    let folder = Folder::new()
+        .with("server/function.json", FUNCTION.replace("RUST_WASM", "SERVICE"))
+        .with("server/Cargo.toml", PROGRAM)
+        .with("server/src/main.rs", "fn main() { println!(\"served\") }\n");
+    let ended = steady(folder.run("function build server"));
+    let archive = fs::read(folder.path("server/tiny.tar")).unwrap();
+    let size = archive.len().div_ceil(1024);
+    ended.is(0, "server/tiny.tar\n", &format!("building tiny\nbuilt the image tiny:0.1 in T s: {size} KiB\n"));
+    assert!(file_in(&file_in(&archive, "layer.tar"), "service").starts_with(b"\x7fELF"));
+
+    folder.write("server/src/lib.rs", "");
+    fs::remove_file(folder.path("server/src/main.rs")).unwrap();
+    let ended = folder.run("function build server");
+    let manifest = fs::canonicalize(folder.path("server/Cargo.toml")).unwrap();
+    let reason = "makes no program: give it a src/main.rs";
+    ended.fails(1, &format!("building tiny\nerror: {} {reason}\n", manifest.display()));
 }
 
 fn file_in(archive: &[u8], name: &str) -> Vec<u8> {

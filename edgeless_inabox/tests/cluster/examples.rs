@@ -16,6 +16,26 @@ struct World {
 
 impl World {
     fn start() -> Self {
+        Self::start_with(|text| text)
+    }
+
+    /// One whose node runs containers, as the READMEs of their examples ask for; `None`: there is no Docker
+    /// engine, which is said, or a failure if one is required.
+    fn with_containers(test: &str) -> Option<Self> {
+        let engine = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if !engine.is_ok_and(|status| status.success()) {
+            skip("docker", test, "no Docker engine answers");
+            return None;
+        }
+        Some(Self::start_with(|text| {
+            let section = "[container_runtime]\n";
+            let at = text.find(section).expect("the template has a section for containers");
+            let (before, after) = text.split_at(at);
+            format!("{before}{}", after.replacen("enabled = false", "enabled = true", 1))
+        }))
+    }
+
+    fn start_with(change_node: impl Fn(String) -> String) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().to_path_buf();
         assert!(run("edgeless_inabox", &path, &["-t", "--initial-port", "22000"]).status.success());
@@ -25,6 +45,9 @@ impl World {
             let mut text = std::fs::read_to_string(path.join(name)).unwrap();
             for (from, to) in &ports {
                 text = text.replace(&format!(":{from}\""), &format!(":{to}\""));
+            }
+            if name == "node.toml" {
+                text = change_node(text);
             }
             if let Some(line) = text.lines().find(|line| line.starts_with("http_ingress_url")) {
                 ingress = line.split('"').nth(1).unwrap().to_string();
@@ -127,10 +150,7 @@ async fn a_function_is_known_by_what_inspect_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_holds_the_count() {
     if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
-        let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
-        assert!(!required.split(',').any(|name| name == "redis"), "redis-server is required and not installed");
-        // Not by a macro, whose output would be captured.
-        writeln!(std::io::stderr(), "skipped: redis: redis_holds_the_count: redis-server is not installed").unwrap();
+        skip("redis", "redis_holds_the_count", "redis-server is not installed");
         return;
     }
     let world = World::start();
@@ -165,6 +185,114 @@ async fn redis_holds_the_count() {
         ask("GET counter").is_some_and(|answer| answer.ends_with("\r\n2\r\n"))
     })
     .await;
+}
+
+/// Says that a test is skipped, which is a failure if what it needs is required.
+fn skip(what: &str, test: &str, why: &str) {
+    let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == what), "{what} is required: {why}");
+    // Not by a macro, whose output would be captured.
+    writeln!(std::io::stderr(), "skipped: {what}: {test}: {why}").unwrap();
+}
+
+/// Whether static executables can be made here, as all that is built for containers is.
+fn has_musl(test: &str) -> bool {
+    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap().stdout;
+    let found = std::path::Path::new(String::from_utf8(sysroot).unwrap().trim()).join("lib/rustlib").join(&target);
+    if !found.is_dir() {
+        skip("musl", test, &format!("the target {target} is not installed"));
+    }
+    found.is_dir()
+}
+
+/// What Docker has of a workflow: containers, networks or volumes.
+fn at_docker(what: &str, workflow: &str) -> String {
+    let filter = format!("label=org.edgeless.workflow={workflow}");
+    let output = Command::new("docker").args([what, "ls", "-q", "--filter", &filter]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_answers_as_its_function_does() {
+    let test = "a_container_answers_as_its_function_does";
+    if !has_musl(test) {
+        return;
+    }
+    let Some(world) = World::with_containers(test) else { return };
+    let function = repository().join("functions/http_hello");
+    cli(&world.path, &["function", "build", "--container", function.to_str().unwrap()]);
+    let workflow = repository().join("examples/container/workflow.json");
+    let id = cli(&world.path, &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string();
+    let url = format!("{}/hello?name=Ada", world.ingress);
+    assert_eq!(curl(&["-H", "Host: demo.edgeless.local", &url]), "Hello, Ada!\n");
+    wait_until("the request is in the file", || async { !world.file("http_hello.log").is_empty() }).await;
+    cli(&world.path, &["workflow", "stop", &id]);
+    assert_eq!(at_docker("container", &id), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_python_function_is_attached() {
+    let test = "a_python_function_is_attached";
+    let python = repository().join("target/python/bin/python");
+    if !python.is_file() {
+        skip("python", test, "there is no target/python: scripts/python.sh makes it");
+        return;
+    }
+    let Some(world) = World::with_containers(test) else { return };
+    let port = free_port().to_string();
+    let script = repository().join("examples/container_python/shout.py");
+    let _shout = Ended(
+        Command::new(python)
+            .arg(script)
+            .args(["--host", "127.0.0.1", "--port", &port])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let is_up = || std::net::TcpStream::connect(format!("127.0.0.1:{port}")).is_ok();
+    wait_until("the function listens", || async { is_up() }).await;
+    // The example as it is, but for the port.
+    let example = std::fs::read_to_string(repository().join("examples/container_python/workflow.json")).unwrap();
+    std::fs::write(world.path.join("workflow.json"), example.replace(":7101", &format!(":{port}"))).unwrap();
+    let id = cli(&world.path, &["workflow", "start", "--strict", "workflow.json"]).trim().to_string();
+    let host = "Host: shout.edgeless.local";
+    assert_eq!(curl(&["-H", host, &format!("{}/?text=hello+there", world.ingress)]), "HELLO THERE!\n");
+    assert_eq!(curl(&["-H", host, "-d", "good bye", &world.ingress]), "GOOD BYE!\n");
+    wait_until("both are in the file", || async { world.file("shout.log").len() == 2 }).await;
+    assert!(world.file("shout.log")[1].ends_with("2: GOOD BYE!"));
+    cli(&world.path, &["workflow", "stop", &id]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_server_and_its_store_are_services() {
+    let test = "a_web_server_and_its_store_are_services";
+    if !has_musl(test) {
+        return;
+    }
+    let Some(world) = World::with_containers(test) else { return };
+    let example = repository().join("examples/web_service");
+    cli(&world.path, &["function", "build", example.to_str().unwrap()]);
+    let workflow = example.join("workflow.json");
+    let id = cli(&world.path, &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string();
+    let (host, url) = ("Host: notes.edgeless.local", format!("{}/notes", world.ingress));
+    assert_eq!(curl(&["-H", host, "-d", "buy bread", &url]), "kept\n");
+    assert_eq!(curl(&["-H", host, "-d", "call Ada", &url]), "kept\n");
+    assert_eq!(curl(&["-H", host, &url]), "buy bread\ncall Ada\n");
+    // As its README says: they are still there.
+    let containers = at_docker("container", &id);
+    assert_eq!(containers.lines().count(), 2);
+    let killed = Command::new("docker").arg("kill").args(containers.lines()).stdout(Stdio::null()).status();
+    assert!(killed.unwrap().success());
+    let all = || curl(&["-H", host, &url]);
+    wait_until("both are replaced", || async { all() == "buy bread\ncall Ada\n" }).await;
+    cli(&world.path, &["workflow", "stop", &id]);
+    for what in ["container", "network", "volume"] {
+        assert_eq!(at_docker(what, &id), "", "{what}");
+    }
+    let status = curl(&["-o", "/dev/null", "-w", "%{http_code}", "-H", host, &url]);
+    assert_eq!(status, "404");
 }
 
 /// A process that is ended with the test.

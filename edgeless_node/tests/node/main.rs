@@ -23,5 +23,6 @@ mod images;
 mod links;
 mod promises;
 mod resources;
+mod services;
 mod support;
 mod wire;

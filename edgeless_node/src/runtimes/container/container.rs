@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,9 +13,10 @@ use std::time::{Duration, Instant};
 use bollard::Docker;
 use bollard::container::LogOutput;
 use bollard::errors::Error as DockerError;
+use bollard::exec::StartExecResults;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping, EndpointSettings, HealthConfig,
-    HealthStatusEnum, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkingConfig, PortBinding, RestartPolicy,
+    ContainerCreateBody, ContainerInspectResponse, ContainerUpdateBody, DeviceMapping, EndpointSettings, ExecConfig,
+    HealthConfig, HostConfig, HostConfigLogConfig, Mount, MountType, NetworkingConfig, PortBinding, RestartPolicy,
     RestartPolicyNameEnum, VolumeCreateRequest,
 };
 use bollard::query_parameters::{
@@ -56,6 +58,8 @@ const PERIOD: u64 = 100_000;
 const LAST_LINES: usize = 10;
 /// Lines of output that are taken in a second; a container that says more waits, or loses lines.
 const LINES_PER_SECOND: u32 = 500;
+/// Bytes of what a check says that a reason shows.
+const LONGEST_REASON: usize = 512;
 /// How long a process may take to end when it is told to, seconds.
 const TERM: i32 = 2;
 /// How long a process that closed its connections may take to be gone.
@@ -114,6 +118,12 @@ impl Plan {
             )));
         }
         let service = &self.options.service;
+        if !service.published.is_empty() && self.reach() == Reach::Platform {
+            return Err(Error::rejected(
+                "publish: nobody reaches a service with network=platform, but through the node's HTTP ingress: \
+                 use network=full",
+            ));
+        }
         let needs_network = !service.published.is_empty()
             || service.ingress.is_some()
             || matches!(service.check, Check::Tcp(_) | Check::Http(..));
@@ -159,18 +169,8 @@ impl Plan {
             (text(PLAN), self.digest()),
         ]);
         let service = &self.options.service;
-        let health = match (&service.check, self.kind) {
-            (Check::Command(command), Kind::Service) => Some(HealthConfig {
-                test: Some(vec![text("CMD-SHELL"), command.clone()]),
-                interval: i64::try_from(service.interval.as_nanos()).ok(),
-                timeout: i64::try_from(service.timeout.as_nanos()).ok(),
-                retries: Some(3),
-                ..HealthConfig::default()
-            }),
-            _ => None,
-        };
         let endpoints = joined.map(|joined| {
-            let settings = EndpointSettings { aliases: Some(vec![self.name.clone()]), ..EndpointSettings::default() };
+            let settings = EndpointSettings { aliases: Some(aliases(&self.name)), ..EndpointSettings::default() };
             NetworkingConfig { endpoints_config: Some(HashMap::from([(joined.name.clone(), settings)])) }
         });
         ContainerCreateBody {
@@ -179,7 +179,8 @@ impl Plan {
             env: Some(self.options.environment.iter().map(|(name, value)| format!("{name}={value}")).collect()),
             cmd: self.options.command.clone(),
             labels: Some(labels),
-            healthcheck: health,
+            // The node runs it itself, if anybody wants to know.
+            healthcheck: Some(HealthConfig { test: Some(vec![text("NONE")]), ..HealthConfig::default() }),
             exposed_ports: Some(
                 service.published.iter().map(|port| format!("{}/{}", port.container, port.protocol)).collect(),
             ),
@@ -267,6 +268,19 @@ fn quota(cpu: Cpu) -> i64 {
     signed(cpu.nanos.saturating_mul(PERIOD) / 1_000_000_000)
 }
 
+/// The names by which the workflow's containers find a component: its own, in any case of letters, and one
+/// that is a host name also if the own one is not.
+fn aliases(name: &str) -> Vec<String> {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let host: String = name.chars().map(plain).collect();
+    let host = host.trim_matches('-').to_string();
+    let mut aliases = vec![name.to_string()];
+    if !host.is_empty() && !host.eq_ignore_ascii_case(name) {
+        aliases.push(host);
+    }
+    aliases
+}
+
 /// What the engine is asked to change. What is not limited any more has to be said as well.
 fn update(limits: &Limits, processors: i64) -> ContainerUpdateBody {
     let memory = limits.memory.map_or(-1, |memory| signed(memory.0));
@@ -291,6 +305,8 @@ pub(super) struct Container {
     /// What the engine knows it by.
     id: String,
     process: u32,
+    /// Its image names another signal than the usual one to end it by.
+    has_own_signal: bool,
     /// Its address in its network.
     pub(super) address: Option<IpAddr>,
     /// Where it finds the node.
@@ -301,19 +317,15 @@ pub(super) struct Container {
     removal: Mutex<Option<Removal>>,
 }
 
-/// What a check says.
-pub(super) enum Health {
-    /// There is none.
-    Unchecked,
-    Good,
-    /// Why not.
-    Bad(String),
-}
+/// The numbers of a user and a group.
+type Owner = (u32, u32);
 
 /// What has to be undone.
 struct Removal {
     name: String,
     socket: Option<PathBuf>,
+    /// Volumes that were made for it and have nothing in them that anybody wants.
+    volumes: Vec<String>,
     /// Kept until it is gone.
     _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
 }
@@ -353,12 +365,18 @@ impl Container {
             shared: shared.clone(),
             id: name.clone(),
             process: 0,
+            has_own_signal: false,
             address: None,
             gateway: joined.as_ref().map(|joined| joined.gateway),
             exit: watch::channel(None).1,
             log,
             cancel: CancellationToken::new(),
-            removal: Mutex::new(Some(Removal { name: name.clone(), socket: socket.clone(), _places: (turn, place) })),
+            removal: Mutex::new(Some(Removal {
+                name: name.clone(),
+                socket: socket.clone(),
+                volumes: Vec::new(),
+                _places: (turn, place),
+            })),
             plan,
         };
         if let Some(socket) = &socket {
@@ -382,17 +400,19 @@ impl Container {
             self.id.clone_from(&found.id);
             self.exit = engine.watch(&self.id);
         } else {
-            self.make_volumes(docker).await?;
+            let volumes = self.make_volumes(docker).await?;
             let options = CreateContainerOptionsBuilder::new().name(name).build();
             let created = docker.create_container(Some(options), self.plan.body(&self.shared, joined, socket)).await;
             self.id = created.map_err(|error| self.refused(error))?.id;
             self.exit = engine.watch(&self.id);
+            self.own_volumes(&volumes);
             let started = docker.start_container(&self.id, None).await;
             started.map_err(|error| self.refused(error))?;
         }
         let seen = docker.inspect_container(&self.id, None::<InspectContainerOptions>).await;
         let seen = seen.map_err(|error| engine.error(error))?;
         self.see(&seen, joined);
+        self.tell_ports(&seen);
         self.follow_log(docker.clone(), found.is_some());
         if self.process == 0 {
             // It has ended already: the watch is about to say so.
@@ -407,9 +427,22 @@ impl Container {
     fn see(&mut self, seen: &ContainerInspectResponse, joined: Option<&Joined>) {
         let state = seen.state.clone().unwrap_or_default();
         self.process = state.pid.and_then(|pid| u32::try_from(pid).ok()).unwrap_or_default();
+        let signal = seen.config.as_ref().and_then(|config| config.stop_signal.as_deref()).unwrap_or_default();
+        self.has_own_signal = !matches!(signal, "" | "SIGTERM" | "15");
         let networks = seen.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
         let endpoint = networks.zip(joined).and_then(|(networks, joined)| networks.get(&joined.name));
         self.address = endpoint.and_then(|endpoint| endpoint.ip_address.as_ref()?.parse().ok());
+    }
+
+    /// Says where its ports are published: the engine may have chosen.
+    fn tell_ports(&self, seen: &ContainerInspectResponse) {
+        let ports = seen.network_settings.as_ref().and_then(|settings| settings.ports.as_ref());
+        for (port, bindings) in ports.into_iter().flatten() {
+            for binding in bindings.iter().flatten() {
+                let (Some(address), Some(at)) = (&binding.host_ip, &binding.host_port) else { continue };
+                self.log.push(Level::Info, "edgeless", format!("port {port} is published at {address}:{at}"));
+            }
+        }
     }
 
     /// An error of the engine about what the plan asks for.
@@ -424,13 +457,22 @@ impl Container {
         error.context(format!("the container of the image {}", self.plan.image.name))
     }
 
-    /// Volumes belong to who the container runs as, if the node may see to that.
-    async fn make_volumes(&self, docker: &Docker) -> Result<(), Error> {
+    /// Makes the volumes that are not there yet; returns to whom each of them is to belong: a new one to who the
+    /// container runs as, if that is a number.
+    async fn make_volumes(&self, docker: &Docker) -> Result<Vec<(String, Owner)>, Error> {
+        let user = self.plan.user();
+        let (user, group) = user.split_once(':').unwrap_or((&user, &user));
+        let user: Option<Owner> = user.parse().ok().zip(group.parse().ok());
+        let mut owners = Vec::new();
         for volume in &self.plan.options.service.volumes {
             let name = self.plan.volume(&volume.name);
-            let exists = docker.inspect_volume(&name).await.is_ok();
+            if let Ok(known) = docker.inspect_volume(&name).await {
+                let owner = std::fs::metadata(&known.mountpoint).ok().map(|found| (found.uid(), found.gid()));
+                owners.extend(owner.map(|owner| (known.mountpoint, owner)));
+                continue;
+            }
             let request = VolumeCreateRequest {
-                name: Some(name),
+                name: Some(name.clone()),
                 labels: Some(HashMap::from([
                     (NODE.to_string(), self.shared.node.to_string()),
                     (WORKFLOW.to_string(), self.plan.workflow.to_string()),
@@ -439,16 +481,30 @@ impl Container {
                 ..VolumeCreateRequest::default()
             };
             let made = docker.create_volume(request).await.map_err(|error| self.refused(error))?;
-            let user = self.plan.user();
-            let (user, group) = user.split_once(':').unwrap_or((&user, &user));
-            if !exists && let (Ok(user), Ok(group)) = (user.parse(), group.parse()) {
-                let changed = std::os::unix::fs::chown(&made.mountpoint, Some(user), Some(group));
-                if let Err(error) = changed {
-                    tracing::debug!(volume = made.name, %error, "the volume belongs to root");
-                }
+            owners.extend(user.map(|owner| (made.mountpoint, owner)));
+            if let Some(removal) = &mut *self.removal.lock().unwrap_or_else(PoisonError::into_inner) {
+                removal.volumes.push(name);
             }
         }
-        Ok(())
+        Ok(owners)
+    }
+
+    /// Sees to it that volumes belong to whom they should, once the container is created: as long as a volume
+    /// is empty, the engine gives it to who owns what the image has in its place.
+    fn own_volumes(&self, owners: &[(String, Owner)]) {
+        for (place, (user, group)) in owners {
+            if let Err(error) = std::os::unix::fs::chown(place, Some(*user), Some(*group)) {
+                let line = format!("the volume at {place} does not belong to user {user}: {error}");
+                self.log.push(Level::Warn, "edgeless", line);
+            }
+        }
+    }
+
+    /// What is in its volumes is worth something from now on.
+    pub(super) fn keep_volumes(&self) {
+        if let Some(removal) = &mut *self.removal.lock().unwrap_or_else(PoisonError::into_inner) {
+            removal.volumes.clear();
+        }
     }
 
     /// Sets what the engine does not, or not as it should.
@@ -530,19 +586,35 @@ impl Container {
         used.await.ok().flatten()
     }
 
-    /// What the engine's own check of it says.
-    pub(super) async fn health(&self) -> Health {
-        let Ok(docker) = self.shared.engine.docker().await else { return Health::Unchecked };
-        let Ok(seen) = docker.inspect_container(&self.id, None::<InspectContainerOptions>).await else {
-            return Health::Unchecked;
+    /// Runs a command in it, which is to end with 0. What it says, if it fails, is the reason.
+    pub(super) async fn run(&self, command: &[String]) -> Result<(), String> {
+        let docker = self.shared.engine.docker().await.map_err(|error| error.message)?;
+        let wrong = |error: DockerError| self.shared.engine.error(error).message;
+        let config = ExecConfig {
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            cmd: Some(command.to_vec()),
+            ..ExecConfig::default()
         };
-        let health = seen.state.and_then(|state| state.health).unwrap_or_default();
-        let said = health.log.unwrap_or_default().pop().and_then(|last| last.output).unwrap_or_default();
-        match health.status {
-            Some(HealthStatusEnum::STARTING) => Health::Bad("its check is not passed yet".to_string()),
-            Some(HealthStatusEnum::UNHEALTHY) => Health::Bad(format!("its check fails: {}", said.trim())),
-            Some(HealthStatusEnum::HEALTHY) => Health::Good,
-            Some(HealthStatusEnum::NONE | HealthStatusEnum::EMPTY) | None => Health::Unchecked,
+        let made = docker.create_exec(&self.id, config).await.map_err(wrong)?;
+        let started = docker.start_exec(&made.id, None).await.map_err(wrong)?;
+        let mut said = String::new();
+        if let StartExecResults::Attached { mut output, .. } = started {
+            while let Some(Ok(part)) = output.next().await {
+                // Read to its end, or the command waits for ever.
+                if said.len() < LONGEST_REASON {
+                    said.push_str(&text(&part));
+                }
+            }
+        }
+        let ended = docker.inspect_exec(&made.id).await.map_err(wrong)?;
+        match ended.exit_code {
+            Some(0) => Ok(()),
+            code => {
+                let said: String = said.trim().chars().take(LONGEST_REASON).collect();
+                let code = code.map_or_else(|| "without an exit code".to_string(), |code| format!("with {code}"));
+                Err(format!("'{}' ended {code}: {said}", command.join(" ")))
+            }
         }
     }
 
@@ -638,7 +710,8 @@ impl Container {
         let removal = self.removal.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(removal) = removal {
             self.cancel.cancel();
-            let undone = undo(self.shared.clone(), self.plan.clone(), self.id.clone(), removal, true);
+            let gently = self.has_own_signal || heeds_term(self.process);
+            let undone = undo(self.shared.clone(), self.plan.clone(), self.id.clone(), removal, gently);
             // It goes on when nobody has the time to wait for it. An error means that the node ends.
             self.shared.tracker.spawn(undone).await.ok();
         }
@@ -646,14 +719,22 @@ impl Container {
 
     /// Removes what outlived its containers: the component is stopped for good.
     pub(super) async fn forget(shared: &Shared, plan: &Plan) {
+        if plan.options.service.volumes.is_empty() {
+            return;
+        }
+        // A volume stays as long as a container has it, and its container may take a while to end.
+        let _turn = shared.turn(plan.component).acquire_owned().await;
         let Ok(docker) = shared.engine.docker().await else { return };
         for volume in &plan.options.service.volumes {
-            let name = plan.volume(&volume.name);
-            // Another service of the workflow may still have it.
-            if let Err(error) = docker.remove_volume(&name, None::<RemoveVolumeOptions>).await {
-                tracing::debug!(volume = name, %error, "a volume stays for now");
-            }
+            remove_volume(&docker, &plan.volume(&volume.name)).await;
         }
+    }
+}
+
+/// Another service of the workflow may still have it.
+async fn remove_volume(docker: &Docker, name: &str) {
+    if let Err(error) = docker.remove_volume(name, None::<RemoveVolumeOptions>).await {
+        tracing::debug!(volume = name, %error, "a volume stays for now");
     }
 }
 
@@ -666,6 +747,19 @@ impl Drop for Container {
             self.shared.tracker.spawn(undone);
         }
     }
+}
+
+/// Whether it makes a difference to a process to be asked to end. The first process of a container is not ended
+/// by a signal that it does nothing about: who waited for that would wait in vain.
+fn heeds_term(process: u32) -> bool {
+    const SIGTERM: u64 = 1 << 14;
+    let Ok(status) = std::fs::read_to_string(format!("/proc/{process}/status")) else { return true };
+    let signals = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        value.and_then(|value| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or(u64::MAX)
+    };
+    // What is blocked may be read in another way.
+    (signals("SigCgt") | signals("SigBlk")) & SIGTERM != 0
 }
 
 async fn undo(shared: Arc<Shared>, plan: Plan, id: String, removal: Removal, gently: bool) {
@@ -681,6 +775,11 @@ async fn undo(shared: Arc<Shared>, plan: Plan, id: String, removal: Removal, gen
             break;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    if let Ok(docker) = shared.engine.docker().await {
+        for volume in &removal.volumes {
+            remove_volume(&docker, volume).await;
+        }
     }
     // What is still there, because the engine is not, is swept when it is back.
     shared.known(|known| known.remove(&removal.name));

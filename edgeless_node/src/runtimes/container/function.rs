@@ -13,7 +13,7 @@ use edgeless_api::server::Server;
 use edgeless_api::status::{Limit, Usage};
 use edgeless_api::{Code as ErrorCode, Error, Url};
 use tokio::net::UnixListener;
-use tokio::sync::Semaphore;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
@@ -43,8 +43,6 @@ pub(super) struct Component {
     running: Mutex<Option<Arc<Container>>>,
     /// The plan of what ran last.
     planned: Mutex<Option<Plan>>,
-    /// One container at a time, until all of it is gone.
-    turn: Arc<Semaphore>,
 }
 
 impl Component {
@@ -70,7 +68,6 @@ impl Component {
             limits: Mutex::new(limits),
             running: Mutex::default(),
             planned: Mutex::default(),
-            turn: Arc::new(Semaphore::new(1)),
         })
     }
 
@@ -115,7 +112,7 @@ impl Component {
         found: Option<Found>,
         at_socket: &(impl Fn(&Path) -> Result<(), Error> + Send + Sync),
     ) -> Result<Arc<Container>, Error> {
-        let turn = self.turn.clone().acquire_owned().await.map_err(Error::bug)?;
+        let turn = self.turn(context).await?;
         let mut plan = self.plan(context);
         // Refused before anything is done.
         plan.check()?;
@@ -127,7 +124,7 @@ impl Component {
                 plan.image =
                     image::named(&self.shared.engine, &plan.image.name, self.shared.settings.docker_config.as_deref())
                         .await?;
-                let turn = self.turn.clone().acquire_owned().await.map_err(Error::bug)?;
+                let turn = self.turn(context).await?;
                 Container::start(&self.shared, plan, turn, context.log.clone(), None, at_socket).await?
             }
             started => started?,
@@ -138,6 +135,10 @@ impl Component {
     /// The container serves.
     pub(super) fn began(&self, container: &Arc<Container>) {
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
+    }
+
+    async fn turn(&self, context: &Context) -> Result<OwnedSemaphorePermit, Error> {
+        self.shared.turn(context.component).acquire_owned().await.map_err(Error::bug)
     }
 
     /// The container runs no more: nobody else holds it then.

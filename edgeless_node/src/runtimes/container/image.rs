@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as DockerError;
-use bollard::models::ImageInspect;
+use bollard::models::{ImageConfig, ImageInspect};
 use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions};
 use bytes::Bytes;
 use docker_credential::DockerCredential;
@@ -33,8 +33,40 @@ pub(super) struct Image {
     pub(super) user: String,
     /// It is made with our SDK: its function finds its node at a socket.
     pub(super) is_sdk: bool,
-    /// It says how its health is found out.
-    pub(super) has_check: bool,
+    /// How it says that its health is found out.
+    pub(super) check: Option<ImageCheck>,
+}
+
+/// The check that an image brings along.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ImageCheck {
+    /// What is run in the container.
+    pub(super) command: Vec<String>,
+    /// How often; `None`: the image does not say.
+    pub(super) interval: Option<Duration>,
+    /// How long it may take; likewise.
+    pub(super) timeout: Option<Duration>,
+}
+
+impl ImageCheck {
+    fn of(config: &ImageConfig) -> Option<Self> {
+        let check = config.healthcheck.as_ref()?;
+        let test = check.test.as_deref()?;
+        let (kind, rest) = test.split_first()?;
+        let command = match kind.as_str() {
+            "CMD" => rest.to_vec(),
+            "CMD-SHELL" => {
+                let shell = config.shell.clone().filter(|shell| !shell.is_empty());
+                let shell = shell.unwrap_or_else(|| ["/bin/sh", "-c"].map(ToString::to_string).to_vec());
+                [&shell, rest].concat()
+            }
+            _ => return None,
+        };
+        let time = |nanos: Option<i64>| {
+            nanos.and_then(|nanos| u64::try_from(nanos).ok()).filter(|nanos| *nanos > 0).map(Duration::from_nanos)
+        };
+        (!command.is_empty()).then(|| Self { command, interval: time(check.interval), timeout: time(check.timeout) })
+    }
 }
 
 /// The image of this name, which is pulled if it is not there.
@@ -147,12 +179,9 @@ async fn known(docker: &Docker, engine: &Engine, name: &str, found: ImageInspect
         id: found.id.unwrap_or_default(),
         name: name.to_string(),
         ports,
+        check: ImageCheck::of(&config),
         user: config.user.unwrap_or_default(),
         is_sdk: config.labels.is_some_and(|labels| labels.contains_key(SDK)),
-        has_check: config
-            .healthcheck
-            .and_then(|check| check.test)
-            .is_some_and(|test| test != ["NONE"] && !test.is_empty()),
     })
 }
 

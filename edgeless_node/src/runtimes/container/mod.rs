@@ -31,7 +31,7 @@ mod service;
 mod shaping;
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -76,6 +76,8 @@ struct Shared {
     places: Arc<Semaphore>,
     backends: Backends,
     starts: StartTimes,
+    /// One container of a component at a time, until all of it is gone.
+    turns: Mutex<HashMap<ComponentId, Weak<Semaphore>>>,
     /// What has to end before the node may.
     tracker: TaskTracker,
     /// The names of the containers of this run.
@@ -130,6 +132,7 @@ impl Containers {
             host_url,
             limits,
             call_timeout,
+            turns: Mutex::default(),
             places: Arc::new(Semaphore::new(settings.max_containers)),
             backends,
             starts,
@@ -187,6 +190,19 @@ impl Shared {
 
     fn found<R>(&self, act: impl FnOnce(&mut HashMap<ComponentId, Found>) -> R) -> R {
         act(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whose turn it is to have a container: of a component there is one at a time, also when it is placed here
+    /// again while its last one takes a while to end.
+    fn turn(&self, component: ComponentId) -> Arc<Semaphore> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        turns.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = turns.get(&component).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::new(Semaphore::new(1));
+        turns.insert(component, Arc::downgrade(&turn));
+        turn
     }
 
     /// The image of an archive, which comes along once.

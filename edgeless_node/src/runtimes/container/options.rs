@@ -147,7 +147,29 @@ pub enum Check {
     /// It answers a GET with 2xx or 3xx.
     Http(u16, String),
     /// A command in the container ends with 0.
-    Command(String),
+    Command(Vec<String>),
+}
+
+/// What only a shell understands.
+const OF_SHELLS: &[char] = &[
+    '|', '&', ';', '<', '>', '(', ')', '$', '`', '\\', '"', '\'', '*', '?', '[', ']', '#', '~', '=', '%', '!', '{',
+    '}', '\n',
+];
+
+/// The words of a command: of a JSON array, or of plain text. A shell is asked only for what needs one, for
+/// many images have none.
+fn words(command: &str) -> Result<Vec<String>, String> {
+    let command = command.trim();
+    let words = match command {
+        array if array.starts_with('[') => serde_json::from_str(array)
+            .map_err(|_| format!("'{array}' is not a JSON array of texts, such as [\"/app\", \"check\"]"))?,
+        text if text.contains(OF_SHELLS) => ["/bin/sh", "-c", text].map(ToString::to_string).to_vec(),
+        text => text.split_whitespace().map(ToString::to_string).collect::<Vec<_>>(),
+    };
+    match words.is_empty() {
+        true => Err("there is no command after 'cmd:'".to_string()),
+        false => Ok(words),
+    }
 }
 
 impl FromStr for Check {
@@ -163,7 +185,7 @@ impl FromStr for Check {
                 let (number, path) = rest.split_once('/').unwrap_or((rest, ""));
                 Ok(Self::Http(port(number)?, format!("/{path}")))
             }
-            Some(("cmd", command)) if !command.trim().is_empty() => Ok(Self::Command(command.to_string())),
+            Some(("cmd", command)) => words(command).map(Self::Command),
             _ => Err(wrong()),
         }
     }
@@ -214,10 +236,10 @@ pub struct Service {
     pub published: Vec<Published>,
     /// Whether it works.
     pub check: Check,
-    /// How often that is looked at.
-    pub interval: Duration,
-    /// How long one look may take.
-    pub timeout: Duration,
+    /// How often that is looked at; `None`: as the image says, or as usual.
+    pub interval: Option<Duration>,
+    /// How long one look may take; likewise.
+    pub timeout: Option<Duration>,
     /// Its place behind the node's ingress.
     pub ingress: Option<Ingress>,
 }
@@ -252,12 +274,12 @@ fn truth(annotations: &Annotations, key: &str, default: bool) -> Result<bool, Er
     }
 }
 
-fn duration(annotations: &Annotations, key: &str, default: Duration) -> Result<Duration, Error> {
-    let Some(text) = annotations.get(key) else { return Ok(default) };
+fn duration(annotations: &Annotations, key: &str) -> Result<Option<Duration>, Error> {
+    let Some(text) = annotations.get(key) else { return Ok(None) };
     let time = humantime_serde::re::humantime::parse_duration(text)
         .map_err(|_| rejected(key)(format!("'{text}' is not a time, such as 2s")))?;
     match (Duration::from_millis(10)..=Duration::from_secs(24 * 3600)).contains(&time) {
-        true => Ok(time),
+        true => Ok(Some(time)),
         false => Err(rejected(key)(format!("'{text}' is not between 10ms and a day"))),
     }
 }
@@ -382,8 +404,8 @@ impl Service {
             volumes,
             published,
             check: parsed(annotations, "health", Check::Image)?,
-            interval: duration(annotations, "health_interval", Duration::from_secs(5))?,
-            timeout: duration(annotations, "health_timeout", Duration::from_secs(2))?,
+            interval: duration(annotations, "health_interval")?,
+            timeout: duration(annotations, "health_timeout")?,
             ingress,
         })
     }
@@ -589,11 +611,21 @@ mod tests {
             volumes: vec![volume("conf", "/etc/app", true), volume("data", "/data", false)],
             published: vec![port(Some(8080), 80, "tcp"), port(None, 53, "udp")],
             check: Check::Http(80, "/up?deep=1".into()),
-            interval: Duration::from_millis(500),
-            timeout: Duration::from_secs(2),
+            interval: Some(Duration::from_millis(500)),
+            timeout: None,
             ingress: Some(Ingress { host: Some("shop.local".into()), path: Some("/shop".into()), port: 80 }),
         };
         assert_eq!(options.service, expected);
+    }
+
+    #[test]
+    fn a_check_needs_a_shell_only_for_what_a_shell_understands() {
+        let check = |text: &str| text.parse::<Check>();
+        let command = |words: &[&str]| Ok(Check::Command(words.iter().map(ToString::to_string).collect()));
+        assert_eq!(check("cmd:/app check  -v"), command(&["/app", "check", "-v"]));
+        assert_eq!(check("cmd:[\"/app\", \"a b\"]"), command(&["/app", "a b"]));
+        assert_eq!(check("cmd:test -f /up && true"), command(&["/bin/sh", "-c", "test -f /up && true"]));
+        assert!(check("cmd: ").is_err() && check("cmd:[]").is_err() && check("cmd:[1]").is_err());
     }
 
     #[test]

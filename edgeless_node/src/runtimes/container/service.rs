@@ -16,7 +16,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::container::{Container, Found, Health};
+use super::container::{Container, Found};
 use super::function::Component;
 use super::options::Check;
 use crate::backends::{Backend, Guard};
@@ -24,8 +24,12 @@ use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payl
 
 /// Looks in a row that may fail.
 const FAILURES: u32 = 3;
-/// How often a service is looked at that does not work yet.
+/// The wait before a service is looked at again that does not work yet; it doubles up to the longest.
 const STARTING: Duration = Duration::from_millis(50);
+const LONGEST_STARTING: Duration = Duration::from_secs(1);
+/// How often a service is looked at, and how long a look may take, where nobody says.
+const INTERVAL: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A service in a container of its own.
 pub(super) struct Contained(pub(super) Arc<Component>);
@@ -52,13 +56,12 @@ impl Contained {
     async fn serve(&self, context: &Context, found: Option<Found>) -> Result<Serving, Error> {
         let component = &self.0;
         let options = &component.options.service;
-        let check = check(component);
         let container = component.start(context, found, |_| Ok(())).await?;
         component.began(&container);
         let mut serving = Serving {
             component: component.clone(),
             container: container.clone(),
-            check,
+            look: Look::of(component),
             backend: None,
             unhealthy: watch::channel(None).1,
             cancel: context.cancel.clone(),
@@ -75,6 +78,7 @@ impl Contained {
             };
             serving.backend = Some(component.shared.backends.add(backend)?);
         }
+        container.keep_volumes();
         serving.watch_health();
         Ok(serving)
     }
@@ -84,7 +88,7 @@ impl Contained {
 struct Serving {
     component: Arc<Component>,
     container: Arc<Container>,
-    check: Check,
+    look: Look,
     /// Held as long as requests are to come.
     backend: Option<Guard>,
     /// Why it is to be replaced.
@@ -95,28 +99,28 @@ struct Serving {
 impl Serving {
     /// Resolves when its check is passed for the first time.
     async fn until_it_works(&self) -> Result<(), Error> {
-        let options = &self.component.options.service;
+        let (mut wait, mut last) = (STARTING, "nobody looked yet".to_string());
         let working = async {
-            loop {
-                match look(&self.container, &self.check, options.timeout).await {
-                    Ok(()) => return,
-                    Err(_) => tokio::time::sleep(STARTING).await,
-                }
+            while let Err(why) = self.look.at(&self.container).await {
+                last = why;
+                tokio::time::sleep(wait).await;
+                wait = LONGEST_STARTING.min(wait * 2);
             }
         };
         let limit = self.component.shared.settings.start_timeout;
-        tokio::select! {
+        let worked = tokio::select! {
             biased;
             exit = self.container.ended() => {
-                Err(Error::rejected(self.container.with_last_words(&exit.to_string()).await))
+                return Err(Error::rejected(self.container.with_last_words(&exit.to_string()).await));
             }
-            worked = tokio::time::timeout(limit, working) => match worked {
-                Ok(()) => Ok(()),
-                Err(_) => {
-                    let why = look(&self.container, &self.check, options.timeout).await.err().unwrap_or_default();
-                    Err(self.container.failure(&format!("it did not pass its check in time: {why}")).await)
-                }
-            },
+            worked = tokio::time::timeout(limit, working) => worked,
+        };
+        match worked {
+            Ok(()) => Ok(()),
+            Err(_) => {
+                let limit = humantime_serde::re::humantime::format_duration(limit);
+                Err(self.container.failure(&format!("it did not pass its check within {limit}: {last}")).await)
+            }
         }
     }
 
@@ -124,13 +128,13 @@ impl Serving {
         let (unhealthy, receiver) = watch::channel(None);
         self.unhealthy = receiver;
         let (container, component) = (Arc::downgrade(&self.container), self.component.clone());
-        let (options, check) = (component.options.service.clone(), self.check.clone());
+        let look = self.look.clone();
         tokio::spawn(self.cancel.clone().run_until_cancelled_owned(async move {
             let mut failures = 0;
             loop {
-                tokio::time::sleep(options.interval).await;
+                tokio::time::sleep(look.interval).await;
                 let Some(container) = container.upgrade() else { return };
-                match look(&container, &check, options.timeout).await {
+                match look.at(&container).await {
                     Ok(()) => failures = 0,
                     // Nobody can say how it is while the engine is away.
                     Err(_) if !component.shared.engine.is_up() => {}
@@ -147,28 +151,44 @@ impl Serving {
     }
 }
 
-/// What is looked at: a service behind the ingress is at least there.
-fn check(component: &Component) -> Check {
-    let options = &component.options.service;
-    match (&options.check, &options.ingress) {
-        (Check::Image, Some(ingress)) if !component.image.has_check => Check::Tcp(ingress.port),
-        (check, _) => check.clone(),
-    }
+/// How a service is looked at.
+#[derive(Clone, Debug)]
+struct Look {
+    check: Check,
+    interval: Duration,
+    timeout: Duration,
 }
 
-/// Looks once.
-async fn look(container: &Container, check: &Check, limit: Duration) -> Result<(), String> {
-    let looking = async {
-        match check {
-            Check::Image | Check::Command(_) => match container.health().await {
-                Health::Unchecked | Health::Good => Ok(()),
-                Health::Bad(why) => Err(why),
-            },
-            Check::Tcp(port) => connect(container, *port).await.map(|_| ()),
-            Check::Http(port, path) => get(connect(container, *port).await?, path).await,
-        }
-    };
-    tokio::time::timeout(limit, looking).await.unwrap_or_else(|_| Err("it did not answer in time".to_string()))
+impl Look {
+    /// A service that says nothing is looked at as its image says or, behind the ingress, is at least to be
+    /// there.
+    fn of(component: &Component) -> Self {
+        let options = &component.options.service;
+        let images = component.image.check.as_ref().filter(|_| options.check == Check::Image);
+        let check = match (&options.check, images, &options.ingress) {
+            (Check::Image, Some(images), _) => Check::Command(images.command.clone()),
+            (Check::Image, None, Some(ingress)) => Check::Tcp(ingress.port),
+            (check, ..) => check.clone(),
+        };
+        let interval = options.interval.or_else(|| images?.interval);
+        let timeout = options.timeout.or_else(|| images?.timeout);
+        Self { check, interval: interval.unwrap_or(INTERVAL), timeout: timeout.unwrap_or(TIMEOUT) }
+    }
+
+    /// Looks once.
+    async fn at(&self, container: &Container) -> Result<(), String> {
+        let looking = async {
+            match &self.check {
+                Check::Image => Ok(()),
+                // The node runs it, also an image's own: an engine would wait for a whole interval first.
+                Check::Command(command) => container.run(command).await,
+                Check::Tcp(port) => connect(container, *port).await.map(|_| ()),
+                Check::Http(port, path) => get(connect(container, *port).await?, path).await,
+            }
+        };
+        let in_time = tokio::time::timeout(self.timeout, looking).await;
+        in_time.unwrap_or_else(|_| Err("it did not answer in time".to_string()))
+    }
 }
 
 async fn connect(container: &Container, port: u16) -> Result<TcpStream, String> {
