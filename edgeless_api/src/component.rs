@@ -171,7 +171,7 @@ impl ComponentSpec {
     /// It is no container.
     pub fn limits(&self, name: &str) -> Result<Vec<Limit>, Error> {
         match self {
-            Self::Function(spec) if spec.class.function_type == CONTAINER => {
+            Self::Function(spec) if matches!(spec.class.function_type.as_str(), CONTAINER | SERVICE) => {
                 let asked = |name: &&str| Some((name.to_string(), spec.annotations.get(*name)?.clone()));
                 let limit = |(name, asked)| Limit { name, asked, kernel: String::new() };
                 Ok(LIMITS.iter().filter_map(asked).map(limit).collect())
@@ -185,6 +185,7 @@ impl ComponentSpec {
 /// The refusal to speak of the limits of a component that has none, being of this function type or class.
 pub fn without_limits(name: &str, kind: ComponentKind, class: &str) -> Error {
     let what = match kind {
+        ComponentKind::Function if class == CONTAINER => "a server that runs already".to_string(),
         ComponentKind::Function => format!("a {class} function"),
         ComponentKind::Resource => format!("a resource of class {class}"),
     };

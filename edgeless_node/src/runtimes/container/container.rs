@@ -92,10 +92,7 @@ impl Plan {
 
     /// What it is really part of: who has a socket needs no network to reach its node.
     pub(super) fn reach(&self) -> Reach {
-        match self.options.reach {
-            Reach::Platform if self.has_socket() => Reach::None,
-            reach => reach,
-        }
+        reach(self.options.reach, self.has_socket())
     }
 
     /// What is wrong with it, as far as that can be known before.
@@ -260,6 +257,14 @@ impl Plan {
     }
 }
 
+/// What a container is part of that asks for so much.
+pub(super) fn reach(asked: Reach, has_socket: bool) -> Reach {
+    match asked {
+        Reach::Platform if has_socket => Reach::None,
+        asked => asked,
+    }
+}
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -418,10 +423,12 @@ impl Container {
             // It has ended already: the watch is about to say so.
             return Err(self.failure("it ended at once").await);
         }
-        if found.is_some() {
-            self.update(docker).await?;
+        let limits = &self.plan.limits;
+        match found {
+            Some(_) => self.update(docker, limits).await?,
+            None => self.weigh(limits).await?,
         }
-        self.enforce().await
+        self.shape(bandwidth(limits), found.is_some()).await
     }
 
     fn see(&mut self, seen: &ContainerInspectResponse, joined: Option<&Joined>) {
@@ -507,56 +514,52 @@ impl Container {
         }
     }
 
-    /// Sets what the engine does not, or not as it should.
-    async fn enforce(&self) -> Result<(), Error> {
-        let (process, limits) = (self.process, self.plan.limits.clone());
-        let bandwidth = bandwidth(&limits);
-        let enforced = tokio::task::spawn_blocking(move || {
-            if let Some(shares) = limits.cpu_shares {
-                let set = Cgroup::of(process).and_then(|cgroup| cgroup.set_shares(shares.0));
-                // It is what the engine made of it then; what that is, is shown.
-                set.inspect_err(|error| tracing::debug!(%error, "cpu_shares stay as the engine set them")).ok();
-            }
-            if bandwidth == Bandwidth::default() {
-                return Ok(());
-            }
-            shaping::set(process, bandwidth)
-                .map(|_| ())
-                .map_err(|error| Error::rejected(format!("network_bandwidth: {error}")))
-        });
-        enforced.await.map_err(Error::bug)?
-    }
-
-    async fn update(&self, docker: &Docker) -> Result<(), Error> {
-        let processors = docker.info().await.ok().and_then(|info| info.ncpu).unwrap_or(1);
-        let updated = docker.update_container(&self.id, update(&self.plan.limits, processors)).await;
-        updated.map_err(|error| self.shared.engine.error(error).context("the limits stay as they were"))
-    }
-
-    /// Changes its limits.
-    pub(super) async fn set_limits(&self, wanted: &Limits) -> Result<(), Error> {
+    /// Changes its limits: all of them or none.
+    pub(super) async fn set_limits(&self, known: &Limits, wanted: &Limits) -> Result<(), Error> {
         let docker = self.shared.engine.docker().await?;
-        let changed = Plan { limits: wanted.clone(), ..self.plan.clone() };
-        changed.check()?;
+        Plan { limits: wanted.clone(), ..self.plan.clone() }.check()?;
+        let changed = match self.shape(bandwidth(wanted), true).await {
+            Ok(()) => self.update(&docker, wanted).await,
+            refused => refused,
+        };
+        if changed.is_err() {
+            self.shape(bandwidth(known), true).await.ok();
+        }
+        changed
+    }
+
+    /// Has the engine set the limits that it knows, and the kernel the weight that is meant by it.
+    async fn update(&self, docker: &Docker, wanted: &Limits) -> Result<(), Error> {
         let processors = docker.info().await.ok().and_then(|info| info.ncpu).unwrap_or(1);
         let updated = docker.update_container(&self.id, update(wanted, processors)).await;
         updated.map_err(|error| self.shared.engine.error(error).context("the limits stay as they were"))?;
-        let (process, bandwidth, shares) = (self.process, bandwidth(wanted), wanted.cpu_shares);
-        let has_network = self.plan.reach() != Reach::None;
-        let enforced = tokio::task::spawn_blocking(move || {
-            let shares = shares.map_or(1024, |shares| shares.0);
+        self.weigh(wanted).await
+    }
+
+    /// An engine may make another weight of the one that it is given.
+    async fn weigh(&self, wanted: &Limits) -> Result<(), Error> {
+        let (process, shares) = (self.process, wanted.cpu_shares.map_or(1024, |shares| shares.0));
+        let weighed = tokio::task::spawn_blocking(move || {
             let set = Cgroup::of(process).and_then(|cgroup| cgroup.set_shares(shares));
+            // It is what the engine made of it then; what that is, is shown.
             set.inspect_err(|error| tracing::debug!(%error, "cpu_shares stay as the engine set them")).ok();
-            if !has_network {
-                return Ok(());
-            }
-            match shaping::set(process, bandwidth) {
-                // A node that may not limit it never did.
-                Err(_) if bandwidth == Bandwidth::default() => Ok(()),
-                set => set.map(|_| ()).map_err(|error| Error::rejected(format!("network_bandwidth: {error}"))),
-            }
         });
-        enforced.await.map_err(Error::bug)?
+        weighed.await.map_err(Error::bug)
+    }
+
+    /// Caps what goes over its network. Where nothing is to be capped, caps are taken away that there may be.
+    async fn shape(&self, bandwidth: Bandwidth, may_be_capped: bool) -> Result<(), Error> {
+        let is_open = bandwidth == Bandwidth::default();
+        if self.plan.reach() == Reach::None || is_open && !may_be_capped {
+            return Ok(());
+        }
+        let process = self.process;
+        let shaped = tokio::task::spawn_blocking(move || shaping::set(process, bandwidth));
+        match shaped.await.map_err(Error::bug)? {
+            // A node that may not cap it never did.
+            Err(_) if is_open => Ok(()),
+            shaped => shaped.map(|_| ()).map_err(|error| Error::rejected(format!("network_bandwidth: {error}"))),
+        }
     }
 
     /// What was asked, beside what the kernel has.

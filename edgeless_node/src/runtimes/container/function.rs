@@ -18,12 +18,12 @@ use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
 use super::Shared;
-use super::container::{Container, Found, Plan, SOCKET, shown};
+use super::container::{Container, Found, Plan, SOCKET, reach, shown};
 use super::guest::{Events, Guest, IN_FLIGHT, Trouble, Way, warn};
 use super::host::{AtSocket, Known, Mark};
 use super::image::{self, Image};
 use super::limits::Limits;
-use super::options::{Code, Kind, Options};
+use super::options::{Code, Kind, Options, Reach};
 use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program};
 use crate::starts::Step;
 
@@ -39,6 +39,8 @@ pub(super) struct Component {
     kind: Kind,
     /// What its containers may use: changes hold for those to come.
     limits: Mutex<Limits>,
+    /// They are changed one at a time.
+    changing: tokio::sync::Mutex<()>,
     /// What runs at present.
     running: Mutex<Option<Arc<Container>>>,
     /// The plan of what ran last.
@@ -51,12 +53,18 @@ impl Component {
         let code = Code::of(&spec.class)?;
         let options = Options::of(&spec.annotations, kind, &shared.settings)?;
         let maxima = &shared.settings.maxima;
-        let limits = shared.settings.defaults.clone().lowered_to(maxima).with(&spec.annotations)?.within(maxima)?;
+        let mut limits = shared.settings.defaults.clone().lowered_to(maxima).with(&spec.annotations)?.within(maxima)?;
         let image = match code {
             Code::Image(name) => image::named(&shared.engine, &name, shared.settings.docker_config.as_deref()).await?,
             Code::Archive => shared.archived(&spec.class.binary).await?,
             Code::Attached(_) => return Err(Error::rejected("code: grpc: is for functions: a service is a container")),
         };
+        let has_socket = kind == Kind::Function && image.is_sdk;
+        let asks = |key: &String| key.starts_with("network_bandwidth");
+        if reach(options.reach, has_socket) == Reach::None && !spec.annotations.keys().any(asks) {
+            // What the node has for others means nothing where there is no network.
+            (limits.network_bandwidth_up, limits.network_bandwidth_down) = (None, None);
+        }
         // The image has it now.
         spec.class.binary = edgeless_api::Binary::default();
         Ok(Self {
@@ -66,6 +74,7 @@ impl Component {
             options,
             kind,
             limits: Mutex::new(limits),
+            changing: tokio::sync::Mutex::default(),
             running: Mutex::default(),
             planned: Mutex::default(),
         })
@@ -157,10 +166,12 @@ impl Component {
 #[async_trait]
 impl Controls for Component {
     async fn set_limits(&self, changes: &Annotations) -> Result<Vec<Limit>, Error> {
-        let wanted = self.asked().changed(changes)?.within(&self.shared.settings.maxima)?;
+        let _turn = self.changing.lock().await;
+        let known = self.asked();
+        let wanted = known.changed(changes)?.within(&self.shared.settings.maxima)?;
         let running = self.running();
         if let Some(container) = &running {
-            container.set_limits(&wanted).await?;
+            container.set_limits(&known, &wanted).await?;
         }
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = wanted;
         Ok(self.limits().await)
@@ -304,10 +315,7 @@ impl Contained {
             return Err(Error::rejected("the engine gave the container no address"));
         };
         let url = Url::of(SocketAddr::new(address, port));
-        let host = match &shared.settings.guest_api_host_url {
-            Some(url) if url.port() != 0 => url.clone(),
-            _ => Url::of(SocketAddr::new(gateway, shared.host_port)),
-        };
+        let host = shared.host_for_containers(gateway)?;
         let token = Uuid::new_v4().simple().to_string();
         let marks = vec![Mark::Token(token.clone()), Mark::Address(address)];
         let connection = Connection::to_guest(&url, call_options(shared))?;

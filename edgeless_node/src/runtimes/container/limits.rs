@@ -181,6 +181,23 @@ impl FromStr for CpuSet {
     }
 }
 
+impl CpuSet {
+    /// Whether all its processors are among those of another.
+    fn is_within(&self, other: &Self) -> bool {
+        let ranges = |set: &Self| -> Vec<(u32, u32)> {
+            let number = |text: &str| text.parse().unwrap_or(u32::MAX);
+            let range = |part: &str| {
+                let (first, last) = part.split_once('-').unwrap_or((part, part));
+                (number(first), number(last))
+            };
+            set.0.split(',').map(range).collect()
+        };
+        let other = ranges(other);
+        // Lists are short, and ranges of a maximum that touch are one for nobody who writes it.
+        ranges(self).iter().all(|(first, last)| other.iter().any(|(from, to)| from <= first && last <= to))
+    }
+}
+
 impl fmt::Display for CpuSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
@@ -314,7 +331,14 @@ impl Limits {
         Ok(Self {
             cpu: at_most("cpu", self.cpu, maxima.cpu)?,
             cpu_shares: at_most("cpu_shares", self.cpu_shares, maxima.cpu_shares)?,
-            cpuset: self.cpuset.or_else(|| maxima.cpuset.clone()),
+            cpuset: match (self.cpuset, &maxima.cpuset) {
+                (Some(set), Some(maximum)) if !set.is_within(maximum) => {
+                    return Err(Error::rejected(format!(
+                        "cpuset: {set} is not within {maximum}, which this node allows (container_runtime.maxima.cpuset)"
+                    )));
+                }
+                (set, maximum) => set.or_else(|| maximum.clone()),
+            },
             memory: at_most("memory", self.memory, maxima.memory)?,
             pids: at_most("pids", self.pids, maxima.pids)?,
             disk: at_most("disk", self.disk, maxima.disk)?,
@@ -454,6 +478,16 @@ mod tests {
         assert_eq!((within.memory, within.pids, within.cpu), (Some(Bytes(5)), Some(Pids(100)), None));
         let usual = Limits::usual().lowered_to(&maxima);
         assert_eq!((usual.memory, usual.pids), (Limits::usual().memory, Some(Pids(100))));
+    }
+
+    #[test]
+    fn processors_are_among_those_of_the_node() {
+        let of = |set: &str| Limits { cpuset: Some(CpuSet(set.into())), ..Limits::default() };
+        let maxima = of("0-3,8");
+        for (set, is_allowed) in [("0", true), ("1-2,8", true), ("4", false), ("2-4", false), ("0-8", false)] {
+            assert_eq!(of(set).within(&maxima).is_ok(), is_allowed, "{set}");
+        }
+        assert_eq!(Limits::default().within(&maxima).unwrap(), maxima);
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod service;
 mod shaping;
 
 use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -221,12 +222,27 @@ impl Shared {
         Ok(image)
     }
 
+    /// Where a container finds the guest API that finds the node at this gateway.
+    fn host_for_containers(&self, gateway: IpAddr) -> Result<Url, Error> {
+        let own = || Url::of(SocketAddr::new(gateway, self.host_port));
+        match &self.settings.guest_api_host_url {
+            None => Ok(own()),
+            Some(url) => match url.bind_addr() {
+                Ok(addr) if addr.ip().is_unspecified() => Ok(own()),
+                Ok(addr) if addr.ip().is_loopback() => Err(Error::rejected(format!(
+                    "container_runtime.guest_api_host_url: no container reaches {url}: leave it empty, or use an address \
+                     of this machine that is not loopback"
+                ))),
+                // As it was bound: the port may have been 0.
+                _ => Ok(self.host_url.clone()),
+            },
+        }
+    }
+
     /// Where a server finds the guest API that is no container of ours.
     fn host_for_servers(&self) -> Url {
         match self.host_url.bind_addr() {
-            Ok(addr) if addr.ip().is_unspecified() => {
-                Url::of(std::net::SocketAddr::new([127, 0, 0, 1].into(), addr.port()))
-            }
+            Ok(addr) if addr.ip().is_unspecified() => Url::of(SocketAddr::new([127, 0, 0, 1].into(), addr.port())),
             _ => self.host_url.clone(),
         }
     }

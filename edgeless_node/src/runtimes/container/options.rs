@@ -292,6 +292,12 @@ fn number(annotations: &Annotations, key: &str) -> Result<Option<u16>, Error> {
     }
 }
 
+/// Names of capabilities are written in any case of letters, and with or without their prefix.
+fn upper(names: Vec<String>) -> Vec<String> {
+    let plain = |name: String| name.to_ascii_uppercase().trim_start_matches("CAP_").to_string();
+    names.into_iter().map(plain).collect()
+}
+
 /// Whether this is root, by name or number.
 pub fn is_root(user: &str) -> bool {
     let name = user.split(':').next().unwrap_or_default();
@@ -316,15 +322,14 @@ impl Options {
                 "this node runs no container as root (container_runtime.allow_root): use another user".into(),
             ));
         }
-        let allowed = |key: &str, asked: Vec<String>, allowed: &[String]| match asked
-            .iter()
-            .find(|item| !allowed.iter().any(|known| known.eq_ignore_ascii_case(item)))
-        {
-            Some(item) => Err(rejected(key)(format!(
-                "'{item}' is not allowed on this node (container_runtime.{key}): leave it out"
-            ))),
-            None => Ok(asked),
-        };
+        let allowed =
+            |key: &str, asked: Vec<String>, allowed: &[String]| match asked.iter().find(|item| !allowed.contains(item))
+            {
+                Some(item) => Err(rejected(key)(format!(
+                    "'{item}' is not allowed on this node (container_runtime.{key}): leave it out"
+                ))),
+                None => Ok(asked),
+            };
         let owned = |key: &str| list(annotations, key).map(ToString::to_string).collect::<Vec<_>>();
         let mut environment = BTreeMap::new();
         for (key, value) in annotations {
@@ -347,7 +352,7 @@ impl Options {
             tmp: parsed(annotations, "tmp", Bytes(64 << 20))?,
             user,
             devices: allowed("devices", owned("devices"), &node.devices)?,
-            capabilities: allowed("capabilities", owned("capabilities"), &node.capabilities)?,
+            capabilities: allowed("capabilities", upper(owned("capabilities")), &upper(node.capabilities.clone()))?,
             environment,
             command,
             port: number(annotations, "port")?,
@@ -378,6 +383,11 @@ impl Service {
         let mut published = Vec::new();
         for text in list(annotations, "publish") {
             let port: Published = text.parse().map_err(rejected("publish"))?;
+            if node.publish_ports.is_none() {
+                return Err(rejected("publish")(
+                    "this node lets services publish no port (container_runtime.publish_ports): leave it out".into(),
+                ));
+            }
             if let Some(host) = port.host
                 && !node.publish_ports.contains(host)
             {
@@ -418,6 +428,11 @@ pub struct Ports(Option<(u16, u16)>);
 impl Ports {
     /// All ports that need no privilege.
     pub const UNPRIVILEGED: Self = Self(Some((1024, u16::MAX)));
+
+    /// Whether there are none.
+    pub fn is_none(self) -> bool {
+        self.0.is_none()
+    }
 
     /// Whether a port is among them.
     pub fn contains(self, port: u16) -> bool {
@@ -559,7 +574,7 @@ mod tests {
             (
                 "capabilities",
                 "sys_admin",
-                "capabilities: 'sys_admin' is not allowed on this node (container_runtime.capabilities): leave it out",
+                "capabilities: 'SYS_ADMIN' is not allowed on this node (container_runtime.capabilities): leave it out",
             ),
             ("network", "host", "network: 'host' is none of none, platform and full"),
             ("read_only", "no", "read_only: 'no' is neither true nor false"),
