@@ -320,7 +320,7 @@ mod tests {
 
     #[test]
     fn an_image_is_read_from_beside_the_file_and_its_path_is_kept() {
-        let archive = image::archive(b"\x7fELF", &image::ImageName::new("a", "1")).unwrap();
+        let archive = image::archive(b"\x7fELF", &image::ImageName::new("a", "1"), image::Runs::Function).unwrap();
         for function_type in ["CONTAINER", "SERVICE"] {
             let loaded = load_with(function_type, r#""code": "archive:a.tar","#, &[("a.tar", &archive)]).unwrap();
             let class = &loaded.workflow.functions()[0].class;
