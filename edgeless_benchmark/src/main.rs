@@ -8,11 +8,13 @@
 //! - `programs`, `node`, `platform`, `modules`: what is measured; `http_client`, `open_loop`: what loads it;
 //!   `watched`: what sees into it.
 //! - `load`: the workload generator, for a platform that runs already.
+//! - `containers`: a folder, since it brings its own guests; its limits are in there.
 //! - `worker`: where measurements run; `stats`, `process`: figures; `report`, `progress`: what the user sees.
 
 mod bare;
 mod bare_stream;
 mod cold;
+mod containers;
 mod density;
 mod flood;
 mod footprint;
@@ -107,6 +109,14 @@ enum Measurement {
     },
     /// A function that serves requests beside functions that take all they can get.
     Neighbour(Options),
+    /// Functions and services in containers: events, starts, and whether they keep to their limits.
+    Containers(Options),
+    /// The guest of EDGELESS 1.x in the containers that are measured.
+    #[command(name = containers::program::RELAY, hide = true)]
+    ServeRelay,
+    /// The web server in the containers that are measured.
+    #[command(name = containers::program::WEB, hide = true)]
+    ServeWeb,
     /// The bare server that `http` compares with.
     #[command(name = http_server::COMMAND, hide = true)]
     ServeHttp { content_type: String, body: String },
@@ -152,6 +162,9 @@ async fn measure(measurement: Measurement) -> Result<Report> {
         Measurement::Cold(options) => cold::measure(&options.into()).await,
         Measurement::Density { instances, options } => density::measure(&options.into(), instances as usize).await,
         Measurement::Neighbour(options) => neighbour::measure(&options.into()).await,
+        Measurement::Containers(options) => containers::measure(&options.into()).await,
+        Measurement::ServeRelay => match containers::program::relay().await? {},
+        Measurement::ServeWeb => match containers::program::web().await? {},
         Measurement::ServeHttp { content_type, body } => match http_server::serve(&content_type, &body).await? {},
     }
 }

@@ -1,6 +1,6 @@
-//! The modules of the functions that are measured, built where they are missing or out of date.
+//! The modules and images of the functions that are measured, built where they are missing or out of date.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -11,6 +11,16 @@ use crate::programs;
 
 /// The module of one of our functions.
 pub(crate) async fn module(bench: &Bench, name: &str) -> Result<Bytes> {
+    read(&build(bench, name, &[]).await?.join(format!("{name}.wasm")))
+}
+
+/// The archive with the image of one of our functions.
+pub(crate) async fn archive(bench: &Bench, name: &str) -> Result<PathBuf> {
+    Ok(build(bench, name, &["--container"]).await?.join(format!("{name}.tar")))
+}
+
+/// Builds one of our functions; returns its directory.
+async fn build(bench: &Bench, name: &str, options: &[&str]) -> Result<PathBuf> {
     let directory = bench.functions.join(name);
     let manifest = directory.join("function.json");
     if !manifest.is_file() {
@@ -19,8 +29,8 @@ pub(crate) async fn module(bench: &Bench, name: &str) -> Result<Bytes> {
     bench.progress.say(&format!("building {}", directory.display()));
     // It knows whether there is anything to do.
     let build = &mut Command::new(programs::path("edgeless_cli")?);
-    programs::run(build.args(["function", "build"]).arg(&manifest)).await?;
-    read(&directory.join(format!("{name}.wasm")))
+    programs::run(build.args(["function", "build"]).args(options).arg(&manifest)).await?;
+    Ok(directory)
 }
 
 pub(crate) fn read(file: &Path) -> Result<Bytes> {

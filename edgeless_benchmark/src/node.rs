@@ -1,6 +1,5 @@
 //! Nodes without an orchestrator: this program plays it. In this process, or as a child of it.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -107,7 +106,8 @@ impl Access {
         self.start(start(ComponentSpec::Resource(spec), class)).await
     }
 
-    async fn start(&self, start: Start) -> Result<InstanceId> {
+    /// Starts what it is told.
+    pub(crate) async fn start(&self, start: Start) -> Result<InstanceId> {
         match self.components.start(start).await? {
             ComponentRef::Instance(id) => Ok(id),
             ComponentRef::Component(id) => bail!("a node answered a start with {id:?}"),
@@ -125,6 +125,13 @@ impl Access {
     /// Stops a function.
     pub(crate) async fn stop(&self, id: InstanceId) -> Result<()> {
         Ok(self.components.stop(ComponentKind::Function, ComponentRef::Instance(id)).await?)
+    }
+
+    /// Changes a limit of a function that runs.
+    pub(crate) async fn limit(&self, id: InstanceId, name: &str, value: &str) -> Result<()> {
+        let changes = [(name.to_string(), value.to_string())].into();
+        self.components.limits(id.function, changes).await?;
+        Ok(())
     }
 
     /// Returns when the node has the event.
@@ -152,14 +159,20 @@ impl Access {
 
 /// How an instance of a module is started.
 pub(crate) fn function(name: &str, module: &Bytes, init: &str) -> Start {
-    let annotations = match init {
-        "" => BTreeMap::new(),
-        init => [("init-payload".to_string(), init.to_string())].into(),
-    };
     let class = FunctionClass { binary: module.clone().into(), ..class(name) };
+    match init {
+        "" => start_class(class, &[]),
+        init => start_class(class, &[("init-payload", init)]),
+    }
+}
+
+/// How an instance of a class is started.
+pub(crate) fn start_class(class: FunctionClass, annotations: &[(&str, &str)]) -> Start {
+    let annotations = annotations.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let state = StateSpec { id: StateId::random(), policy: StatePolicy::Transient };
+    let name = class.id.clone();
     let spec = FunctionSpec { class, annotations, state, workflow: WorkflowId::random() };
-    start(ComponentSpec::Function(spec), name)
+    start(ComponentSpec::Function(spec), &name)
 }
 
 /// The class of a function, without its code.
@@ -205,9 +218,14 @@ impl LocalNode {
 
     fn config(size: &Size) -> Result<(Config, TempDir)> {
         let directory = tempfile::tempdir()?;
+        let config = Self::parsed(size, directory.path(), "")?;
+        Ok((config, directory))
+    }
+
+    fn parsed(size: &Size, directory: &Path, more: &str) -> Result<Config> {
         let any = "http://127.0.0.1:0";
-        let text = configuration(NodeId::random(), [any, any], directory.path(), size, None);
-        Ok((parse(&text, std::iter::empty()).map_err(anyhow::Error::msg)?, directory))
+        let text = configuration(NodeId::random(), [any, any], directory, size, None);
+        parse(&format!("{text}\n{more}"), std::iter::empty()).map_err(anyhow::Error::msg)
     }
 
     fn of(node: Node, directory: TempDir) -> Result<Self> {
@@ -217,6 +235,43 @@ impl LocalNode {
 
     pub(crate) async fn stop(self) {
         self.node.stop().await;
+    }
+}
+
+/// A node in this process that runs containers. They end with it, also where it is dropped.
+pub(crate) struct ContainerNode {
+    pub(crate) access: Access,
+    node: Option<LocalNode>,
+}
+
+impl ContainerNode {
+    /// A node that runs functions in containers, and in these runtimes.
+    pub(crate) async fn start(size: &Size, runtimes: Vec<Arc<dyn Runtime>>) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let sockets = directory.path().join("sockets");
+        let more = format!("[container_runtime]\nenabled = true\nsocket_directory = {:?}\n", sockets.display());
+        let config = LocalNode::parsed(size, directory.path(), &more)?;
+        let node = LocalNode::of(Node::start_with(config, runtimes).await?, directory)?;
+        Ok(Self { access: node.access.clone(), node: Some(node) })
+    }
+
+    pub(crate) fn id(&self) -> NodeId {
+        self.access.id
+    }
+
+    pub(crate) async fn stop(mut self) {
+        if let Some(node) = self.node.take() {
+            node.stop().await;
+        }
+    }
+}
+
+impl Drop for ContainerNode {
+    fn drop(&mut self) {
+        // A measurement was broken off: Docker would let containers run for ever.
+        if let Some(node) = self.node.take() {
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(node.stop()));
+        }
     }
 }
 

@@ -20,7 +20,10 @@ pub(crate) enum Unit {
     Milliseconds,
     Kib,
     Mib,
+    MbitPerSecond,
     Ratio,
+    /// A part of a whole, or a deviation.
+    Share,
 }
 
 /// A value with its name.
@@ -56,7 +59,9 @@ impl Unit {
             Self::Milliseconds => format!("{value:.2} ms"),
             Self::Kib => format!("{value:.1} KiB"),
             Self::Mib => format!("{value:.1} MiB"),
+            Self::MbitPerSecond => format!("{value:.1} Mbit/s"),
             Self::Ratio => format!("{value:.2}"),
+            Self::Share => format!("{value:.3}"),
         }
     }
 }

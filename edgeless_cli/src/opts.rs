@@ -167,8 +167,8 @@ pub(crate) enum Component {
     /// again or placed elsewhere. All of them are made, or none. Of each limit it shows what was asked for and what the
     /// kernel has, where '-' says that it has nothing: the component does not run at present.
     #[command(after_help = "\
-The limits of containers are the annotations cpu, cpu_shares, memory, pids, network_bandwidth, network_bandwidth_up and
-network_bandwidth_down, with values as in a workflow file.
+The limits of containers are the annotations cpu, cpu_shares, cpuset, memory, pids, network_bandwidth,
+network_bandwidth_up and network_bandwidth_down, with values as in a workflow file.
 
 Examples:
   edgeless_cli component limits $WORKFLOW_ID/resize

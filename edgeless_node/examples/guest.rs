@@ -87,12 +87,14 @@ async fn function(port: u16) {
     let listener = tokio::net::TcpListener::bind(("0.0.0.0", port)).await.unwrap();
     println!("listening on port {}", listener.local_addr().unwrap().port());
     let cancel = CancellationToken::new();
-    let guest = Arc::new(Guest { node: OnceLock::new(), end: cancel.clone() });
+    let guest = Arc::new(Guest { node: OnceLock::new(), host: OnceLock::new(), end: cancel.clone() });
     Server::new(Limits::default(), cancel).guest_function(guest).serve(listener).await.unwrap();
 }
 
 struct Guest {
     node: OnceLock<(client::GuestHost, InstanceId)>,
+    /// Where it was told that its node is.
+    host: OnceLock<String>,
     end: CancellationToken,
 }
 
@@ -107,6 +109,7 @@ impl GuestFunction for Guest {
             return Err(Error::rejected("I refuse to boot"));
         }
         let url = boot.host.parse()?;
+        self.host.set(boot.host).ok();
         let node = client::GuestHost::new(Connection::lazy(&url, Options::default())?, "")?;
         match self.node.set((node, boot.id)) {
             Ok(()) => Ok(false),
@@ -162,6 +165,7 @@ impl Guest {
             "call" => node.ask(*me, Ask::Call(Goal::Output("out".into()), rest_bytes)).await,
             "sync" => node.ask(*me, Ask::Sync(rest_bytes)).await,
             "log" => node.tell(*me, Tell::Log(Level::Warn, "guest".into(), rest.into())).await.map(|()| Reply::Empty),
+            "host" => say(self.host.get().cloned().unwrap_or_default()),
             "slf" => say(format!("{}", node.slf().await?.function)),
             // As somebody else.
             "forge" => {

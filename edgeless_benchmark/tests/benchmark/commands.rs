@@ -1,8 +1,11 @@
 //! Each command at a small size: its keys, and what must hold however slow the machine is.
 
+use std::io::Write as _;
+use std::process::Command;
+
 use serde_json::Value;
 
-use super::program::{measure, repository, run};
+use super::program::{benchmark, measure, repository, run};
 
 /// Every figure is there and measured something.
 fn are_positive(figures: &Value, keys: &[&str]) {
@@ -86,13 +89,62 @@ fn neighbour_names_what_became_of_each_hog() {
     }
 }
 
+/// Whether there is a Docker engine to test with; said aloud where there is none.
+fn has_docker(test: &str) -> bool {
+    let answer = Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output();
+    if answer.is_ok_and(|answer| answer.status.success()) {
+        return true;
+    }
+    let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == "docker"), "no Docker engine answers, and EDGELESS_REQUIRE has it");
+    // Not by a macro, whose output would be captured, and at once, so that it stays one line.
+    std::io::stderr().write_all(format!("skipped: docker: {test}: no Docker engine answers\n").as_bytes()).unwrap();
+    false
+}
+
+#[test]
+fn containers_keep_to_their_limits_and_lose_nothing() {
+    if !has_docker("containers_keep_to_their_limits_and_lose_nothing") {
+        return;
+    }
+    let figures = measure(&["containers"]);
+    are_positive(&figures, &["us_p50", "us_p99", "events_per_s", "limit_us_p50", "limit_events_per_s", "ratio"]);
+    are_positive(&figures, &["unary_us_p50", "unary_events_per_s", "start_ms", "start_alone_ms"]);
+    are_in_order(&figures, "us_p50", "us_p99");
+    assert_eq!(figures["events_lost"], 0, "{figures:#}");
+    for change in ["", "_changed"] {
+        let share = |weight| figures[format!("cpu_share_{weight}{change}")].as_f64().unwrap();
+        let (light, heavy) = (share(512), share(1024));
+        assert!((light + heavy - 1.0).abs() < 1e-6 && light < heavy, "{change}: {figures:#}");
+    }
+    for direction in ["up", "down"] {
+        let rate = |cap: u32| figures["bandwidth"][format!("{direction}_{cap}")].as_f64().unwrap();
+        assert!([20, 50, 100, 200, 400].map(rate).is_sorted(), "{direction}: {figures:#}");
+    }
+    are_positive(&figures, &["bandwidth_worst_error", "neighbour_per_s", "neighbour_alone_per_s"]);
+    assert!(figures["neighbour_change"].is_number(), "{figures:#}");
+    let killed = figures["killed"].as_str();
+    assert!(killed.is_some_and(|killed| killed.contains("limit of memory")), "{figures:#}");
+}
+
+#[test]
+fn containers_need_an_engine() {
+    let mut command = benchmark(&["containers", "--seconds", "0.2"]);
+    // Where nothing listens.
+    let output = command.env("DOCKER_HOST", "unix:///nowhere/docker.sock").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8(output.stderr).unwrap();
+    let expected = "edgeless_benchmark: there is no Docker engine to run containers on: start it, and try again (";
+    assert!(said.starts_with(expected) && said.lines().count() == 1, "{said}");
+}
+
 /// `make bench` writes each table between its marks.
 #[test]
 fn the_documentation_has_a_place_for_each_table() {
     let text = std::fs::read_to_string(repository().join("docs/benchmarks.md")).unwrap();
     let makefile = std::fs::read_to_string(repository().join("Makefile")).unwrap();
     let measured = makefile.lines().find_map(|line| line.strip_prefix("BENCHMARKS := ")).unwrap();
-    for command in ["ring", "peer-ring", "flood", "http", "start", "cold", "density", "neighbour"] {
+    for command in ["ring", "peer-ring", "flood", "http", "start", "cold", "density", "neighbour", "containers"] {
         for mark in [format!("<!-- measured:{command}:begin -->\n"), format!("<!-- measured:{command}:end -->\n")] {
             assert_eq!(text.matches(&mark).count(), 1, "{mark}");
         }

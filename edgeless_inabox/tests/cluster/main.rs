@@ -14,6 +14,7 @@
 mod box_process;
 mod cluster;
 mod code;
+mod containers;
 mod examples;
 mod guide;
 mod programs;

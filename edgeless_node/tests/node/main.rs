@@ -12,6 +12,7 @@ mod backends;
 mod books;
 mod code;
 mod container_limits;
+mod container_faults;
 mod containers;
 mod control;
 mod docker;

@@ -79,6 +79,12 @@ grace = "1s"
     )
 }
 
+/// The text of a configuration of a node that runs containers.
+pub(crate) fn containers_text(directory: &std::path::Path, sockets: &std::path::Path, lines: &str) -> String {
+    let text = config_text(directory);
+    format!("{text}\n[container_runtime]\nenabled = true\nsocket_directory = {sockets:?}\n{lines}\n")
+}
+
 impl TestNode {
     /// A node without resources.
     pub(crate) async fn start() -> Self {
@@ -115,10 +121,16 @@ impl TestNode {
     /// A node that runs containers and has resources, with these lines in both sections.
     pub(crate) async fn with_containers_and(lines: &str, resources: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let text = config_text(directory.path());
         let sockets = directory.path().join("sockets");
-        let section = format!("[container_runtime]\nenabled = true\nsocket_directory = {sockets:?}\n{lines}\n");
-        Self::run(directory, format!("{text}\n{section}\n[resources]\n{resources}\n")).await
+        let text = containers_text(directory.path(), &sockets, lines);
+        Self::run(directory, format!("{text}\n[resources]\n{resources}\n")).await
+    }
+
+    /// A node that runs containers, with their sockets here, and these lines in `[container_runtime]`.
+    pub(crate) async fn with_containers_in(sockets: &std::path::Path, lines: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let text = containers_text(directory.path(), sockets, lines);
+        Self::run(directory, text).await
     }
 
     /// The same node in another process, as it were.
@@ -344,7 +356,7 @@ pub(crate) struct FakePeer {
     /// The instance that sends and gets events.
     pub(crate) id: InstanceId,
     pub(crate) url: Url,
-    next_stream: AtomicU64,
+    pub(crate) next_stream: AtomicU64,
     inbox: Arc<Inbox>,
     events: Mutex<mpsc::Receiver<Event>>,
     cancel: CancellationToken,
@@ -373,7 +385,7 @@ impl Invocation for Inbox {
 }
 
 impl FakePeer {
-    async fn start(_node: NodeId) -> Self {
+    pub(crate) async fn start(_node: NodeId) -> Self {
         let (sender, events) = mpsc::channel(1024);
         let inbox = Arc::new(Inbox { events: sender, replies: Replies::default() });
         let (listener, url) = listen(&"http://127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -390,7 +402,7 @@ impl FakePeer {
         }
     }
 
-    async fn expect_reply(&self, stream: u64) -> tokio::sync::oneshot::Receiver<Event> {
+    pub(crate) async fn expect_reply(&self, stream: u64) -> tokio::sync::oneshot::Receiver<Event> {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.inbox.replies.0.lock().await.insert(stream, sender);
         receiver

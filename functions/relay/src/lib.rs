@@ -1,4 +1,4 @@
-//! Passes casts on: the smallest link of a chain or a ring.
+//! Passes casts on: the smallest link of a chain or a ring. A call is answered with what it says.
 //!
 //! - Outputs: `next` gets each cast as it came.
 //! - Init payload: none.
@@ -14,6 +14,10 @@ impl Function for Relay {
 
     fn handle_cast(&mut self, _source: InstanceId, message: Message) {
         cast("next", message);
+    }
+
+    fn handle_call(&mut self, _source: InstanceId, message: Message) -> CallRet {
+        CallRet::reply(message)
     }
 }
 
@@ -31,5 +35,12 @@ mod tests {
         relay.handle_cast(testing::SOURCE, "a token".into());
         relay.handle_cast(testing::SOURCE, "".into());
         assert_eq!(effects(), [Effect::cast("next", "a token"), Effect::cast("next", "")]);
+    }
+
+    #[test]
+    fn a_call_comes_back() {
+        let mut relay = Relay::handle_init("".into(), None);
+        assert_eq!(relay.handle_call(testing::SOURCE, "a token".into()), CallRet::reply("a token"));
+        assert_eq!(effects(), []);
     }
 }

@@ -1,0 +1,262 @@
+//! Functions that are made with our SDK, in containers, on the whole platform: as a user would have them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::programs::{Program, cli, free_port, program, run};
+use super::support::{repository, wait_until};
+
+/// Whether there is what these tests need; said aloud where it is not.
+pub fn can_run(test: &str) -> bool {
+    let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
+    let is_required = |what: &str| required.split(',').any(|name| name == what);
+    let missing = |what: &str, why: &str| {
+        assert!(!is_required(what), "{why}, and EDGELESS_REQUIRE has {what}");
+        // Not by a macro, whose output would be captured.
+        writeln!(std::io::stderr(), "skipped: {what}: {test}: {why}").unwrap();
+        false
+    };
+    let docker = Command::new("docker").args(["version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    if !docker.is_ok_and(|status| status.success()) {
+        return missing("docker", "no Docker engine answers");
+    }
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap().stdout;
+    let sysroot = PathBuf::from(String::from_utf8(sysroot).unwrap().trim());
+    if !sysroot.join("lib/rustlib").join(musl()).is_dir() {
+        return missing("musl", "the Rust target for static programs is not installed");
+    }
+    true
+}
+
+fn musl() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
+
+/// The image of an example function, as an archive.
+pub fn build(function: &str) -> PathBuf {
+    // The first one takes its time: all that a function needs is compiled.
+    let output = Command::new(program("edgeless_cli"))
+        .args(["function", "build", "--container"])
+        .arg(repository().join("functions").join(function))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+}
+
+/// A platform whose node runs containers.
+struct World {
+    directory: tempfile::TempDir,
+    ingress: String,
+    inabox: Option<Program>,
+}
+
+impl World {
+    fn start(container_runtime: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(run("edgeless_inabox", directory.path(), &["-t", "--initial-port", "22000"]).status.success());
+        let ports: Vec<(u16, u16)> = (22001..=22008).map(|port| (port, free_port())).collect();
+        let mut ingress = String::new();
+        for name in ["controller.toml", "orchestrator.toml", "node.toml", "cli.toml"] {
+            let path = directory.path().join(name);
+            let mut text = std::fs::read_to_string(&path).unwrap();
+            for (from, to) in &ports {
+                text = text.replace(&format!(":{from}\""), &format!(":{to}\""));
+            }
+            if let Some(line) = text.lines().find(|line| line.starts_with("http_ingress_url")) {
+                ingress = line.split('"').nth(1).unwrap().to_string();
+            }
+            let sockets = directory.path().join("sockets");
+            let section =
+                format!("[container_runtime]\nenabled = true\nsocket_directory = {sockets:?}\n{container_runtime}");
+            let text = text.replace("[container_runtime]", &section).replace("\nenabled = false\n", "\n");
+            std::fs::write(path, text).unwrap();
+        }
+        let mut world = Self { directory, ingress, inabox: None };
+        world.run();
+        world
+    }
+
+    fn run(&mut self) {
+        let inabox = Program::start("edgeless_inabox", self.directory.path(), &[]);
+        inabox.says("ready");
+        self.inabox = Some(inabox);
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Starts a workflow of one function behind the ingress; its id.
+    fn start_counter(&self, class: &str, annotations: &str) -> Result<String, String> {
+        let text = format!(
+            r#"{{"functions": [{{"name": "counter", "class_specification": {class},
+                "output_mapping": {{}}, "annotations": {annotations}}}],
+            "resources": [{{"name": "ingress", "class_type": "http-ingress",
+                "output_mapping": {{"new_request": "counter"}}, "configurations": {{"host": "counter.local"}}}}],
+            "annotations": {{}}}}"#
+        );
+        std::fs::write(self.path().join("workflow.json"), text).unwrap();
+        let output = run("edgeless_cli", self.path(), &["workflow", "start", "--strict", "workflow.json"]);
+        match output.status.success() {
+            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_string()),
+            false => Err(String::from_utf8(output.stderr).unwrap()),
+        }
+    }
+
+    fn inspect(&self, workflow: &str) -> String {
+        cli(self.path(), &["workflow", "inspect", workflow])
+    }
+
+    /// An asynchronous request: one event to the counter.
+    fn request(&self) -> String {
+        let output = Command::new("curl").args(["-sS", "-H", "Host: counter.local", &self.ingress]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+}
+
+fn class(archive: &Path, code: &str) -> String {
+    let code = if code.is_empty() { format!("archive:{}", archive.display()) } else { code.to_string() };
+    format!(
+        r#"{{"id": "counter", "function_type": "CONTAINER", "version": "0.1", "code": "{code}", "outputs": ["output"]}}"#
+    )
+}
+
+fn containers(name: &str, node: &str) -> Vec<String> {
+    let output = Command::new("docker")
+        .args(["ps", "-q", "--no-trunc", "--filter", &format!("label=org.edgeless.name={name}")])
+        .args(["--filter", &format!("label=org.edgeless.node={node}")])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_string).collect()
+}
+
+/// The node that a component runs on, by what inspect says.
+fn node_of(inspected: &str) -> String {
+    let line = inspected.lines().find(|line| line.starts_with("STATE counter -> running on ")).expect(inspected);
+    line.split(' ').nth(5).unwrap().to_string()
+}
+
+/// How many events the counter has counted, over all its containers: what it saved.
+fn counted(world: &World) -> Option<u64> {
+    let states = std::fs::read_dir(world.path().join("function_state")).ok()?;
+    states.flatten().find_map(|entry| std::fs::read_to_string(entry.path()).ok()?.parse().ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_without_a_network_keeps_its_state_over_the_end_of_its_container() {
+    if !can_run("a_function_without_a_network_keeps_its_state_over_the_end_of_its_container") {
+        return;
+    }
+    let archive = build("counter");
+    let world = World::start("");
+    let id = world.start_counter(&class(&archive, ""), r#"{"network": "none", "memory": "64MiB"}"#).unwrap();
+    let inspected = world.inspect(&id);
+    let node = node_of(&inspected);
+    assert!(inspected.contains("LIMIT counter memory -> 64MiB [kernel 64MiB]"), "{inspected}");
+    assert!(inspected.contains("USE counter -> cpu "), "{inspected}");
+    // The counter's reply is no HTTP response, which is what the ingress says; the request counts.
+    world.request();
+    world.request();
+    assert_eq!(counted(&world), Some(2));
+    let before = containers("counter", &node);
+    let limits = cli(world.path(), &["component", "limits", &format!("{id}/counter"), "memory=32MiB", "cpu=0.5"]);
+    assert!(
+        limits.lines().any(|line| line.split_whitespace().collect::<Vec<_>>() == ["memory", "32MiB", "32MiB"]),
+        "{limits}"
+    );
+
+    assert!(Command::new("docker").args(["kill", &before[0]]).stdout(Stdio::null()).status().unwrap().success());
+    wait_until("it is replaced", || async { world.inspect(&id).contains("restarts 1,") }).await;
+    world.request();
+    assert_eq!(counted(&world), Some(3), "it goes on where it was");
+    let inspected = world.inspect(&id);
+    assert!(inspected.contains("LIMIT counter memory -> 32MiB [kernel 32MiB]"), "{inspected}");
+    assert!(inspected.contains("REASON counter -> the container was killed"), "{inspected}");
+    let after = containers("counter", &node);
+    assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
+    cli(world.path(), &["workflow", "stop", &id]);
+    assert_eq!(containers("counter", &node), Vec::<String>::new());
+}
+
+/// The reason of a start that fails gets to the user, with what the container said.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_words_of_a_container_reach_who_started_it() {
+    if !can_run("the_last_words_of_a_container_reach_who_started_it") {
+        return;
+    }
+    let archive = build("counter");
+    let world = World::start("start_timeout = \"2s\"");
+    let error = world.start_counter(&class(&archive, ""), r#"{"env:EDGELESS_HOST_SOCKET": "/nowhere"}"#).unwrap_err();
+    assert!(error.contains("counter") && error.contains("it did not come to its node's socket in time"), "{error}");
+    assert!(error.contains("it said last:"), "{error}");
+    let error = world.start_counter(&class(&archive, ""), r#"{"cpu": "lots"}"#).unwrap_err();
+    assert!(error.contains("cpu: 'lots' is not a number of cores, such as 0.5"), "{error}");
+    let error = world.start_counter(&class(&archive, "container:nowhere.invalid/f:1"), "{}").unwrap_err();
+    assert!(error.contains("the image nowhere.invalid/f:1 is not there and cannot be pulled"), "{error}");
+}
+
+/// A program of our SDK that runs already shows the token that it was given, and gets its events over a stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_the_sdk_is_attached_with_its_token() {
+    if !can_run("a_process_of_the_sdk_is_attached_with_its_token") {
+        return;
+    }
+    let archive = build("counter");
+    let world = World::start("");
+    let port = free_port();
+    let executable = repository().join("functions/target").join(musl()).join("release/counter");
+    let spawn = || {
+        let child = Command::new(&executable).env("EDGELESS_PORT", port.to_string()).stderr(Stdio::null()).spawn();
+        Ended(child.unwrap())
+    };
+    let code = format!("grpc:http://127.0.0.1:{port}");
+    let process = spawn();
+    wait_until("it listens", || async { std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() }).await;
+    let id = world.start_counter(&class(&archive, &code), "{}").unwrap();
+    world.request();
+    assert_eq!(counted(&world), Some(1));
+    drop(process);
+    let _process = spawn();
+    wait_until("it counts again", || async {
+        world.request();
+        counted(&world).is_some_and(|count| count >= 2)
+    })
+    .await;
+    cli(world.path(), &["workflow", "stop", &id]);
+}
+
+/// A node that was killed finds its containers again: they go on when their components come back.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_runs_is_left_alone_by_a_platform_that_only_stops() {
+    if !can_run("what_runs_is_left_alone_by_a_platform_that_only_stops") {
+        return;
+    }
+    let archive = build("counter");
+    let mut world = World::start("adopt_within = \"500ms\"");
+    let id = world.start_counter(&class(&archive, ""), "{}").unwrap();
+    let node = node_of(&world.inspect(&id));
+    assert_eq!(containers("counter", &node).len(), 1);
+    // As a power cut: nobody removes anything.
+    world.inabox.take().unwrap().kill();
+    assert_eq!(containers("counter", &node).len(), 1);
+    world.run();
+    // Its workflow is forgotten by a controller that keeps nothing, so that nobody takes it over.
+    wait_until("nothing is left behind", || async { containers("counter", &node).is_empty() }).await;
+    let id = world.start_counter(&class(&archive, ""), "{}").unwrap();
+    assert_eq!(containers("counter", &node).len(), 1);
+    // Ctrl-C takes everything along.
+    assert_eq!(world.inabox.take().unwrap().interrupt(), Some(0), "{id}");
+    assert_eq!(containers("counter", &node), Vec::<String>::new());
+}
+
+/// A process that is ended with the test.
+struct Ended(Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
