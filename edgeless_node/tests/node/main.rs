@@ -11,8 +11,8 @@
 mod backends;
 mod books;
 mod code;
-mod container_limits;
 mod container_faults;
+mod container_limits;
 mod containers;
 mod control;
 mod docker;
