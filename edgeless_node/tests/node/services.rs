@@ -97,7 +97,8 @@ async fn a_service_gets_its_environment_and_its_command_and_answers_at_its_publi
     if !has_docker("a_service_gets_its_environment_and_its_command_and_answers_at_its_published_ports") {
         return;
     }
-    let node = TestNode::with_containers("publish_address = \"127.0.0.1\"").await;
+    let lines = "publish_address = \"127.0.0.1\"\npublish_ports = \"20000-29999\"";
+    let node = TestNode::with_containers(lines).await;
     let port = free_port();
     let publish = format!("{port}:9000, 9000");
     let annotations = [
@@ -113,6 +114,7 @@ async fn a_service_gets_its_environment_and_its_command_and_answers_at_its_publi
     let ports: HashSet<u16> =
         told.iter().filter_map(|line| line.strip_prefix(prefix)).map(|port| port.parse().unwrap()).collect();
     assert!(ports.len() == 2 && ports.contains(&port), "{told:?}");
+    assert!(ports.iter().all(|port| (20_000..30_000).contains(port)), "as the operator says: {ports:?}");
     for port in ports {
         let answer = request(&format!("127.0.0.1:{port}"), "GET /env/GREETING", "localhost", b"").await;
         assert_eq!(answer, Some((200, b"good morning, \"world\"".to_vec())), "{port}");

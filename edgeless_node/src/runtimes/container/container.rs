@@ -36,7 +36,7 @@ use super::engine::{Exit, NODE};
 use super::image::Image;
 use super::limits::{Bytes, Cpu, CpuSet, Limits, Pids, Rate, Shares};
 use super::network::{Joined, short};
-use super::options::{Check, Kind, Options, Reach, is_root};
+use super::options::{Check, Kind, Options, Ports, Reach, is_root};
 use super::shaping::{self, Bandwidth};
 use crate::log::Log;
 
@@ -212,9 +212,12 @@ impl Plan {
         }));
         let address = shared.settings.publish_address.to_string();
         let mut ports: BTreeMap<String, Vec<PortBinding>> = BTreeMap::new();
+        // What the engine chooses is one of those that the operator allows.
+        let allowed = shared.settings.publish_ports;
+        let any = (allowed != Ports::UNPRIVILEGED).then(|| allowed.to_string());
         for port in &options.service.published {
-            let binding =
-                PortBinding { host_ip: Some(address.clone()), host_port: port.host.map(|port| port.to_string()) };
+            let host_port = port.host.map(|port| port.to_string()).or_else(|| any.clone());
+            let binding = PortBinding { host_ip: Some(address.clone()), host_port };
             ports.entry(format!("{}/{}", port.container, port.protocol)).or_default().push(binding);
         }
         let device = |path: &String| DeviceMapping {

@@ -384,9 +384,8 @@ impl Service {
         for text in list(annotations, "publish") {
             let port: Published = text.parse().map_err(rejected("publish"))?;
             if node.publish_ports.is_none() {
-                return Err(rejected("publish")(
-                    "this node lets services publish no port (container_runtime.publish_ports): leave it out".into(),
-                ));
+                let why = "this node lets services publish no ports (container_runtime.publish_ports): leave it out";
+                return Err(rejected("publish")(why.into()));
             }
             if let Some(host) = port.host
                 && !node.publish_ports.contains(host)
@@ -641,6 +640,15 @@ mod tests {
         assert_eq!(check("cmd:[\"/app\", \"a b\"]"), command(&["/app", "a b"]));
         assert_eq!(check("cmd:test -f /up && true"), command(&["/bin/sh", "-c", "test -f /up && true"]));
         assert!(check("cmd: ").is_err() && check("cmd:[]").is_err() && check("cmd:[1]").is_err());
+    }
+
+    #[test]
+    fn a_node_may_let_nothing_be_published() {
+        let node = ContainerRuntime { publish_ports: Ports(None), ..ContainerRuntime::default() };
+        for port in ["8080", "8080:80"] {
+            let refused = Options::of(&annotations(&[("publish", port)]), Kind::Service, &node);
+            assert!(refused.unwrap_err().message.starts_with("publish: this node lets services publish no ports"));
+        }
     }
 
     #[test]
