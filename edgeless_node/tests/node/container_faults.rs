@@ -16,6 +16,7 @@ use edgeless_api::node::PeerUpdate;
 use edgeless_api::status::{ComponentStatus, State};
 use edgeless_api::{Code, Event, InstanceId, NodeId};
 
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -384,6 +385,10 @@ struct Program {
     peer: FakePeer,
 }
 
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap()
+}
+
 /// What a program is run with, again and again.
 struct Setup {
     directory: tempfile::TempDir,
@@ -486,8 +491,7 @@ impl Program {
 
     /// Tells it to end, and waits until it has.
     async fn stop(mut self) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        kill_process(pid_of(&self.child), Signal::TERM).unwrap();
         wait_until("the node has ended", || {
             let ended = self.child.try_wait().unwrap().is_some();
             async move { ended }
@@ -610,7 +614,7 @@ impl Dockerd {
         let is_there = Command::new("dockerd").arg("--version").output().is_ok_and(|said| said.status.success());
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("daemon.json"), "{}").unwrap();
-        (is_there && rustix::process::geteuid().is_root()).then(|| Self { directory, child: Mutex::new(None) })
+        (is_there && geteuid().is_root()).then(|| Self { directory, child: Mutex::new(None) })
     }
 
     fn path(&self, name: &str) -> String {
@@ -625,6 +629,8 @@ impl Dockerd {
     /// Starts it, and waits until it answers. The rules of the machine's filter and its networks are left alone.
     async fn start(&self) {
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
+        // It waits for a containerd that is dead and that nobody has buried yet.
+        std::fs::remove_file(self.path("exec/containerd/containerd.pid")).ok();
         let child = Command::new("dockerd")
             .args(["--config-file", &self.path("daemon.json"), "--data-root", &self.path("data")])
             .args(["--exec-root", &self.path("exec"), "--pidfile", &self.path("pid")])
@@ -645,15 +651,32 @@ impl Dockerd {
     }
 
     /// Ends it: with `KILL` its containers go on, with `TERM` it ends them.
-    async fn end(&self, signal: rustix::process::Signal) {
+    async fn end(&self, signal: Signal) {
         let Some(mut child) = self.child.lock().unwrap().take() else { return };
-        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        kill_process(pid_of(&child), signal).unwrap();
         let began = Instant::now();
         while child.try_wait().unwrap().is_none() {
             assert!(began.elapsed() < PATIENCE * 3, "the engine does not end");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        // Or the next would take it for one that it may use.
+        while self.processes("containerd --config").next().is_some() {
+            assert!(began.elapsed() < PATIENCE * 3, "the engine's containerd does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The processes that belong to it alone, by the beginning of their command line.
+    fn processes(&self, command: &str) -> impl Iterator<Item = Pid> {
+        let directory = self.directory.path().display().to_string();
+        let is_ours = move |pid: &i32| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            line.contains(&directory) && line.contains(command)
+        };
+        let all =
+            std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        all.filter(is_ours).filter_map(Pid::from_raw)
     }
 
     fn load(&self, image: &str) {
@@ -670,11 +693,24 @@ impl Dockerd {
 
 impl Drop for Dockerd {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.get_mut().unwrap().take() {
-            // A test that fails: containers end with their engine only if it is told to end.
-            let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
-            rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+        let child = self.child.get_mut().map_or(None, Option::take);
+        if let Some(mut child) = child {
+            kill_process(pid_of(&child), Signal::TERM).ok();
             child.wait().ok();
+        }
+        // Of an engine that was killed, where the test failed before it was started again.
+        for shim in self.processes("containerd-shim") {
+            let children = format!("/proc/{0}/task/{0}/children", shim.as_raw_nonzero());
+            let children = std::fs::read_to_string(children).unwrap_or_default();
+            kill_process(shim, Signal::KILL).ok();
+            for child in children.split_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?)) {
+                kill_process(child, Signal::KILL).ok();
+            }
+        }
+        let directory = self.path("");
+        let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+        for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| at.starts_with(&directory)) {
+            Command::new("umount").args(["-l", mount]).status().ok();
         }
     }
 }
@@ -710,9 +746,9 @@ async fn functions_return_when_the_engine_does() {
 
     for (signal, state) in [
         // It ends its containers.
-        (rustix::process::Signal::TERM, State::Restarting),
+        (Signal::TERM, State::Restarting),
         // They go on, and are ended by the engine that follows.
-        (rustix::process::Signal::KILL, State::Running),
+        (Signal::KILL, State::Running),
     ] {
         let restarts = node.status(guest).await.restarts;
         engine.end(signal).await;
@@ -734,5 +770,5 @@ async fn functions_return_when_the_engine_does() {
     wait_until("nothing is left", || async { engine.containers().is_empty() }).await;
     assert_eq!(engine.docker(&["network", "ls", "-q", "--filter", "label=org.edgeless.node"]).unwrap(), "");
     node.stop_node().await;
-    engine.end(rustix::process::Signal::TERM).await;
+    engine.end(Signal::TERM).await;
 }
