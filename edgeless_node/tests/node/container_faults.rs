@@ -605,6 +605,7 @@ async fn a_node_that_is_killed_takes_over_what_is_wanted_and_removes_the_rest() 
 /// An engine of the test's own, beside that of the machine.
 struct Dockerd {
     directory: tempfile::TempDir,
+    bridge: String,
     child: Mutex<Option<Child>>,
 }
 
@@ -614,7 +615,12 @@ impl Dockerd {
         let is_there = Command::new("dockerd").arg("--version").output().is_ok_and(|said| said.status.success());
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("daemon.json"), "{}").unwrap();
-        (is_there && geteuid().is_root()).then(|| Self { directory, child: Mutex::new(None) })
+        let bridge = format!("edgt{:08x}", rand::random::<u32>());
+        let can_run = is_there && geteuid().is_root() && ip(&["link", "add", &bridge, "type", "bridge"]);
+        can_run.then(|| {
+            assert!(ip(&["addr", "add", "10.228.0.1/24", "dev", &bridge]) && ip(&["link", "set", &bridge, "up"]));
+            Self { directory, bridge, child: Mutex::new(None) }
+        })
     }
 
     fn path(&self, name: &str) -> String {
@@ -626,7 +632,8 @@ impl Dockerd {
         docker(&[&["-H", &host], args].concat())
     }
 
-    /// Starts it, and waits until it answers. The rules of the machine's filter and its networks are left alone.
+    /// Starts it, and waits until it answers. The rules of the machine's filter and its networks are left alone:
+    /// its bridge is one of its own, for an engine that wants none removes that of the others.
     async fn start(&self) {
         let log = std::fs::File::create(self.directory.path().join("log")).unwrap();
         // It waits for a containerd that is dead and that nobody has buried yet.
@@ -635,7 +642,14 @@ impl Dockerd {
             .args(["--config-file", &self.path("daemon.json"), "--data-root", &self.path("data")])
             .args(["--exec-root", &self.path("exec"), "--pidfile", &self.path("pid")])
             .args(["-H", &format!("unix://{}", self.path("socket"))])
-            .args(["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--storage-driver=vfs"])
+            .args([
+                "--bridge",
+                &self.bridge,
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-masq=false",
+                "--storage-driver=vfs",
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -712,7 +726,13 @@ impl Drop for Dockerd {
         for mount in mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|at| at.starts_with(&directory)) {
             Command::new("umount").args(["-l", mount]).status().ok();
         }
+        ip(&["link", "del", &self.bridge]);
     }
+}
+
+/// Whether a command of the network's own command line succeeds.
+fn ip(args: &[&str]) -> bool {
+    Command::new("ip").args(args).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
 #[tokio::test]
