@@ -113,3 +113,31 @@ impl AsyncWrite for Watched {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_session_has_one_connection_and_ends_with_it() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Url::of(listener.local_addr().unwrap());
+        let session = Session::default();
+        let connect = || session.connector(&url).call(Uri::from_static("http://a"));
+        // As often as it takes, before.
+        drop(connect().await.unwrap());
+        session.ended().await;
+        let connection = connect().await.unwrap();
+        session.begin();
+        let refused = connect().await.err().unwrap();
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionReset);
+        let soon = Duration::from_millis(1);
+        assert!(tokio::time::timeout(soon, session.ended()).await.is_err(), "it is open");
+        drop(connection);
+        session.ended().await;
+    }
+}

@@ -572,6 +572,12 @@ async fn a_node_that_is_killed_takes_over_what_is_wanted_and_removes_the_rest() 
     };
     node.kill();
     assert_eq!(setup.running(), before, "they go on without their node");
+    // As a node leaves them that is killed while it replaces one.
+    let labels =
+        [format!("org.edgeless.node={}", setup.node), format!("org.edgeless.component={}", of_function.component)];
+    let run = ["run", "-d", "--network=none", "--label", &labels[0], "--label", &labels[1]];
+    let second = docker(&[&run[..], &["--name", &format!("edgeless-test-{}", setup.node), image(), "sleep"]].concat());
+    let second = second.unwrap();
 
     let again = |context: &StartContext| StartContext { epoch: 2, ..context.clone() };
     let node = setup.run().await;
@@ -583,6 +589,7 @@ async fn a_node_that_is_killed_takes_over_what_is_wanted_and_removes_the_rest() 
     assert_eq!(after.len(), 3, "one function, one service, one that waits to be taken over: {after:?}");
     assert_eq!(id_of(&before, "service"), id_of(&after, "service"), "the very same");
     assert_ne!(id_of(&before, "function"), id_of(&after, "function"));
+    assert!(after.iter().all(|(id, _)| *id != second), "{after:?}");
     assert!(left_of(setup.node).iter().any(|rule| rule.starts_with("-A INPUT")), "the filter is there");
     // Its network goes with the service, for nothing else is part of it.
     let networks = || left_of(setup.node).iter().filter(|thing| thing.starts_with("network")).count();

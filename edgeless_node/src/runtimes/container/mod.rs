@@ -15,6 +15,7 @@
 //! component that it belongs to, if that comes back in time and has not changed, and removed otherwise.
 
 mod cgroup;
+#[expect(clippy::module_inception, reason = "one container, of those that this module is about")]
 mod container;
 mod engine;
 mod firewall;
@@ -274,13 +275,13 @@ impl Shared {
                 container::remove(docker, &id).await;
                 continue;
             };
-            match self.found(|all| all.insert(component, found)) {
-                None => tracing::info!(container = name, "a container of an earlier run waits to be taken over"),
-                Some(same) if same.id == id => {}
+            // The newest is listed first.
+            let first = self.found(|all| all.entry(component).or_insert(found).id.clone());
+            if first == id {
+                tracing::info!(container = name, "a container of an earlier run waits to be taken over");
+            } else {
                 // A component has one: the node was killed before the other was gone.
-                Some(other) => {
-                    container::remove(docker, &other.id).await;
-                }
+                container::remove(docker, &id).await;
             }
         }
         if !self.found(|found| found.is_empty()) {
