@@ -232,7 +232,7 @@ impl Plan {
         HostConfig {
             // Not NanoCpus: what is set by them cannot be taken away again.
             cpu_period: limits.cpu.map(|_| signed(PERIOD)),
-            cpu_quota: limits.cpu.map(|cpu| quota(cpu)),
+            cpu_quota: limits.cpu.map(quota),
             cpu_shares: limits.cpu_shares.map(|shares| signed(shares.0)),
             cpuset_cpus: limits.cpuset.as_ref().map(|set| set.0.clone()),
             memory,

@@ -15,6 +15,7 @@
 //! component that it belongs to, if that comes back in time and has not changed, and removed otherwise.
 
 mod cgroup;
+#[expect(clippy::module_inception, reason = "one container, among what runs containers")]
 mod container;
 mod engine;
 mod firewall;
