@@ -220,8 +220,7 @@ async fn a_container_answers_as_its_function_does() {
         return;
     }
     let Some(world) = World::with_containers(test) else { return };
-    let function = repository().join("functions/http_hello");
-    cli(&world.path, &["function", "build", "--container", function.to_str().unwrap()]);
+    super::containers::build("http_hello");
     let workflow = repository().join("examples/container/workflow.json");
     let id = cli(&world.path, &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string();
     let url = format!("{}/hello?name=Ada", world.ingress);

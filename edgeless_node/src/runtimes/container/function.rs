@@ -332,7 +332,7 @@ fn call_options(shared: &Shared) -> CallOptions {
 }
 
 fn unary(shared: &Shared, guest: &Arc<Guest>, connection: Connection) -> Events {
-    Events { guest: guest.clone(), way: Way::Unary(Client::new(connection)), limit: shared.call_timeout }
+    Events { guest: guest.clone(), way: Way::Unary(Box::new(Client::new(connection))), limit: shared.call_timeout }
 }
 
 /// Boots a guest by a call, as soon as it answers; whether it knows tokens.

@@ -269,7 +269,7 @@ pub(super) enum Way {
     /// Over its stream.
     Stream,
     /// By calls of its server.
-    Unary(client::Guest),
+    Unary(Box<client::Guest>),
 }
 
 /// A guest, and how it is given events.
