@@ -54,21 +54,36 @@ pub(super) fn address(container: &str) -> Result<IpAddr> {
     said.parse().with_context(|| format!("the container {container} has no address"))
 }
 
-/// A container that runs beside those of the node.
+/// A container that runs beside those of the node, in a network of its own as they do.
 pub(super) struct Container {
     pub(super) id: String,
+    _network: Network,
 }
+
+struct Network(String);
 
 impl Container {
     pub(super) fn run(image: &str) -> Result<Self> {
-        Ok(Self { id: docker(&["run", "-d", image])? })
+        let name = format!("edgeless-benchmark-{}", std::process::id());
+        let network = Network(docker(&["network", "create", &name])?);
+        let id = docker(&["create", "--network", &name, image])?;
+        // From here on it is removed, whether it runs or not.
+        let container = Self { id, _network: network };
+        docker(&["start", &container.id])?;
+        Ok(container)
     }
 }
 
 impl Drop for Container {
     fn drop(&mut self) {
-        // Somebody may have removed it.
+        // Somebody may have removed it. Its network goes after it.
         docker(&["rm", "-f", &self.id]).ok();
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        docker(&["network", "rm", &self.0]).ok();
     }
 }
 

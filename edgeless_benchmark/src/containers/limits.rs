@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use edgeless_api::InstanceId;
-use edgeless_api::status::ComponentStatus;
+use edgeless_api::status::{ComponentStatus, State};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -123,8 +123,11 @@ pub(super) async fn bandwidth(
         access.limit(service, annotation, "none").await?;
     }
     rows.push(
-        Row::new("the worst of these, |rate / cap − 1|", Figure::new("bandwidth_worst_error", worst, Unit::Share))
-            .aim("≤ 0.1"),
+        Row::new(
+            "how far the worst of these is from its cap",
+            Figure::new("bandwidth_worst_error", worst, Unit::Share),
+        )
+        .aim("≤ 0.1"),
     );
     Ok(rows)
 }
@@ -193,12 +196,13 @@ async fn post(web: SocketAddr, length: usize) -> Result<Duration> {
     Ok(began.elapsed())
 }
 
-/// Waits until a container was killed for the memory that it wanted; what its node says of it.
-pub(super) async fn killed(access: &Access, hog: InstanceId) -> Result<ComponentStatus> {
+/// Waits until a container that was killed for the memory that it wanted has its so manieth replacement;
+/// what its node says of it.
+pub(super) async fn killed(access: &Access, hog: InstanceId, times: u64) -> Result<ComponentStatus> {
     let until = Instant::now() + PATIENCE;
     loop {
         let status = access.status(hog).await?;
-        if !status.reason.is_empty() {
+        if status.restarts >= times && status.state == State::Running {
             return Ok(status);
         }
         if Instant::now() > until {
