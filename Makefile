@@ -29,9 +29,10 @@ demo: functions
 	@./scripts/programs.sh curl
 	@./scripts/demo.sh
 
-# Some tests start a Redis server. Without one they are skipped, and named on the last lines.
+# Some tests need a Redis server, Python, or the Docker engine of this machine. Without them they are skipped,
+# and named on the last lines.
 test: setup
-	@./scripts/programs.sh curl redis-server
+	@./scripts/programs.sh curl redis-server python3 busybox:busybox-static iptables ip:iproute2
 	@./scripts/test.sh
 
 check: setup

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Installs the programs that are named (each is a Debian package of the same name), where this machine
-# can: as root on Debian. Elsewhere what needs them says so.
+# Installs the programs that are named, each a Debian package of the same name or of that after the colon, where
+# this machine can: as root on Debian. Elsewhere what needs them says so.
 set -eu
 missing=""
-for program in "$@"; do
-    command -v "$program" >/dev/null || missing="$missing $program"
+for wanted in "$@"; do
+    command -v "${wanted%%:*}" >/dev/null || missing="$missing ${wanted##*:}"
 done
 [ -n "$missing" ] || exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then

@@ -10,6 +10,8 @@ run() {
     code=$(cat "$log.code"); rm -f "$log.code"
     if [ "$code" != 0 ]; then echo "failed: $*" >&2; exit "$code"; fi
 }
+# First, because an example in Python is run by the tests of the platform.
+run ./scripts/python.sh
 run cargo test --workspace
 (cd functions && cargo test) || exit $?
 (cd functions && cargo test -p edgeless_function --features container) || exit $?

@@ -264,7 +264,6 @@ async fn call(outputs: &Outputs, goal: Goal, payload: Payload, cause: Cause) -> 
 }
 
 /// The way in which a guest is given its events.
-#[expect(clippy::large_enum_variant, reason = "one for each instance")]
 pub(super) enum Way {
     /// Over its stream.
     Stream,
