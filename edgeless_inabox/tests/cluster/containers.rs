@@ -1,37 +1,11 @@
 //! Functions that are made with our SDK, in containers, on the whole platform: as a user would have them.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
-use super::programs::{Program, cli, free_port, program, run};
-use super::support::{repository, wait_until};
-
-/// Whether there is what these tests need; said aloud where it is not.
-pub fn can_run(test: &str) -> bool {
-    let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
-    let is_required = |what: &str| required.split(',').any(|name| name == what);
-    let missing = |what: &str, why: &str| {
-        assert!(!is_required(what), "{why}, and EDGELESS_REQUIRE has {what}");
-        // Not by a macro, whose output would be captured.
-        writeln!(std::io::stderr(), "skipped: {what}: {test}: {why}").unwrap();
-        false
-    };
-    let docker = Command::new("docker").args(["version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if !docker.is_ok_and(|status| status.success()) {
-        return missing("docker", "no Docker engine answers");
-    }
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap().stdout;
-    let sysroot = PathBuf::from(String::from_utf8(sysroot).unwrap().trim());
-    if !sysroot.join("lib/rustlib").join(musl()).is_dir() {
-        return missing("musl", "the Rust target for static programs is not installed");
-    }
-    true
-}
-
-fn musl() -> String {
-    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
-}
+use super::programs::{cli, free_port, program, run};
+use super::support::{musl, repository, wait_until};
+use super::world::{Ended, World};
 
 /// The image of an example function, as an archive.
 pub fn build(function: &str) -> PathBuf {
@@ -45,49 +19,7 @@ pub fn build(function: &str) -> PathBuf {
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }
 
-/// A platform whose node runs containers.
-struct World {
-    directory: tempfile::TempDir,
-    ingress: String,
-    inabox: Option<Program>,
-}
-
 impl World {
-    fn start(container_runtime: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        assert!(run("edgeless_inabox", directory.path(), &["-t", "--initial-port", "22000"]).status.success());
-        let ports: Vec<(u16, u16)> = (22001..=22008).map(|port| (port, free_port())).collect();
-        let mut ingress = String::new();
-        for name in ["controller.toml", "orchestrator.toml", "node.toml", "cli.toml"] {
-            let path = directory.path().join(name);
-            let mut text = std::fs::read_to_string(&path).unwrap();
-            for (from, to) in &ports {
-                text = text.replace(&format!(":{from}\""), &format!(":{to}\""));
-            }
-            if let Some(line) = text.lines().find(|line| line.starts_with("http_ingress_url")) {
-                ingress = line.split('"').nth(1).unwrap().to_string();
-            }
-            let sockets = directory.path().join("sockets");
-            let section =
-                format!("[container_runtime]\nenabled = true\nsocket_directory = {sockets:?}\n{container_runtime}");
-            let text = text.replace("[container_runtime]", &section).replace("\nenabled = false\n", "\n");
-            std::fs::write(path, text).unwrap();
-        }
-        let mut world = Self { directory, ingress, inabox: None };
-        world.run();
-        world
-    }
-
-    fn run(&mut self) {
-        let inabox = Program::start("edgeless_inabox", self.directory.path(), &[]);
-        inabox.says("ready");
-        self.inabox = Some(inabox);
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
     /// Starts a workflow of one function behind the ingress; its id.
     fn start_counter(&self, class: &str, annotations: &str) -> Result<String, String> {
         let text = format!(
@@ -146,11 +78,13 @@ fn counted(world: &World) -> Option<u64> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_without_a_network_keeps_its_state_over_the_end_of_its_container() {
-    if !can_run("a_function_without_a_network_keeps_its_state_over_the_end_of_its_container") {
+    let Some(world) = World::with_containers_of_ours(
+        "a_function_without_a_network_keeps_its_state_over_the_end_of_its_container",
+        "",
+    ) else {
         return;
-    }
+    };
     let archive = build("counter");
-    let world = World::start("");
     let id = world.start_counter(&class(&archive, ""), r#"{"network": "none", "memory": "64MiB"}"#).unwrap();
     let inspected = world.inspect(&id);
     let node = node_of(&inspected);
@@ -183,11 +117,12 @@ async fn a_function_without_a_network_keeps_its_state_over_the_end_of_its_contai
 /// The reason of a start that fails gets to the user, with what the container said.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_words_of_a_container_reach_who_started_it() {
-    if !can_run("the_last_words_of_a_container_reach_who_started_it") {
+    let Some(world) =
+        World::with_containers_of_ours("the_last_words_of_a_container_reach_who_started_it", "start_timeout = \"2s\"")
+    else {
         return;
-    }
+    };
     let archive = build("counter");
-    let world = World::start("start_timeout = \"2s\"");
     let error = world.start_counter(&class(&archive, ""), r#"{"env:EDGELESS_HOST_SOCKET": "/nowhere"}"#).unwrap_err();
     assert!(error.contains("counter") && error.contains("it did not come to its node's socket in time"), "{error}");
     assert!(error.contains("it said last:"), "{error}");
@@ -200,11 +135,10 @@ async fn the_last_words_of_a_container_reach_who_started_it() {
 /// A program of our SDK that runs already shows the token that it was given, and gets its events over a stream.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_of_the_sdk_is_attached_with_its_token() {
-    if !can_run("a_process_of_the_sdk_is_attached_with_its_token") {
+    let Some(world) = World::with_containers_of_ours("a_process_of_the_sdk_is_attached_with_its_token", "") else {
         return;
-    }
+    };
     let archive = build("counter");
-    let world = World::start("");
     let port = free_port();
     let executable = repository().join("functions/target").join(musl()).join("release/counter");
     let spawn = || {
@@ -230,16 +164,18 @@ async fn a_process_of_the_sdk_is_attached_with_its_token() {
 /// A node that was killed finds its containers again: they go on when their components come back.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_is_left_alone_by_a_platform_that_only_stops() {
-    if !can_run("what_runs_is_left_alone_by_a_platform_that_only_stops") {
+    let Some(mut world) = World::with_containers_of_ours(
+        "what_runs_is_left_alone_by_a_platform_that_only_stops",
+        "adopt_within = \"500ms\"",
+    ) else {
         return;
-    }
+    };
     let archive = build("counter");
-    let mut world = World::start("adopt_within = \"500ms\"");
     let id = world.start_counter(&class(&archive, ""), "{}").unwrap();
     let node = node_of(&world.inspect(&id));
     assert_eq!(containers("counter", &node).len(), 1);
     // As a power cut: nobody removes anything.
-    world.inabox.take().unwrap().kill();
+    world.kill();
     assert_eq!(containers("counter", &node).len(), 1);
     world.run();
     // Its workflow is forgotten by a controller that keeps nothing, so that nobody takes it over.
@@ -247,16 +183,6 @@ async fn what_runs_is_left_alone_by_a_platform_that_only_stops() {
     let id = world.start_counter(&class(&archive, ""), "{}").unwrap();
     assert_eq!(containers("counter", &node).len(), 1);
     // Ctrl-C takes everything along.
-    assert_eq!(world.inabox.take().unwrap().interrupt(), Some(0), "{id}");
+    assert_eq!(world.interrupt(), Some(0), "{id}");
     assert_eq!(containers("counter", &node), Vec::<String>::new());
-}
-
-/// A process that is ended with the test.
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }

@@ -3,62 +3,11 @@
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use super::programs::{Program, cli, free_port, run};
-use super::support::{lines, repository, wait_until};
-
-/// A platform of its own, with the ingress on a free port.
-struct World {
-    _directory: tempfile::TempDir,
-    _inabox: Program,
-    path: std::path::PathBuf,
-    ingress: String,
-}
+use super::programs::{cli, free_port};
+use super::support::{lines, repository, skip, wait_until};
+use super::world::{Ended, World};
 
 impl World {
-    fn start() -> Self {
-        Self::start_with(|text| text)
-    }
-
-    /// One whose node runs containers, as the READMEs of their examples ask for; `None`: there is no Docker
-    /// engine, which is said, or a failure if one is required.
-    fn with_containers(test: &str) -> Option<Self> {
-        let engine = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-        if !engine.is_ok_and(|status| status.success()) {
-            skip("docker", test, "no Docker engine answers");
-            return None;
-        }
-        Some(Self::start_with(|text| {
-            let section = "[container_runtime]\n";
-            let at = text.find(section).expect("the template has a section for containers");
-            let (before, after) = text.split_at(at);
-            format!("{before}{}", after.replacen("enabled = false", "enabled = true", 1))
-        }))
-    }
-
-    fn start_with(change_node: impl Fn(String) -> String) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().to_path_buf();
-        assert!(run("edgeless_inabox", &path, &["-t", "--initial-port", "22000"]).status.success());
-        let ports: Vec<(u16, u16)> = (22001..=22008).map(|port| (port, free_port())).collect();
-        let mut ingress = String::new();
-        for name in ["controller.toml", "orchestrator.toml", "node.toml", "cli.toml"] {
-            let mut text = std::fs::read_to_string(path.join(name)).unwrap();
-            for (from, to) in &ports {
-                text = text.replace(&format!(":{from}\""), &format!(":{to}\""));
-            }
-            if name == "node.toml" {
-                text = change_node(text);
-            }
-            if let Some(line) = text.lines().find(|line| line.starts_with("http_ingress_url")) {
-                ingress = line.split('"').nth(1).unwrap().to_string();
-            }
-            std::fs::write(path.join(name), text).unwrap();
-        }
-        let inabox = Program::start("edgeless_inabox", &path, &[]);
-        inabox.says("ready");
-        Self { _directory: directory, _inabox: inabox, path, ingress }
-    }
-
     /// Builds what an example needs and starts it.
     fn run_example(&self, name: &str) -> String {
         let workflow = repository().join("examples").join(name).join("workflow.json");
@@ -66,16 +15,16 @@ impl World {
         for function in text.split("functions/").skip(1).filter_map(|part| part.split('/').next()) {
             self.build(function);
         }
-        cli(&self.path, &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string()
+        cli(self.path(), &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string()
     }
 
     fn build(&self, function: &str) {
         let file = repository().join("functions").join(function).join("function.json");
-        cli(&self.path, &["function", "build", file.to_str().unwrap()]);
+        cli(self.path(), &["function", "build", file.to_str().unwrap()]);
     }
 
     fn file(&self, name: &str) -> Vec<String> {
-        lines(&self.path.join(name))
+        lines(&self.path().join(name))
     }
 }
 
@@ -97,7 +46,7 @@ async fn http_ingress_answers_and_logs() {
     assert!(log[0].ends_with("GET demo.edgeless.local/greet?name=Ada -> 200"), "{log:?}");
     let status = |arguments: &[&str]| curl(&[&["-o", "/dev/null", "-w", "%{http_code}"], arguments].concat());
     assert_eq!(status(&[&url]), "404", "another host");
-    cli(&world.path, &["workflow", "stop", &id]);
+    cli(world.path(), &["workflow", "stop", &id]);
     assert_eq!(status(&["-H", host, &url]), "404", "nobody is there any more");
 }
 
@@ -121,28 +70,28 @@ async fn file_log_and_ping_pong_and_noop_run() {
     let name = text.split("\"filename\": \"").nth(1).unwrap().split('"').next().unwrap().to_string();
     wait_until("messages are in the file", || async { world.file(&name).len() >= 2 }).await;
     wait_until("ping was answered", || async {
-        cli(&world.path, &["workflow", "logs", &ping, "ping"]).contains("ping 1 was answered: pong 1")
+        cli(world.path(), &["workflow", "logs", &ping, "ping"]).contains("ping 1 was answered: pong 1")
     })
     .await;
-    assert!(cli(&world.path, &["workflow", "logs", &noop]).contains("Noop initialized"));
-    let mut list: Vec<_> = cli(&world.path, &["workflow", "list"]).lines().map(str::to_string).collect();
+    assert!(cli(world.path(), &["workflow", "logs", &noop]).contains("Noop initialized"));
+    let mut list: Vec<_> = cli(world.path(), &["workflow", "list"]).lines().map(str::to_string).collect();
     list.sort();
     assert_eq!(list.len(), 3);
-    let stopped = cli(&world.path, &["workflow", "stop", "all"]);
+    let stopped = cli(world.path(), &["workflow", "stop", "all"]);
     assert_eq!(stopped.lines().count(), 3);
-    assert_eq!(cli(&world.path, &["workflow", "list"]), "");
+    assert_eq!(cli(world.path(), &["workflow", "list"]), "");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_function_is_known_by_what_inspect_says() {
     let world = World::start();
     let id = world.run_example("http_ingress");
-    let text = cli(&world.path, &["workflow", "inspect", &id]);
+    let text = cli(world.path(), &["workflow", "inspect", &id]);
     for line in ["* function hello", "OUT log -> log", "CONF host -> demo.edgeless.local", "STATE hello -> running on "]
     {
         assert!(text.contains(line), "{line}\n{text}");
     }
-    let json = cli(&world.path, &["--output", "json", "workflow", "inspect", &id]);
+    let json = cli(world.path(), &["--output", "json", "workflow", "inspect", &id]);
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert!(json.to_string().contains("\"state\":\"running\""), "{json}");
 }
@@ -158,7 +107,7 @@ async fn redis_holds_the_count() {
     let _server = Ended(
         Command::new("redis-server")
             .args(["--port", &port, "--bind", "127.0.0.1", "--save", ""])
-            .current_dir(&world.path)
+            .current_dir(world.path())
             .stdout(Stdio::null())
             .spawn()
             .unwrap(),
@@ -179,31 +128,12 @@ async fn redis_holds_the_count() {
     let example = std::fs::read_to_string(repository().join("examples/redis/workflow.json")).unwrap();
     let functions = repository().join("functions").display().to_string();
     let copy = example.replace("127.0.0.1:6379", &format!("127.0.0.1:{port}")).replace("../../functions", &functions);
-    std::fs::write(world.path.join("workflow.json"), copy).unwrap();
-    cli(&world.path, &["workflow", "start", "--strict", "workflow.json"]);
+    std::fs::write(world.path().join("workflow.json"), copy).unwrap();
+    cli(world.path(), &["workflow", "start", "--strict", "workflow.json"]);
     wait_until("the second message is counted", || async {
         ask("GET counter").is_some_and(|answer| answer.ends_with("\r\n2\r\n"))
     })
     .await;
-}
-
-/// Says that a test is skipped, which is a failure if what it needs is required.
-fn skip(what: &str, test: &str, why: &str) {
-    let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|name| name == what), "{what} is required: {why}");
-    // Not by a macro, whose output would be captured.
-    writeln!(std::io::stderr(), "skipped: {what}: {test}: {why}").unwrap();
-}
-
-/// Whether static executables can be made here, as all that is built for containers is.
-fn has_musl(test: &str) -> bool {
-    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
-    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output().unwrap().stdout;
-    let found = std::path::Path::new(String::from_utf8(sysroot).unwrap().trim()).join("lib/rustlib").join(&target);
-    if !found.is_dir() {
-        skip("musl", test, &format!("the target {target} is not installed"));
-    }
-    found.is_dir()
 }
 
 /// What Docker has of a workflow: containers, networks or volumes.
@@ -216,17 +146,14 @@ fn at_docker(what: &str, workflow: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_answers_as_its_function_does() {
     let test = "a_container_answers_as_its_function_does";
-    if !has_musl(test) {
-        return;
-    }
-    let Some(world) = World::with_containers(test) else { return };
+    let Some(world) = World::with_containers_of_ours(test, "") else { return };
     super::containers::build("http_hello");
     let workflow = repository().join("examples/container/workflow.json");
-    let id = cli(&world.path, &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string();
+    let id = cli(world.path(), &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string();
     let url = format!("{}/hello?name=Ada", world.ingress);
     assert_eq!(curl(&["-H", "Host: demo.edgeless.local", &url]), "Hello, Ada!\n");
     wait_until("the request is in the file", || async { !world.file("http_hello.log").is_empty() }).await;
-    cli(&world.path, &["workflow", "stop", &id]);
+    cli(world.path(), &["workflow", "stop", &id]);
     assert_eq!(at_docker("container", &id), "");
 }
 
@@ -238,7 +165,7 @@ async fn a_python_function_is_attached() {
         skip("python", test, "there is no target/python: scripts/python.sh makes it");
         return;
     }
-    let Some(world) = World::with_containers(test) else { return };
+    let Some(world) = World::with_containers(test, "") else { return };
     let port = free_port().to_string();
     let script = repository().join("examples/container_python/shout.py");
     let _shout = Ended(
@@ -254,27 +181,24 @@ async fn a_python_function_is_attached() {
     wait_until("the function listens", || async { is_up() }).await;
     // The example as it is, but for the port.
     let example = std::fs::read_to_string(repository().join("examples/container_python/workflow.json")).unwrap();
-    std::fs::write(world.path.join("workflow.json"), example.replace(":7101", &format!(":{port}"))).unwrap();
-    let id = cli(&world.path, &["workflow", "start", "--strict", "workflow.json"]).trim().to_string();
+    std::fs::write(world.path().join("workflow.json"), example.replace(":7101", &format!(":{port}"))).unwrap();
+    let id = cli(world.path(), &["workflow", "start", "--strict", "workflow.json"]).trim().to_string();
     let host = "Host: shout.edgeless.local";
     assert_eq!(curl(&["-H", host, &format!("{}/?text=hello+there", world.ingress)]), "HELLO THERE!\n");
     assert_eq!(curl(&["-H", host, "-d", "good bye", &world.ingress]), "GOOD BYE!\n");
     wait_until("both are in the file", || async { world.file("shout.log").len() == 2 }).await;
     assert!(world.file("shout.log")[1].ends_with("2: GOOD BYE!"));
-    cli(&world.path, &["workflow", "stop", &id]);
+    cli(world.path(), &["workflow", "stop", &id]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_server_and_its_store_are_services() {
     let test = "a_web_server_and_its_store_are_services";
-    if !has_musl(test) {
-        return;
-    }
-    let Some(world) = World::with_containers(test) else { return };
+    let Some(world) = World::with_containers_of_ours(test, "") else { return };
     let example = repository().join("examples/web_service");
-    cli(&world.path, &["function", "build", example.to_str().unwrap()]);
+    cli(world.path(), &["function", "build", example.to_str().unwrap()]);
     let workflow = example.join("workflow.json");
-    let id = cli(&world.path, &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string();
+    let id = cli(world.path(), &["workflow", "start", "--strict", workflow.to_str().unwrap()]).trim().to_string();
     let (host, url) = ("Host: notes.edgeless.local", format!("{}/notes", world.ingress));
     assert_eq!(curl(&["-H", host, "-d", "buy bread", &url]), "kept\n");
     assert_eq!(curl(&["-H", host, "-d", "call Ada", &url]), "kept\n");
@@ -286,20 +210,10 @@ async fn a_web_server_and_its_store_are_services() {
     assert!(killed.unwrap().success());
     let all = || curl(&["-H", host, &url]);
     wait_until("both are replaced", || async { all() == "buy bread\ncall Ada\n" }).await;
-    cli(&world.path, &["workflow", "stop", &id]);
+    cli(world.path(), &["workflow", "stop", &id]);
     for what in ["container", "network", "volume"] {
         assert_eq!(at_docker(what, &id), "", "{what}");
     }
     let status = curl(&["-o", "/dev/null", "-w", "%{http_code}", "-H", host, &url]);
     assert_eq!(status, "404");
-}
-
-/// A process that is ended with the test.
-struct Ended(std::process::Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
 }

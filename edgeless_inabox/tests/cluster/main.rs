@@ -19,3 +19,4 @@ mod examples;
 mod guide;
 mod programs;
 mod support;
+mod world;

@@ -1,6 +1,7 @@
 //! What the tests of the whole platform share.
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -90,4 +91,18 @@ pub fn workflow(functions: Vec<Function>, resources: Vec<Resource>) -> Workflow 
 /// The lines of a file that may not be there yet.
 pub fn lines(path: &Path) -> Vec<String> {
     std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_string).collect()
+}
+
+/// Says that a test is skipped, which is a failure if what it needs is required.
+pub fn skip(what: &str, test: &str, why: &str) {
+    let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|name| name == what), "{what} is required: {why}");
+    // Not by a macro, whose output would be captured.
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped: {what}: {test}: {why}").unwrap();
+}
+
+/// The target of static executables for this machine, as all are that are built for containers.
+pub fn musl() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
 }

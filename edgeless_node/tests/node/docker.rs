@@ -24,7 +24,8 @@ pub(crate) fn has_docker(test: &str) -> bool {
     let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|name| name == "docker"), "no Docker engine answers, and EDGELESS_REQUIRE has it");
     // Not by a macro, whose output would be captured.
-    writeln!(std::io::stderr(), "skipped: docker: {test}: no Docker engine answers").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped: docker: {test}: no Docker engine answers").unwrap();
     false
 }
 

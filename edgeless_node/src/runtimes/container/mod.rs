@@ -119,7 +119,9 @@ impl Containers {
     /// # Errors
     /// The guest API cannot be served where the operator says.
     pub async fn start(surroundings: Surroundings, tasks: &Tasks) -> Result<Self, Error> {
-        let Surroundings { node, settings, limits, call_timeout, backends, starts } = surroundings;
+        let Surroundings { node, mut settings, limits, call_timeout, backends, starts } = surroundings;
+        // The engine mounts it, and knows nothing of where the node runs.
+        settings.socket_directory = std::path::absolute(&settings.socket_directory).map_err(Error::rejected)?;
         let anywhere = || "http://0.0.0.0:0".parse::<Url>().map_err(Error::bug);
         let url = settings.guest_api_host_url.clone().map_or_else(anywhere, Ok)?;
         let (listener, host_url) =
