@@ -286,6 +286,10 @@ impl Host {
             if busy > TURN {
                 busy = Duration::ZERO;
                 tokio::task::yield_now().await;
+                // However many events wait.
+                if let Some(reason) = (&mut broken).now_or_never() {
+                    return End::Broken(reason);
+                }
             }
             let delivery = tokio::select! {
                 biased;

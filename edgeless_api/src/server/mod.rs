@@ -1,12 +1,14 @@
 //! The serving side of the services: a trait for each, in terms of this crate's types, and one
 //! [`Server`] that puts them on a listener.
 
+mod admission;
 mod component;
 mod controller;
 mod guest;
 mod node;
 mod orchestrator;
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::{Connected, TcpIncoming};
 
+pub use admission::Admission;
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
 pub use guest::{GuestFunction, GuestHost};
@@ -40,6 +43,7 @@ pub struct Server {
     /// Of the connections; `None`: what HTTP/2 begins with.
     window: Option<u32>,
     limits: Limits,
+    admission: Admission,
     cancel: CancellationToken,
 }
 
@@ -47,7 +51,19 @@ impl Server {
     /// A server that stops when `cancel` says so: it takes no new request, ends its streams and
     /// finishes the requests in hand.
     pub fn new(limits: Limits, cancel: CancellationToken) -> Self {
-        Self { routes: Routes::default(), window: None, limits, cancel }
+        Self {
+            routes: Routes::default(),
+            window: None,
+            limits,
+            admission: Admission::new(usize::MAX, |_| true),
+            cancel,
+        }
+    }
+
+    /// Serves only those that are admitted; the connections of others are closed.
+    #[must_use]
+    pub fn admit(self, admission: Admission) -> Self {
+        Self { admission, ..self }
     }
 
     /// Serves until it is cancelled.
@@ -57,7 +73,8 @@ impl Server {
     pub async fn serve(self, listener: TcpListener) -> Result<(), Error> {
         // Whoever is gone without a word is found out: streams may be silent for long.
         let keep_alive = Some(Duration::from_secs(10));
-        self.serve_all(TcpIncoming::from(listener).with_nodelay(Some(true)), keep_alive).await
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        self.serve_all(incoming, |stream| stream.peer_addr().ok().map(|peer| peer.ip()), keep_alive).await
     }
 
     /// Serves at a Unix socket until it is cancelled.
@@ -66,14 +83,26 @@ impl Server {
     /// The listener fails.
     pub async fn serve_unix(self, listener: UnixListener) -> Result<(), Error> {
         // The kernel tells who is gone; who is silent may be busy, or not be let run.
-        self.serve_all(UnixListenerStream::new(listener), None).await
+        self.serve_all(UnixListenerStream::new(listener), |_| None, None).await
     }
 
     async fn serve_all<I: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static>(
         self,
         incoming: impl Stream<Item = std::io::Result<I>>,
+        peer: impl Fn(&I) -> Option<IpAddr>,
         keep_alive: Option<Duration>,
     ) -> Result<(), Error> {
+        let admission = self.admission;
+        let incoming = incoming.filter_map(|connection| {
+            let admitted = match connection {
+                Ok(connection) => {
+                    let peer = peer(&connection);
+                    admission.admit(connection, peer).map(Ok)
+                }
+                Err(error) => Some(Err(error)),
+            };
+            std::future::ready(admitted)
+        });
         tonic::transport::Server::builder()
             .max_concurrent_streams(1024)
             .initial_stream_window_size(self.window)

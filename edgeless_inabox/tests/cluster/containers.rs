@@ -186,3 +186,20 @@ async fn what_runs_is_left_alone_by_a_platform_that_only_stops() {
     assert_eq!(world.interrupt(), Some(0), "{id}");
     assert_eq!(containers("counter", &node), Vec::<String>::new());
 }
+
+/// What runs when a component stops, runs: also the stop handler of a guest whose node speaks to it over a stream.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_has_its_stop_handler_run() {
+    let Some(world) = World::with_containers_of_ours("a_container_has_its_stop_handler_run", "") else { return };
+    let archive = build("noop");
+    let text = format!(
+        r#"{{"functions": [{{"name": "noop", "class_specification": {{"id": "noop", "function_type": "CONTAINER",
+            "version": "0.1", "code": "archive:{}", "outputs": []}}, "output_mapping": {{}}, "annotations": {{}}}}],
+        "resources": [], "annotations": {{}}}}"#,
+        archive.display()
+    );
+    std::fs::write(world.path().join("workflow.json"), text).unwrap();
+    let id = cli(world.path(), &["workflow", "start", "workflow.json"]).trim().to_string();
+    cli(world.path(), &["workflow", "stop", &id]);
+    world.says("Noop stopped");
+}

@@ -77,6 +77,11 @@ impl World {
         self.inabox = Some(inabox);
     }
 
+    /// Waits until the platform says something.
+    pub fn says(&self, part: &str) -> String {
+        self.inabox.as_ref().unwrap().says(part)
+    }
+
     /// SIGKILL: as a power cut.
     pub fn kill(&mut self) {
         self.inabox.take().unwrap().kill();

@@ -239,6 +239,23 @@ async fn a_container_that_is_paused_harms_only_itself() {
 }
 
 #[tokio::test]
+async fn a_function_that_hangs_is_replaced() {
+    if !has_docker("a_function_that_hangs_is_replaced") {
+        return;
+    }
+    let node = TestNode::with_containers_that_hurry("200ms").await;
+    let guest = named(&node, "guest", &[]).await;
+    node.cast(guest, "spin 3600000").await;
+    wait_until("it is replaced", || async {
+        ask(&node, guest, "echo on").await == "on" && node.status(guest).await.restarts == 1
+    })
+    .await;
+    let reason = node.status(guest).await.reason;
+    assert!(reason.starts_with("it hangs: it has answered nothing for "), "{reason}");
+    node.stop_node().await;
+}
+
+#[tokio::test]
 async fn a_container_that_needs_too_much_memory_is_killed_alone() {
     if !has_docker("a_container_that_needs_too_much_memory_is_killed_alone") {
         return;

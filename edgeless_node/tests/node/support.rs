@@ -126,6 +126,14 @@ impl TestNode {
         Self::run(directory, format!("{text}\n[resources]\n{resources}\n")).await
     }
 
+    /// A node that runs containers and whose handlers may take so long.
+    pub(crate) async fn with_containers_that_hurry(call_timeout: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let text = containers_text(directory.path(), &directory.path().join("sockets"), "");
+        let hurried = format!("call_timeout = {call_timeout:?}");
+        Self::run(directory, text.replace("call_timeout = \"5s\"", &hurried)).await
+    }
+
     /// A node that runs containers, with their sockets here, and these lines in `[container_runtime]`.
     pub(crate) async fn with_containers_in(sockets: &std::path::Path, lines: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();

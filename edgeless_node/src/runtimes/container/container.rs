@@ -421,6 +421,7 @@ impl Container {
         let seen = seen.map_err(|error| engine.error(error))?;
         self.see(&seen, joined);
         self.tell_ports(&seen);
+        self.check_user()?;
         self.follow_log(docker.clone(), found.is_some());
         if self.process == 0 {
             // It has ended already: the watch is about to say so.
@@ -442,6 +443,21 @@ impl Container {
         let networks = seen.network_settings.as_ref().and_then(|settings| settings.networks.as_ref());
         let endpoint = networks.zip(joined).and_then(|(networks, joined)| networks.get(&joined.name));
         self.address = endpoint.and_then(|endpoint| endpoint.ip_address.as_ref()?.parse().ok());
+    }
+
+    /// A name of a user means what the image says, which may be root.
+    fn check_user(&self) -> Result<(), Error> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process)).unwrap_or_default();
+        let users = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or_default();
+        match users.split_whitespace().any(|user| user == "0") && !self.shared.settings.allow_root {
+            true => Err(Error::rejected(format!(
+                "user: '{}' is root in the image {}, and this node runs no container as root \
+                 (container_runtime.allow_root): use another user",
+                self.plan.user(),
+                self.plan.image.name
+            ))),
+            false => Ok(()),
+        }
     }
 
     /// Says where its ports are published: the engine may have chosen.
@@ -515,6 +531,11 @@ impl Container {
         if let Some(removal) = &mut *self.removal.lock().unwrap_or_else(PoisonError::into_inner) {
             removal.volumes.clear();
         }
+    }
+
+    /// The limits that it was started with.
+    pub(super) fn limits_at_first(&self) -> &Limits {
+        &self.plan.limits
     }
 
     /// Changes its limits: all of them or none.
@@ -681,7 +702,7 @@ impl Container {
         let mut output = Box::pin(docker.logs(&self.id, Some(options)));
         let mut lines = Vec::new();
         while let Some(Ok(part)) = output.next().await {
-            lines.extend(text(&part).lines().map(ToString::to_string));
+            lines.extend(text(&part).lines().map(shown_line));
         }
         lines.split_off(lines.len().saturating_sub(LAST_LINES))
     }
@@ -805,6 +826,14 @@ pub(super) async fn remove(docker: &Docker, id: &str) -> bool {
             false
         }
     }
+}
+
+/// A line of a container's output in a message: not longer than is of use there, and without what a terminal
+/// would take for a command.
+fn shown_line(line: &str) -> String {
+    const LONGEST: usize = 300;
+    let plain = |c: char| if c.is_control() && c != '\t' { char::REPLACEMENT_CHARACTER } else { c };
+    line.chars().take(LONGEST).map(plain).collect()
 }
 
 /// A name that says what it is for, and that nothing else has.

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use edgeless_api::client::{Connection, Guest as Client, Options as CallOptions, Session};
 use edgeless_api::component::{Annotations, CONTAINER, FunctionSpec, INIT_PAYLOAD, is_of_container};
 use edgeless_api::guest::{Boot, Request};
-use edgeless_api::server::Server;
+use edgeless_api::server::{Admission, Server};
 use edgeless_api::status::{Limit, Usage};
 use edgeless_api::{Code as ErrorCode, Error, Url};
 use tokio::net::UnixListener;
@@ -17,13 +17,13 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
-use super::Shared;
 use super::container::{Container, Found, Plan, SOCKET, reach, shown};
 use super::guest::{Events, Guest, IN_FLIGHT, Trouble, Way, warn};
 use super::host::{AtSocket, Known, Mark};
 use super::image::{self, Image};
 use super::limits::Limits;
 use super::options::{Code, Kind, Options, Reach};
+use super::{CONNECTIONS, Lease, Shared};
 use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program};
 use crate::starts::Step;
 
@@ -37,6 +37,9 @@ pub(super) struct Component {
     pub(super) image: Image,
     pub(super) options: Options,
     kind: Kind,
+    has_network: bool,
+    /// Keeps an image that came along.
+    _lease: Option<Arc<Lease>>,
     /// What its containers may use: changes hold for those to come.
     limits: Mutex<Limits>,
     /// They are changed one at a time.
@@ -53,26 +56,30 @@ impl Component {
         let code = Code::of(&spec.class)?;
         let options = Options::of(&spec.annotations, kind, &shared.settings)?;
         let maxima = &shared.settings.maxima;
-        let mut limits = shared.settings.defaults.clone().lowered_to(maxima).with(&spec.annotations)?.within(maxima)?;
+        let limits = shared.settings.defaults.clone().lowered_to(maxima).with(&spec.annotations)?.within(maxima)?;
+        let mut lease = None;
         let image = match code {
             Code::Image(name) => image::named(&shared.engine, &name, shared.settings.docker_config.as_deref()).await?,
-            Code::Archive => shared.archived(&spec.class.binary).await?,
+            Code::Archive => {
+                let leased = shared.archived(&spec.class.binary).await?;
+                let image = leased.image.clone();
+                lease = Some(leased);
+                image
+            }
             Code::Attached(_) => return Err(Error::rejected("code: grpc: is for functions: a service is a container")),
         };
-        let has_socket = kind == Kind::Function && image.is_sdk;
-        let asks = |key: &String| key.starts_with("network_bandwidth");
-        if reach(options.reach, has_socket) == Reach::None && !spec.annotations.keys().any(asks) {
-            // What the node has for others means nothing where there is no network.
-            (limits.network_bandwidth_up, limits.network_bandwidth_down) = (None, None);
-        }
         // The image has it now.
         spec.class.binary = edgeless_api::Binary::default();
+        let has_network = reach(options.reach, kind == Kind::Function && image.is_sdk) != Reach::None;
+        let limits = if has_network { limits } else { limits.without_network(&spec.annotations) };
         Ok(Self {
             shared,
             spec,
             image,
             options,
             kind,
+            has_network,
+            _lease: lease,
             limits: Mutex::new(limits),
             changing: tokio::sync::Mutex::default(),
             running: Mutex::default(),
@@ -141,9 +148,15 @@ impl Component {
         Ok(Arc::new(container))
     }
 
-    /// The container serves.
-    pub(super) fn began(&self, container: &Arc<Container>) {
+    /// The container serves: changes are its own from now on, and so are those since it was planned.
+    pub(super) async fn began(&self, container: &Arc<Container>) -> Result<(), Error> {
+        let _turn = self.changing.lock().await;
+        let asked = self.asked();
+        if asked != *container.limits_at_first() {
+            container.set_limits(container.limits_at_first(), &asked).await?;
+        }
         *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(container.clone());
+        Ok(())
     }
 
     async fn turn(&self, context: &Context) -> Result<OwnedSemaphorePermit, Error> {
@@ -169,6 +182,12 @@ impl Controls for Component {
         let _turn = self.changing.lock().await;
         let known = self.asked();
         let wanted = known.changed(changes)?.within(&self.shared.settings.maxima)?;
+        let wanted = if self.has_network { wanted } else { wanted.without_network(changes) };
+        let planned = self.planned.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(plan) = planned {
+            // What the next container could not have is refused also while none runs.
+            Plan { limits: wanted.clone(), ..plan }.check()?;
+        }
         let running = self.running();
         if let Some(container) = &running {
             container.set_limits(&known, &wanted).await?;
@@ -250,11 +269,11 @@ impl Contained {
         let component = &self.0;
         let class = component.spec.class.id.clone();
         let began = Instant::now();
-        let guest = Guest::new(context.clone());
+        let (guest, end) = Guest::new(context.clone());
         let plan = component.plan(context);
         let serving = match plan.has_socket() {
-            true => self.at_socket(&guest, context, found).await?,
-            false => self.over_network(&guest, context, &plan, found).await?,
+            true => self.at_socket(&guest, end, context, found).await?,
+            false => self.over_network(&guest, end, context, &plan, found).await?,
         };
         component.shared.starts.observe(&class, Step::Instantiate, began.elapsed());
         let began = Instant::now();
@@ -264,10 +283,14 @@ impl Contained {
     }
 
     /// The guest comes to a socket of its own.
-    async fn at_socket(&self, guest: &Arc<Guest>, context: &Context, found: Option<Found>) -> Result<Serving, Error> {
+    async fn at_socket(
+        &self,
+        guest: &Arc<Guest>,
+        end: DropGuard,
+        context: &Context,
+        found: Option<Found>,
+    ) -> Result<Serving, Error> {
         let shared = &self.0.shared;
-        let cancel = context.cancel.child_token();
-        let guard = cancel.clone().drop_guard();
         let (limits, guest_there) = (shared.limits, guest.clone());
         let serve = move |directory: &Path| {
             let listener = listen(directory).map_err(|error| {
@@ -276,14 +299,14 @@ impl Contained {
                     directory.display()
                 ))
             })?;
-            let server = Server::new(limits, cancel.clone()).guest_host(Arc::new(AtSocket(guest_there.clone())));
+            let server = Server::new(limits, guest_there.end())
+                .guest_host(Arc::new(AtSocket(guest_there.clone())))
+                .admit(Admission::new(CONNECTIONS, |_| true));
             tokio::spawn(server.serve_unix(listener));
             Ok(())
         };
         let container = self.0.start(context, found, serve).await?;
-        let serving = Serving::new(Events { guest: guest.clone(), way: Way::Stream, limit: shared.call_timeout });
-        let mut serving = serving.with_container(&self.0, container);
-        serving.guard = Some(guard);
+        let serving = Serving::new(events(shared, guest, Way::Stream), end).with_container(&self.0, container).await?;
         let attached = tokio::time::timeout(shared.settings.start_timeout, guest.attached());
         match serving.until_its_end(attached).await? {
             Ok(()) => {}
@@ -304,6 +327,7 @@ impl Contained {
     async fn over_network(
         &self,
         guest: &Arc<Guest>,
+        end: DropGuard,
         context: &Context,
         plan: &Plan,
         found: Option<Found>,
@@ -319,7 +343,7 @@ impl Contained {
         let token = Uuid::new_v4().simple().to_string();
         let marks = vec![Mark::Token(token.clone()), Mark::Address(address)];
         let connection = Connection::to_guest(&url, call_options(shared))?;
-        let serving = Serving::new(unary(shared, guest, connection)).with_container(&self.0, container);
+        let serving = Serving::new(unary(shared, guest, connection), end).with_container(&self.0, container).await?;
         let serving = serving.known(shared.guests.add(guest.clone(), marks));
         boot(serving, shared, &url, Boot { host: host.to_string(), id: context.id, token })
             .await
@@ -332,7 +356,11 @@ fn call_options(shared: &Shared) -> CallOptions {
 }
 
 fn unary(shared: &Shared, guest: &Arc<Guest>, connection: Connection) -> Events {
-    Events { guest: guest.clone(), way: Way::Unary(Box::new(Client::new(connection))), limit: shared.call_timeout }
+    events(shared, guest, Way::Unary(Box::new(Client::new(connection))))
+}
+
+fn events(shared: &Shared, guest: &Arc<Guest>, way: Way) -> Events {
+    Events { guest: guest.clone(), way, limit: shared.call_timeout, silent: Mutex::default() }
 }
 
 /// Boots a guest by a call, as soon as it answers; whether it knows tokens.
@@ -389,21 +417,22 @@ fn listen(directory: &Path) -> std::io::Result<UnixListener> {
 pub(super) struct Serving {
     events: Events,
     known: Option<Known>,
-    guard: Option<DropGuard>,
+    /// The end of the guest's connection.
+    _end: DropGuard,
     container: Option<(Arc<Component>, Arc<Container>)>,
     /// Of a server that is no container: it is booted as long as this lasts.
     session: Option<Session>,
 }
 
 impl Serving {
-    fn new(events: Events) -> Self {
-        Self { events, known: None, guard: None, container: None, session: None }
+    fn new(events: Events, end: DropGuard) -> Self {
+        Self { events, known: None, _end: end, container: None, session: None }
     }
 
-    fn with_container(mut self, component: &Arc<Component>, container: Arc<Container>) -> Self {
-        component.began(&container);
+    async fn with_container(mut self, component: &Arc<Component>, container: Arc<Container>) -> Result<Self, Error> {
+        component.began(&container).await?;
         self.container = Some((component.clone(), container));
-        self
+        Ok(self)
     }
 
     fn known(mut self, known: Known) -> Self {
@@ -512,6 +541,20 @@ impl Attached {
                 "{key}: {url} is a server that runs already, which this node cannot limit: leave it out"
             )));
         }
+        let settings = &shared.settings;
+        let address = url.bind_addr().ok().map(|addr| addr.ip());
+        if address.is_some_and(|address| settings.subnet.contains(address)) {
+            return Err(Error::rejected(format!(
+                "code: {url} is a container of this node, which may be somebody else's"
+            )));
+        }
+        let is_here = address.is_some_and(|address| address.is_loopback()) || url.host() == "localhost";
+        if !is_here && settings.guest_api_host_url.is_none() {
+            return Err(Error::rejected(format!(
+                "code: the server at {url} could not find this node: \
+                 set container_runtime.guest_api_host_url to an address that it reaches"
+            )));
+        }
         Ok(Self { shared, spec, url })
     }
 }
@@ -520,14 +563,14 @@ impl Attached {
 impl Program for Attached {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
         let Self { shared, spec, url } = self;
-        let guest = Guest::new(context.clone());
+        let (guest, end) = Guest::new(context.clone());
         let token = Uuid::new_v4().simple().to_string();
         let mut marks = vec![Mark::Token(token.clone())];
         if shared.settings.allow_untokened {
             marks.push(Mark::Word(context.id.function));
         }
         let (connection, session) = Connection::to_server_of_guest(url, call_options(shared))?;
-        let serving = Serving::new(unary(shared, &guest, connection)).known(shared.guests.add(guest, marks));
+        let serving = Serving::new(unary(shared, &guest, connection), end).known(shared.guests.add(guest, marks));
         let host = shared.host_for_servers();
         let (mut serving, knows_tokens) =
             boot(serving, shared, url, Boot { host: host.to_string(), id: context.id, token }).await?;

@@ -20,6 +20,7 @@ use edgeless_api::{Code, Error, client};
 use futures_util::StreamExt;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::instance::{Cause, Context, EventKind, Incoming, InstanceError, Payload};
 use crate::outputs::{CallError, Outputs};
@@ -32,6 +33,8 @@ const WAITING: usize = 2 * IN_FLIGHT;
 /// A guest's hold on its node; one for each incarnation of its instance.
 pub(super) struct Guest {
     pub(super) context: Context,
+    /// The end of its connection: after that of its component, for its stop handler runs in between.
+    end: CancellationToken,
     link: Mutex<Option<Link>>,
     is_attached: watch::Sender<bool>,
     /// Why it is of no use any more.
@@ -62,14 +65,24 @@ struct Asked {
 type Answer = Result<Reply, String>;
 
 impl Guest {
-    pub(super) fn new(context: Context) -> Arc<Self> {
-        Arc::new(Self {
+    /// A guest whose connection ends with the guard.
+    pub(super) fn new(context: Context) -> (Arc<Self>, DropGuard) {
+        let end = CancellationToken::new();
+        let guard = end.clone().drop_guard();
+        let guest = Arc::new(Self {
             context,
+            end,
             link: Mutex::default(),
             is_attached: watch::Sender::new(false),
             lost: watch::Sender::new(None),
             hand: Mutex::default(),
-        })
+        });
+        (guest, guard)
+    }
+
+    /// Tells when its connection ends.
+    pub(super) fn end(&self) -> CancellationToken {
+        self.end.clone()
     }
 
     fn hand<R>(&self, act: impl FnOnce(&mut Hand) -> R) -> R {
@@ -91,13 +104,13 @@ impl Guest {
             *link = Some(Link(sender));
         }
         self.is_attached.send_replace(true);
-        let (guest, cancel) = (self.clone(), self.context.cancel.clone());
+        let (guest, end) = (self.clone(), self.end.clone());
         tokio::spawn(async move {
-            let end = cancel.run_until_cancelled(guest.listen(messages)).await;
+            let end = end.run_until_cancelled(guest.listen(messages)).await;
             guest.lose(end.unwrap_or_else(|| "its component is stopped".to_string()));
         });
         // Ends with the instance, whatever the guest does.
-        let outgoing = ReceiverStream::new(receiver).take_until(self.context.cancel.clone().cancelled_owned());
+        let outgoing = ReceiverStream::new(receiver).take_until(self.end.clone().cancelled_owned());
         Ok(Box::pin(outgoing))
     }
 
@@ -119,17 +132,17 @@ impl Guest {
     }
 
     fn lose(&self, reason: String) {
-        let asked = self.hand(|hand| std::mem::take(&mut hand.asked));
-        for (_, asked) in asked {
-            asked.answer.send(Err(reason.clone())).ok();
-        }
         self.lost.send_if_modified(|lost| {
             let is_first = lost.is_none();
             if is_first {
-                *lost = Some(reason);
+                *lost = Some(reason.clone());
             }
             is_first
         });
+        // After that, so that what is asked meanwhile is either found here or sees it.
+        for (_, asked) in self.hand(|hand| std::mem::take(&mut hand.asked)) {
+            asked.answer.send(Err(reason.clone())).ok();
+        }
     }
 
     /// Takes what it says; returns why it says nothing more.
@@ -169,7 +182,7 @@ impl Guest {
                             sender.send(Ok(answer)).await.ok();
                         }
                     };
-                    tokio::spawn(self.context.cancel.clone().run_until_cancelled_owned(answer));
+                    tokio::spawn(self.end.clone().run_until_cancelled_owned(answer));
                 }
             }
         }
@@ -225,6 +238,9 @@ impl Guest {
         });
         // Nobody waits for it any more when this is dropped.
         let _waiting = Waiting { guest: self, id };
+        if let Some(reason) = self.lost.borrow().clone() {
+            return Err(reason);
+        }
         // In the order of their numbers, for each is sent where it is numbered unless there is no room.
         let gone = || Err("the connection to the guest broke".to_string());
         if sender.send(Ok(ToGuest::Request(id, request))).await.is_err() {
@@ -277,7 +293,12 @@ pub(super) struct Events {
     pub(super) way: Way,
     /// How long it may take for one.
     pub(super) limit: Duration,
+    /// Since when it has events in hand and answers none.
+    pub(super) silent: Mutex<Option<Instant>>,
 }
+
+/// How often its time a guest may be silent before it counts as hung.
+const PATIENCE: u32 = 10;
 
 /// Why a guest did not do what it was asked.
 pub(super) enum Trouble {
@@ -313,6 +334,7 @@ impl Events {
     /// Gives it an event.
     pub(super) async fn handle(&self, event: Incoming) -> Result<Option<Payload>, InstanceError> {
         let now = Instant::now();
+        let since = *self.silent.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(now);
         let limit =
             event.cause.deadline.map_or(self.limit, |deadline| self.limit.min(deadline.saturating_duration_since(now)));
         let handled = match &self.way {
@@ -327,11 +349,19 @@ impl Events {
             }
             Way::Unary(client) => self.by_call(client, event, limit).await,
         };
+        let silent = || self.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        if !matches!(handled, Err(Trouble::Late)) {
+            *silent() = None;
+        }
         match handled {
             Ok(Reply::Message(payload)) => Ok(Some(payload)),
             Ok(Reply::Empty) => Ok(None),
             Ok(Reply::Error) => Err(InstanceError::Failed("its handler answered with an error".to_string())),
             Err(Trouble::Refused(reason)) => Err(InstanceError::Failed(reason)),
+            Err(Trouble::Late) if since.elapsed() >= self.limit * PATIENCE => {
+                let seconds = since.elapsed().as_secs();
+                Err(InstanceError::Broken(format!("it hangs: it has answered nothing for {seconds} seconds")))
+            }
             Err(Trouble::Late) => Err(InstanceError::Failed("the container did not answer in time".to_string())),
             Err(Trouble::Lost(reason)) => Err(InstanceError::Broken(reason)),
         }

@@ -16,6 +16,7 @@ use edgeless_api::{Error, InstanceId};
 use uuid::Uuid;
 
 use super::guest::Guest;
+use super::options::Subnet;
 
 /// How a guest shows who it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,9 +30,10 @@ pub(super) enum Mark {
 }
 
 /// The guests that come over the network.
-#[derive(Default)]
 pub(super) struct Guests {
     known: Mutex<HashMap<Mark, Arc<Guest>>>,
+    /// Where containers call from: none of those may speak by its word alone.
+    containers: Subnet,
 }
 
 /// Guests are known as long as this lives.
@@ -42,6 +44,10 @@ pub(super) struct Known {
 }
 
 impl Guests {
+    pub(super) fn new(containers: Subnet) -> Arc<Self> {
+        Arc::new(Self { known: Mutex::default(), containers })
+    }
+
     fn known<R>(&self, act: impl FnOnce(&mut HashMap<Mark, Arc<Guest>>) -> R) -> R {
         act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -59,9 +65,10 @@ impl Guests {
             let by = |mark: Mark| known.get(&mark).cloned();
             match token {
                 Some(token) => by(Mark::Token(token)),
-                None => address
-                    .and_then(|address| by(Mark::Address(address)))
-                    .or_else(|| originator.and_then(|id| by(Mark::Word(id.function)))),
+                None => address.and_then(|address| by(Mark::Address(address))).or_else(|| {
+                    let is_container = address.is_some_and(|address| self.containers.contains(address));
+                    originator.filter(|_| !is_container).and_then(|id| by(Mark::Word(id.function)))
+                }),
             }
         });
         let found = found.ok_or_else(|| match is_shown {

@@ -1,5 +1,6 @@
 //! Images: found, pulled, or loaded from an archive that came with the request.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use bollard::errors::Error as DockerError;
 use bollard::models::{ImageConfig, ImageInspect};
-use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions};
+use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions, RemoveImageOptions};
 use bytes::Bytes;
 use docker_credential::DockerCredential;
 use edgeless_api::Error;
@@ -85,9 +86,65 @@ pub(super) async fn named(engine: &Engine, name: &str, logins: Option<&Path>) ->
     known(&docker, engine, name, found).await
 }
 
+/// An archive whose image has no name: the names in it could be those of images that others use.
+fn without_names(archive: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut plain = tar::Builder::new(Vec::with_capacity(archive.len()));
+    for entry in tar::Archive::new(archive).entries()? {
+        let mut entry = entry?;
+        let path = entry.path_bytes().into_owned();
+        let mut header = entry.header().clone();
+        let mut text = Vec::new();
+        match path.as_slice() {
+            // What older engines are told by.
+            b"repositories" => continue,
+            b"manifest.json" | b"index.json" => {
+                entry.read_to_end(&mut text)?;
+                let mut value: serde_json::Value = serde_json::from_slice(&text)?;
+                forget_names(&mut value);
+                text = serde_json::to_vec(&value)?;
+                header.set_size(u64::try_from(text.len()).unwrap_or_default());
+                header.set_cksum();
+                plain.append(&header, text.as_slice())?;
+            }
+            // A path that does not fit into its header comes in an entry of its own.
+            _ if path.len() > 100 => {
+                let path = entry.path()?.into_owned();
+                plain.append_data(&mut header, path, &mut entry)?;
+            }
+            _ => plain.append(&header, &mut entry)?,
+        }
+    }
+    plain.into_inner()
+}
+
+/// Takes the names out of a description of images, of Docker's or of the OCI's kind.
+fn forget_names(value: &mut serde_json::Value) {
+    match value {
+        serde_json::Value::Array(items) => items.iter_mut().for_each(forget_names),
+        serde_json::Value::Object(fields) => {
+            fields.retain(|key, _| {
+                !matches!(key.as_str(), "RepoTags" | "io.containerd.image.name" | "org.opencontainers.image.ref.name")
+            });
+            fields.values_mut().for_each(forget_names);
+        }
+        _ => {}
+    }
+}
+
+/// Removes an image that nobody needs any more; one that a container still has stays.
+pub(super) async fn remove(engine: &Engine, image: &Image) {
+    if let Ok(docker) = engine.docker().await
+        && let Err(error) = docker.remove_image(&image.id, None::<RemoveImageOptions>, None).await
+    {
+        tracing::debug!(image = image.id, %error, "an image stays for now");
+    }
+}
+
 /// The image in an archive.
 pub(super) async fn archived(engine: &Engine, archive: Bytes) -> Result<Image, Error> {
     let docker = engine.docker().await?;
+    let plain = tokio::task::spawn_blocking(move || without_names(&archive)).await.map_err(Error::bug)?;
+    let archive = Bytes::from(plain.map_err(|error| Error::rejected(format!("the archive cannot be read: {error}")))?);
     let parts = stream::once(async { Ok::<_, std::io::Error>(archive) });
     let mut lines = Box::pin(docker.import_image_stream(ImportImageOptions::default(), parts, None));
     let mut loaded = None;
@@ -188,6 +245,41 @@ async fn known(docker: &Docker, engine: &Engine, name: &str, found: ImageInspect
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_archive_brings_no_names_along() {
+        let mut archive = tar::Builder::new(Vec::new());
+        let mut put = |name: &str, text: &str| {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(text.len() as u64);
+            header.set_mode(0o644);
+            archive.append_data(&mut header, name, text.as_bytes()).unwrap();
+        };
+        let long = "l".repeat(150);
+        put("manifest.json", r#"[{"Config":"c.json","RepoTags":["postgres:16"],"Layers":["layer.tar"]}]"#);
+        put("repositories", r#"{"postgres":{"16":"c"}}"#);
+        put("index.json", r#"{"manifests":[{"annotations":{"io.containerd.image.name":"postgres:16","a":"b"}}]}"#);
+        put(&long, "content");
+        let plain = without_names(&archive.into_inner().unwrap()).unwrap();
+        let mut plain = tar::Archive::new(plain.as_slice());
+        let found: Vec<(String, String)> = plain
+            .entries()
+            .unwrap()
+            .map(|entry| {
+                let mut entry = entry.unwrap();
+                let mut text = String::new();
+                entry.read_to_string(&mut text).unwrap();
+                (entry.path().unwrap().display().to_string(), text)
+            })
+            .collect();
+        let expected = [
+            ("manifest.json", r#"[{"Config":"c.json","Layers":["layer.tar"]}]"#),
+            ("index.json", r#"{"manifests":[{"annotations":{"a":"b"}}]}"#),
+            (&long, "content"),
+        ];
+        assert_eq!(found, expected.map(|(name, text)| (name.to_string(), text.to_string())));
+        assert!(without_names(b"no archive").is_err());
+    }
 
     #[test]
     fn the_registry_of_an_image() {

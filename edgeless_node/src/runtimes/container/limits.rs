@@ -65,7 +65,11 @@ impl FromStr for Bytes {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let size: ByteSize = text.parse().map_err(|_| format!("'{text}' is not a size, such as 128MiB"))?;
-        Ok(Self(size.as_u64()))
+        match size.as_u64() {
+            // To an engine it would mean: without limit.
+            0 => Err(format!("'{text}' is nothing: 'none' takes a limit away")),
+            size => Ok(Self(size)),
+        }
     }
 }
 
@@ -236,6 +240,16 @@ fn parse<T: FromStr<Err = String>>(text: &str) -> Result<Option<T>, String> {
     }
 }
 
+/// The least memory that an engine takes: what it needs itself to start a process.
+const LEAST_MEMORY: Bytes = Bytes(6 << 20);
+
+fn enough(memory: Bytes) -> Result<Bytes, String> {
+    match memory >= LEAST_MEMORY {
+        true => Ok(memory),
+        false => Err(format!("{memory} are too little for a container: {LEAST_MEMORY} are the least")),
+    }
+}
+
 impl Limits {
     /// What holds for containers that say nothing, on a node that says nothing.
     pub fn usual() -> Self {
@@ -294,7 +308,7 @@ impl Limits {
             "cpu" => self.cpu = parse(text)?,
             "cpu_shares" => self.cpu_shares = parse(text)?,
             "cpuset" => self.cpuset = parse(text)?,
-            "memory" => self.memory = parse(text)?,
+            "memory" => self.memory = parse(text)?.map(enough).transpose()?,
             "pids" => self.pids = parse(text)?,
             "disk" => self.disk = parse(text)?,
             BOTH => {
@@ -367,13 +381,25 @@ impl Limits {
         Self {
             cpu: lower(self.cpu, &maxima.cpu),
             cpu_shares: lower(self.cpu_shares, &maxima.cpu_shares),
-            cpuset: self.cpuset,
+            cpuset: match (self.cpuset, &maxima.cpuset) {
+                (Some(set), Some(maximum)) if !set.is_within(maximum) => Some(maximum.clone()),
+                (set, _) => set,
+            },
             memory: lower(self.memory, &maxima.memory),
             pids: lower(self.pids, &maxima.pids),
             disk: lower(self.disk, &maxima.disk),
             network_bandwidth_up: lower(self.network_bandwidth_up, &maxima.network_bandwidth_up),
             network_bandwidth_down: lower(self.network_bandwidth_down, &maxima.network_bandwidth_down),
         }
+    }
+
+    /// These limits where there is no network: what was not said of it but holds for others means nothing.
+    #[must_use]
+    pub fn without_network(mut self, said: &Annotations) -> Self {
+        if !said.keys().any(|key| key.starts_with(BOTH)) {
+            (self.network_bandwidth_up, self.network_bandwidth_down) = (None, None);
+        }
+        self
     }
 
     /// Each limit that there may be, by name, as text; `None`: not limited.
@@ -420,7 +446,7 @@ mod tests {
             ("cpuset", "0-1,3", "0-1,3"),
             ("memory", "128MiB", "128MiB"),
             ("memory", "128 mib", "128MiB"),
-            ("memory", "1000", "1000B"),
+            ("disk", "1000", "1000B"),
             ("memory", "2GiB", "2GiB"),
             ("pids", "64", "64"),
             ("disk", "1536KiB", "1536KiB"),
@@ -445,6 +471,9 @@ mod tests {
             ("cpu", "NaN", "cpu: 'NaN' cores are too few: 0.01 are the least"),
             ("cpu_shares", "1", "cpu_shares: '1' is not a weight from 2 to 262144; 1024 is normal"),
             ("memory", "lots", "memory: 'lots' is not a size, such as 128MiB"),
+            ("memory", "0", "memory: '0' is nothing: 'none' takes a limit away"),
+            ("memory", "1MiB", "memory: 1MiB are too little for a container: 6MiB are the least"),
+            ("disk", "0KiB", "disk: '0KiB' is nothing: 'none' takes a limit away"),
             ("pids", "0", "pids: '0' is not a number of processes from 1 to 4194304"),
             ("cpuset", "a", "cpuset: 'a' is not a list of processors, such as 0-1,3"),
             ("network_bandwidth", "10", "network_bandwidth: '10' is not a rate, such as 10mbit"),

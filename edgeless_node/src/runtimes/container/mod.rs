@@ -40,7 +40,7 @@ use async_trait::async_trait;
 use bollard::Docker;
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use edgeless_api::component::{CONTAINER, FunctionSpec, SERVICE};
-use edgeless_api::server::Server;
+use edgeless_api::server::{Admission, Server};
 use edgeless_api::{Binary, ComponentId, Digest, Error, NodeId, Url};
 use edgeless_daemon::{Tasks, listen};
 use tokio::sync::{Notify, Semaphore};
@@ -63,6 +63,9 @@ use options::{Code, Kind};
 /// has to end by itself.
 pub const REMOVAL: Duration = Duration::from_secs(10);
 
+/// The connections that a guest, or a machine, may have to the guest API at a time.
+const CONNECTIONS: usize = 64;
+
 /// What all containers of a node share.
 struct Shared {
     node: NodeId,
@@ -84,8 +87,8 @@ struct Shared {
     tracker: TaskTracker,
     /// The names of the containers of this run.
     known: Mutex<HashSet<String>>,
-    /// The images of archives that came along, by digest.
-    archives: Mutex<HashMap<Digest, Image>>,
+    /// The images of archives that came along and are in use, by digest.
+    archives: Mutex<HashMap<Digest, Weak<Lease>>>,
     /// Containers of an earlier run that may be taken over.
     found: Mutex<HashMap<ComponentId, Found>>,
     /// Told when there are such.
@@ -131,7 +134,7 @@ impl Containers {
             node,
             networks: Networks::new(engine.clone(), node, settings.subnet, host_url.port()),
             engine: engine.clone(),
-            guests: Arc::default(),
+            guests: Guests::new(settings.subnet),
             host_port: host_url.port(),
             host_url,
             limits,
@@ -147,7 +150,13 @@ impl Containers {
             is_found: Notify::new(),
             settings,
         });
-        let server = Server::new(limits, tasks.cancel().clone()).guest_host(shared.guests.clone());
+        let subnet = shared.settings.subnet;
+        // Where nobody said that others come, only containers and processes of this machine do.
+        let is_open = shared.settings.guest_api_host_url.is_some();
+        let is_welcome = move |peer: IpAddr| is_open || peer.is_loopback() || subnet.contains(peer);
+        let server = Server::new(limits, tasks.cancel().clone())
+            .guest_host(shared.guests.clone())
+            .admit(Admission::new(CONNECTIONS, is_welcome));
         tasks.vital("guest API server", server.serve(listener));
         let sweeper = shared.clone();
         let on_return = move |docker| {
@@ -187,6 +196,35 @@ impl Containers {
     }
 }
 
+/// The image of an archive, which goes with the last component that uses it: it has no name to be found by.
+struct Lease {
+    shared: Arc<Shared>,
+    image: Image,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let (shared, image) = (self.shared.clone(), self.image.clone());
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            // After the last container that has it.
+            let removal = async move {
+                tokio::time::sleep(LEASE).await;
+                let archives = || shared.archives.lock().unwrap_or_else(PoisonError::into_inner);
+                let is_same = |lease: &Weak<Lease>| lease.upgrade().is_some_and(|lease| lease.image.id == image.id);
+                let is_used_again = archives().values().any(is_same);
+                if !is_used_again {
+                    image::remove(&shared.engine, &image).await;
+                }
+            };
+            runtime.spawn(removal);
+        }
+    }
+}
+
+/// How long the image of an archive stays when nothing uses it: a workflow that is started again needs not bring
+/// it along again.
+const LEASE: Duration = Duration::from_secs(60);
+
 impl Shared {
     fn known<R>(&self, act: impl FnOnce(&mut HashSet<String>) -> R) -> R {
         act(&mut self.known.lock().unwrap_or_else(PoisonError::into_inner))
@@ -209,20 +247,23 @@ impl Shared {
         turn
     }
 
-    /// The image of an archive, which comes along once.
-    async fn archived(&self, binary: &Binary) -> Result<Image, Error> {
+    /// The image of an archive, which comes along once for all that use it at the same time.
+    async fn archived(self: &Arc<Self>, binary: &Binary) -> Result<Arc<Lease>, Error> {
         let archives = || self.archives.lock().unwrap_or_else(PoisonError::into_inner);
         let digest = binary.digest();
-        let known = archives().get(&digest).cloned();
-        if let Some(image) = known
-            && self.engine.docker().await?.inspect_image(&image.id).await.is_ok()
+        let known = archives().get(&digest).and_then(Weak::upgrade);
+        if let Some(lease) = known
+            && self.engine.docker().await?.inspect_image(&lease.image.id).await.is_ok()
         {
-            return Ok(image);
+            return Ok(lease);
         }
         let bytes = binary.bytes().ok_or_else(|| Error::needs_code(digest))?;
         let image = image::archived(&self.engine, bytes.clone()).await?;
-        archives().insert(digest, image.clone());
-        Ok(image)
+        let lease = Arc::new(Lease { shared: self.clone(), image });
+        let mut archives = archives();
+        archives.retain(|_, lease| lease.strong_count() > 0);
+        archives.insert(digest, Arc::downgrade(&lease));
+        Ok(lease)
     }
 
     /// Where a container finds the guest API that finds the node at this gateway.

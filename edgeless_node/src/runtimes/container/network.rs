@@ -64,6 +64,11 @@ impl Networks {
             Reach::Full => Some(workflow),
         };
         let mut joined = self.joined.lock().await;
+        if key.is_none() {
+            // The filter must be there before anything can pass it, and whoever sets up that of the machine anew
+            // takes it away.
+            self.firewall.allow(&self.bridge(), self.port).await.map_err(Error::rejected)?;
+        }
         if let Some((known, count)) = joined.get_mut(&key) {
             let docker = self.engine.docker().await?;
             // An engine that lost its data, or somebody who tidies up, may have removed it.
@@ -127,18 +132,18 @@ impl Networks {
         }
     }
 
+    /// The device of the network that leads to the node alone.
+    fn bridge(&self) -> String {
+        format!("edgls{}", short(&self.node.to_string()))
+    }
+
     async fn make(&self, key: Key) -> Result<Joined, Error> {
         let docker = self.engine.docker().await?;
         let name = self.name(key);
         let is_platform = key.is_none();
-        // The filter must be there before anything can pass it.
-        let bridge = format!("edgls{}", short(&self.node.to_string()));
-        if is_platform {
-            self.firewall.allow(&bridge, self.port).await.map_err(Error::rejected)?;
-        }
         let gateway = match self.existing(&docker, &name).await? {
             Some(gateway) => gateway,
-            None => self.create(&docker, &name, key, &bridge).await?,
+            None => self.create(&docker, &name, key, &self.bridge()).await?,
         };
         Ok(Joined { name, gateway, is_platform })
     }

@@ -473,6 +473,14 @@ impl Subnet {
     /// Where networks are carved from unless the node says otherwise.
     pub const DEFAULT: Self = Self { base: 0x0ae7_0000, bits: 16 };
 
+    /// Whether an address is one of it.
+    pub fn contains(self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(address) => u32::from(address) >> (32 - self.bits) == self.base >> (32 - self.bits),
+            IpAddr::V6(_) => false,
+        }
+    }
+
     /// How many networks with this prefix length it has.
     pub fn count(self, bits: u32) -> u32 {
         bits.checked_sub(self.bits).and_then(|free| 1_u32.checked_shl(free)).unwrap_or(0)
@@ -666,5 +674,10 @@ mod tests {
         assert_eq!(subnet.carve(26, 0), ("10.231.0.0/26".into(), "10.231.0.1".parse().unwrap()));
         assert_eq!(subnet.carve(26, 1023), ("10.231.255.192/26".into(), "10.231.255.193".parse().unwrap()));
         assert_eq!(subnet.carve(26, 1024), subnet.carve(26, 0));
+        for (address, is_of_it) in
+            [("10.231.9.9", true), ("::ffff:10.231.9.9", true), ("10.232.0.1", false), ("::1", false)]
+        {
+            assert_eq!(subnet.contains(address.parse().unwrap()), is_of_it, "{address}");
+        }
     }
 }
