@@ -609,6 +609,32 @@ async fn a_node_that_is_killed_takes_over_what_is_wanted_and_removes_the_rest() 
     node.stop().await;
 }
 
+/// Or it would run on beside the next one of its component.
+#[tokio::test]
+async fn what_cannot_be_taken_over_is_removed() {
+    if !has_docker("what_cannot_be_taken_over_is_removed") {
+        return;
+    }
+    let setup = Setup::new("adopt_within = \"1h\"\nmax_containers = 2");
+    let node = setup.run().await;
+    let (service, lost) = (contained(SERVICE, &[("command", r#"["web"]"#), ("health", "tcp:8080")]), context("lost"));
+    node.start(&service, &lost).await;
+    node.kill();
+    let text = std::fs::read_to_string(setup.directory.path().join("node.toml")).unwrap();
+    let text = text.replace("max_containers = 2", "max_containers = 1");
+    std::fs::write(setup.directory.path().join("node.toml"), text).unwrap();
+    let node = setup.run().await;
+    node.start(&contained("CONTAINER", &[]), &context("first")).await;
+    assert_eq!(setup.running().len(), 2, "the service may still be taken over");
+    let start = Start { spec: ComponentSpec::Function(service), context: Some(StartContext { epoch: 2, ..lost }) };
+    let refused = node.components.start(start).await.unwrap_err();
+    assert!(refused.message.contains("container_runtime.max_containers"), "{refused}");
+    let running = setup.running();
+    assert!(running.len() == 1 && running[0].1.contains("-first-"), "{running:?}");
+    node.stop().await;
+    assert_eq!(left_of(setup.node), Vec::<String>::new());
+}
+
 /// An engine of the test's own, beside that of the machine.
 struct Dockerd {
     directory: tempfile::TempDir,

@@ -123,8 +123,6 @@ impl Component {
     ) -> Result<Arc<Container>, Error> {
         let turn = self.turn(context).await?;
         let mut plan = self.plan(context);
-        // Refused before anything is done.
-        plan.check()?;
         *self.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let started = Container::start(&self.shared, plan.clone(), turn, context.log.clone(), found, at_socket).await;
         let container = match started {

@@ -277,8 +277,12 @@ impl Shared {
                 container::remove(docker, &id).await;
                 continue;
             };
-            // The newest is listed first.
-            let first = self.found(|all| all.entry(component).or_insert(found).id.clone());
+            // The newest is listed first; one may have been taken over since they were listed.
+            let first = self.found(|all| {
+                let is_known = self.known(|known| known.contains(&name));
+                (!is_known).then(|| all.entry(component).or_insert(found).id.clone())
+            });
+            let Some(first) = first else { continue };
             if first == id {
                 tracing::info!(container = name, "a container of an earlier run waits to be taken over");
             } else {
@@ -300,8 +304,9 @@ impl Shared {
         while let Ok(Some(entry)) = entries.next_entry().await {
             let name = entry.file_name().to_string_lossy().into_owned();
             let is_needed = || {
-                self.known(|known| known.contains(&name))
-                    || self.found(|found| found.values().any(|found| found.name == name))
+                // In this order: one that is taken over is known before it is no longer among the found.
+                self.found(|found| found.values().any(|found| found.name == name))
+                    || self.known(|known| known.contains(&name))
             };
             if name.starts_with(&of_node) && !is_needed() {
                 tokio::fs::remove_dir_all(entry.path()).await.ok();
@@ -313,14 +318,38 @@ impl Shared {
     async fn adopt(&self, component: ComponentId, plan: &str) -> Option<Found> {
         // Known once the engine has come.
         let docker = self.engine.docker().await.ok()?;
-        let found = self.found(|all| all.remove(&component))?;
+        let found = self.found(|all| {
+            let found = all.remove(&component)?;
+            // At once, or who tidies up meanwhile takes it for left over.
+            self.known(|known| known.insert(found.name.clone()));
+            Some(found)
+        })?;
         if found.plan == plan {
             tracing::info!(container = found.name, "a container of an earlier run is taken over");
             return Some(found);
         }
-        container::remove(&docker, &found.id).await;
-        self.remove_sockets().await;
+        self.discard(&docker, found).await;
         None
+    }
+
+    /// Removes one that was to be taken over, and is not.
+    async fn discard(&self, docker: &Docker, found: Found) {
+        container::remove(docker, &found.id).await;
+        self.known(|known| known.remove(&found.name));
+        self.remove_sockets().await;
+        self.networks.sweep(docker).await;
+    }
+
+    /// Removes what was to be taken over by a start that failed before it could.
+    async fn give_up(&self, found: Option<Found>) {
+        let Some(found) = found else { return };
+        match self.engine.docker().await {
+            Ok(docker) => self.discard(&docker, found).await,
+            // It is found again when the engine is back.
+            Err(_) => {
+                self.known(|known| known.remove(&found.name));
+            }
+        }
     }
 
     async fn remove_unclaimed(&self) {
