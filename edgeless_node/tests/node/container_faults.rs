@@ -377,6 +377,28 @@ async fn a_node_that_stops_leaves_nothing() {
     assert_eq!(std::fs::read_dir(sockets.path()).unwrap().count(), 0);
 }
 
+/// What is being started is nobody's yet: no component, no stop handler, but a container.
+#[tokio::test]
+async fn a_node_that_stops_while_a_function_starts_leaves_nothing() {
+    if !has_docker("a_node_that_stops_while_a_function_starts_leaves_nothing") {
+        return;
+    }
+    let sockets = tempfile::tempdir().unwrap();
+    let node = TestNode::with_containers_in(sockets.path(), "start_timeout = \"1h\"").await;
+    let components = client::Components::new(Connection::lazy(node.agent_url(), Options::default()).unwrap());
+    let starting = tokio::spawn(async move {
+        let spec = ComponentSpec::Function(contained("CONTAINER", &[("command", r#"["sleep"]"#)]));
+        components.start(Start { spec, context: Some(context("guest")) }).await
+    });
+    wait_until("its container runs", || async { containers_of(&node, "{{.State}}") == ["running"] }).await;
+    let id = node.id();
+    assert_eq!(node.stop_node().await, edgeless_daemon::Stopped::Clean);
+    let refused = starting.await.unwrap().unwrap_err();
+    assert_eq!((refused.code, &*refused.message), (Code::Unavailable, "the node is being stopped"));
+    assert_eq!(left_of(id), Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(sockets.path()).map_or(0, Iterator::count), 0);
+}
+
 /// The program of the node, and the orchestrator as far as it can tell.
 struct Program {
     child: Child,
