@@ -322,20 +322,29 @@ impl Handle for Node {
 
     async fn stop(self) -> Stopped {
         self.front.cancel().cancel();
+        if let Some(containers) = &self.containers {
+            // Or the front waits for them, and they for what they start.
+            containers.end_starts();
+        }
         self.farewell.say().await;
         let front = self.front.stop(self.grace).await;
         // Each component keeps to the grace itself; the rest is for its stop handler.
         let stopped = tokio::time::timeout(self.grace * 2, self.agent.stop_all()).await;
-        if let Some(containers) = &self.containers {
+        let removed = match &self.containers {
             // What is not gone by then is removed by the next run of this node.
-            tokio::time::timeout(self.grace + container::REMOVAL, containers.stop()).await.ok();
-        }
+            Some(containers) => tokio::time::timeout(self.grace + container::REMOVAL, containers.stop()).await,
+            None => Ok(()),
+        };
         let base = self.base.stop(self.grace).await;
-        match (front, stopped, base) {
-            (Stopped::Clean, Ok(()), Stopped::Clean) => Stopped::Clean,
-            (Stopped::Clean, Err(_), Stopped::Clean) => Stopped::Forced { tasks: vec!["components".to_string()] },
-            (Stopped::Forced { tasks }, ..) | (_, _, Stopped::Forced { tasks }) => Stopped::Forced { tasks },
+        let mut forced = Vec::new();
+        for part in [front, base] {
+            if let Stopped::Forced { tasks } = part {
+                forced.extend(tasks);
+            }
         }
+        forced.extend(stopped.is_err().then(|| "components".to_string()));
+        forced.extend(removed.is_err().then(|| "containers".to_string()));
+        if forced.is_empty() { Stopped::Clean } else { Stopped::Forced { tasks: forced } }
     }
 }
 

@@ -394,6 +394,28 @@ async fn a_node_that_stops_leaves_nothing() {
     assert_eq!(std::fs::read_dir(sockets.path()).unwrap().count(), 0);
 }
 
+/// What is being started is nobody's yet: no component, no stop handler, but a container.
+#[tokio::test]
+async fn a_node_that_stops_while_a_function_starts_leaves_nothing() {
+    if !has_docker("a_node_that_stops_while_a_function_starts_leaves_nothing") {
+        return;
+    }
+    let sockets = tempfile::tempdir().unwrap();
+    let node = TestNode::with_containers_in(sockets.path(), "start_timeout = \"1h\"").await;
+    let components = client::Components::new(Connection::lazy(node.agent_url(), Options::default()).unwrap());
+    let starting = tokio::spawn(async move {
+        let spec = ComponentSpec::Function(contained("CONTAINER", &[("command", r#"["sleep"]"#)]));
+        components.start(Start { spec, context: Some(context("guest")) }).await
+    });
+    wait_until("its container runs", || async { containers_of(&node, "{{.State}}") == ["running"] }).await;
+    let id = node.id();
+    assert_eq!(node.stop_node().await, edgeless_daemon::Stopped::Clean);
+    let refused = starting.await.unwrap().unwrap_err();
+    assert_eq!((refused.code, &*refused.message), (Code::Unavailable, "the node is being stopped"));
+    assert_eq!(left_of(id), Vec::<String>::new());
+    assert_eq!(std::fs::read_dir(sockets.path()).map_or(0, Iterator::count), 0);
+}
+
 /// The program of the node, and the orchestrator as far as it can tell.
 struct Program {
     child: Child,
@@ -624,6 +646,32 @@ async fn a_node_that_is_killed_takes_over_what_is_wanted_and_removes_the_rest() 
     let sockets = setup.directory.path().join("sockets");
     assert_eq!(std::fs::read_dir(sockets).map_or(0, Iterator::count), 0);
     node.stop().await;
+}
+
+/// Or it would run on beside the next one of its component.
+#[tokio::test]
+async fn what_cannot_be_taken_over_is_removed() {
+    if !has_docker("what_cannot_be_taken_over_is_removed") {
+        return;
+    }
+    let setup = Setup::new("adopt_within = \"1h\"\nmax_containers = 2");
+    let node = setup.run().await;
+    let (service, lost) = (contained(SERVICE, &[("command", r#"["web"]"#), ("health", "tcp:8080")]), context("lost"));
+    node.start(&service, &lost).await;
+    node.kill();
+    let text = std::fs::read_to_string(setup.directory.path().join("node.toml")).unwrap();
+    let text = text.replace("max_containers = 2", "max_containers = 1");
+    std::fs::write(setup.directory.path().join("node.toml"), text).unwrap();
+    let node = setup.run().await;
+    node.start(&contained("CONTAINER", &[]), &context("first")).await;
+    assert_eq!(setup.running().len(), 2, "the service may still be taken over");
+    let start = Start { spec: ComponentSpec::Function(service), context: Some(StartContext { epoch: 2, ..lost }) };
+    let refused = node.components.start(start).await.unwrap_err();
+    assert!(refused.message.contains("container_runtime.max_containers"), "{refused}");
+    let running = setup.running();
+    assert!(running.len() == 1 && running[0].1.contains("-first-"), "{running:?}");
+    node.stop().await;
+    assert_eq!(left_of(setup.node), Vec::<String>::new());
 }
 
 /// An engine of the test's own, beside that of the machine.

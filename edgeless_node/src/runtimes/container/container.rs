@@ -359,12 +359,14 @@ impl Container {
         found: Option<Found>,
         at_socket: impl FnOnce(&Path) -> Result<(), Error> + Send,
     ) -> Result<Self, Error> {
-        let docker = shared.engine.docker().await?;
-        let place = shared.places.clone().try_acquire_owned().map_err(|_| {
-            let limit = shared.settings.max_containers;
-            Error::exhausted(format!("the node runs {limit} containers, the limit is container_runtime.max_containers"))
-        })?;
-        let joined = shared.networks.join(plan.reach(), plan.workflow).await?;
+        let (docker, place, joined) = match prepare(shared, &plan).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                // Still in its turn: nobody meets what was found.
+                shared.give_up(found).await;
+                return Err(error);
+            }
+        };
         let name = found.as_ref().map_or_else(|| name(shared, &plan), |found| found.name.clone());
         let socket = plan.has_socket().then(|| shared.settings.socket_directory.join(&name));
         shared.known(|known| known.insert(name.clone()));
@@ -756,6 +758,19 @@ impl Container {
             remove_volume(&docker, &plan.volume(&volume.name)).await;
         }
     }
+}
+
+/// What a container needs before there is anything to undo.
+async fn prepare(shared: &Shared, plan: &Plan) -> Result<(Docker, OwnedSemaphorePermit, Option<Joined>), Error> {
+    // Refused before anything is done.
+    plan.check()?;
+    let docker = shared.engine.docker().await?;
+    let place = shared.places.clone().try_acquire_owned().map_err(|_| {
+        let limit = shared.settings.max_containers;
+        Error::exhausted(format!("the node runs {limit} containers, the limit is container_runtime.max_containers"))
+    })?;
+    let joined = shared.networks.join(plan.reach(), plan.workflow).await?;
+    Ok((docker, place, joined))
 }
 
 /// Another service of the workflow may still have it.

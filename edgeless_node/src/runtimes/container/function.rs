@@ -12,6 +12,8 @@ use edgeless_api::guest::{Boot, Request};
 use edgeless_api::server::{Admission, Server};
 use edgeless_api::status::{Limit, Usage};
 use edgeless_api::{Code as ErrorCode, Error, Url};
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use tokio::net::UnixListener;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::DropGuard;
@@ -104,8 +106,27 @@ impl Component {
     }
 
     /// What an earlier run of the node left of it, if that can be taken over.
-    pub(super) async fn found(&self, context: &Context) -> Option<Found> {
+    async fn found(&self, context: &Context) -> Option<Found> {
         self.shared.adopt(context.component, &self.plan(context).digest()).await
+    }
+
+    /// Serves with what an earlier run of the node left or, if that does not work, with a new container.
+    pub(super) async fn adopt_or_start<'a, T>(
+        &self,
+        context: &Context,
+        serve: impl Fn(Option<Found>) -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let starting = async {
+            if let Some(found) = self.found(context).await {
+                match serve(Some(found)).await {
+                    // Many guests refuse to be booted twice.
+                    Err(error) => tracing::info!(name = context.name, %error, "a container is replaced"),
+                    served => return served,
+                }
+            }
+            serve(None).await
+        };
+        self.shared.unless_stopped(starting).await
     }
 
     /// Starts a container, or takes over the one that was found.
@@ -118,8 +139,13 @@ impl Component {
         let (component, context) = (self.clone(), context.clone());
         // Who waits for it may give up, but what was asked of the engine happens nevertheless: only what is
         // seen to its end can be undone.
-        let starting = async move { component.start_at(&context, found, &at_socket).await };
-        self.shared.tracker.spawn(starting).await.map_err(Error::bug)?
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.shared.tracker.spawn(async move {
+            let started = component.start_at(&context, found, &at_socket).await;
+            // What nobody waits for is dropped here, where it is waited for that all is undone.
+            drop(sender.send(started));
+        });
+        receiver.await.map_err(Error::bug)?
     }
 
     async fn start_at(
@@ -130,8 +156,6 @@ impl Component {
     ) -> Result<Arc<Container>, Error> {
         let turn = self.turn(context).await?;
         let mut plan = self.plan(context);
-        // Refused before anything is done.
-        plan.check()?;
         *self.planned.lock().unwrap_or_else(PoisonError::into_inner) = Some(plan.clone());
         let started = Container::start(&self.shared, plan.clone(), turn, context.log.clone(), found, at_socket).await;
         let container = match started {
@@ -226,14 +250,8 @@ pub(super) struct Contained(pub(super) Arc<Component>);
 #[async_trait]
 impl Program for Contained {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
-        if let Some(found) = self.0.found(&context).await {
-            match self.serve(&context, Some(found)).await {
-                Ok(serving) => return Ok(Box::new(serving)),
-                // Many guests refuse to be booted twice.
-                Err(error) => tracing::info!(name = context.name, %error, "a container is replaced"),
-            }
-        }
-        Ok(Box::new(self.serve(&context, None).await?))
+        let serve = |found| self.serve(&context, found).boxed();
+        Ok(Box::new(self.0.adopt_or_start(&context, serve).await?))
     }
 
     fn max_in_flight(&self) -> usize {

@@ -38,12 +38,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bollard::Docker;
+use bollard::models::ContainerSummary;
 use bollard::query_parameters::ListContainersOptionsBuilder;
 use edgeless_api::component::{CONTAINER, FunctionSpec, SERVICE};
 use edgeless_api::server::{Admission, Server};
 use edgeless_api::{Binary, ComponentId, Digest, Error, NodeId, Url};
 use edgeless_daemon::{Tasks, listen};
 use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
@@ -85,6 +87,8 @@ struct Shared {
     turns: Mutex<HashMap<ComponentId, Weak<Semaphore>>>,
     /// What has to end before the node may.
     tracker: TaskTracker,
+    /// The node is being stopped: nothing is started any more, and what is being started is undone.
+    stopping: CancellationToken,
     /// The names of the containers of this run.
     known: Mutex<HashSet<String>>,
     /// The images of archives that came along and are in use, by digest.
@@ -144,6 +148,7 @@ impl Containers {
             backends,
             starts,
             tracker: TaskTracker::new(),
+            stopping: CancellationToken::new(),
             known: Mutex::default(),
             archives: Mutex::default(),
             found: Mutex::default(),
@@ -184,13 +189,19 @@ impl Containers {
         vec![Arc::new(Functions(self.0.clone())), Arc::new(Services(self.0.clone()))]
     }
 
-    /// Resolves when nothing is left of containers that were stopped.
+    /// Ends what is being started, and refuses what would be from now on; what runs goes on.
+    pub fn end_starts(&self) {
+        self.0.stopping.cancel();
+    }
+
+    /// Resolves when nothing is left of the containers, whoever still believes that one runs.
     pub async fn stop(&self) {
+        self.end_starts();
         self.0.tracker.close();
         self.0.tracker.wait().await;
-        self.0.remove_unclaimed().await;
         if let Ok(docker) = self.0.engine.docker().await {
-            self.0.networks.sweep(&docker).await;
+            self.0.remove_all(&docker).await;
+            self.0.networks.close(&docker).await;
         }
         self.0.remove_sockets().await;
     }
@@ -291,18 +302,37 @@ impl Shared {
         }
     }
 
-    /// Sorts what the engine has of ours: what this run made, what may be taken over, and what is removed.
-    async fn take_stock(&self, docker: &Docker) {
+    /// What a start brings, unless the node is stopped before: then it is undone, which the end of the node waits
+    /// for.
+    async fn unless_stopped<T>(&self, starting: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        // Dropped after what was started.
+        let _awaited = self.tracker.token();
+        let started = self.stopping.run_until_cancelled(starting).await;
+        started.unwrap_or_else(|| Err(Error::unavailable("the node is being stopped")))
+    }
+
+    /// All containers of this node that the engine has, the newest first.
+    async fn list(&self, docker: &Docker) -> Vec<ContainerSummary> {
         let filters = HashMap::from([("label", vec![format!("{NODE}={}", self.node)])]);
         let options = ListContainersOptionsBuilder::new().all(true).filters(&filters).build();
-        let listed = match docker.list_containers(Some(options)).await {
-            Ok(listed) => listed,
-            Err(error) => {
-                tracing::warn!(%error, "the containers of an earlier run cannot be listed");
-                return;
-            }
-        };
-        for summary in listed {
+        let listed = docker.list_containers(Some(options)).await;
+        listed
+            .inspect_err(|error| tracing::warn!(%error, "the containers of this node cannot be listed"))
+            .unwrap_or_default()
+    }
+
+    /// Removes whatever there is of this node: what nobody took over, and what was left for any other cause.
+    async fn remove_all(&self, docker: &Docker) {
+        self.found(std::mem::take);
+        for id in self.list(docker).await.into_iter().filter_map(|summary| summary.id) {
+            container::remove(docker, &id).await;
+        }
+        self.known(HashSet::clear);
+    }
+
+    /// Sorts what the engine has of ours: what this run made, what may be taken over, and what is removed.
+    async fn take_stock(&self, docker: &Docker) {
+        for summary in self.list(docker).await {
             let name = summary.names.into_iter().flatten().next().unwrap_or_default();
             let name = name.trim_start_matches('/').to_string();
             let id = summary.id.unwrap_or_default();
@@ -318,8 +348,12 @@ impl Shared {
                 container::remove(docker, &id).await;
                 continue;
             };
-            // The newest is listed first.
-            let first = self.found(|all| all.entry(component).or_insert(found).id.clone());
+            // The newest is listed first; one may have been taken over since they were listed.
+            let first = self.found(|all| {
+                let is_known = self.known(|known| known.contains(&name));
+                (!is_known).then(|| all.entry(component).or_insert(found).id.clone())
+            });
+            let Some(first) = first else { continue };
             if first == id {
                 tracing::info!(container = name, "a container of an earlier run waits to be taken over");
             } else {
@@ -341,8 +375,9 @@ impl Shared {
         while let Ok(Some(entry)) = entries.next_entry().await {
             let name = entry.file_name().to_string_lossy().into_owned();
             let is_needed = || {
-                self.known(|known| known.contains(&name))
-                    || self.found(|found| found.values().any(|found| found.name == name))
+                // In this order: one that is taken over is known before it is no longer among the found.
+                self.found(|found| found.values().any(|found| found.name == name))
+                    || self.known(|known| known.contains(&name))
             };
             if name.starts_with(&of_node) && !is_needed() {
                 tokio::fs::remove_dir_all(entry.path()).await.ok();
@@ -354,14 +389,38 @@ impl Shared {
     async fn adopt(&self, component: ComponentId, plan: &str) -> Option<Found> {
         // Known once the engine has come.
         let docker = self.engine.docker().await.ok()?;
-        let found = self.found(|all| all.remove(&component))?;
+        let found = self.found(|all| {
+            let found = all.remove(&component)?;
+            // At once, or who tidies up meanwhile takes it for left over.
+            self.known(|known| known.insert(found.name.clone()));
+            Some(found)
+        })?;
         if found.plan == plan {
             tracing::info!(container = found.name, "a container of an earlier run is taken over");
             return Some(found);
         }
-        container::remove(&docker, &found.id).await;
-        self.remove_sockets().await;
+        self.discard(&docker, found).await;
         None
+    }
+
+    /// Removes one that was to be taken over, and is not.
+    async fn discard(&self, docker: &Docker, found: Found) {
+        container::remove(docker, &found.id).await;
+        self.known(|known| known.remove(&found.name));
+        self.remove_sockets().await;
+        self.networks.sweep(docker).await;
+    }
+
+    /// Removes what was to be taken over by a start that failed before it could.
+    async fn give_up(&self, found: Option<Found>) {
+        let Some(found) = found else { return };
+        match self.engine.docker().await {
+            Ok(docker) => self.discard(&docker, found).await,
+            // It is found again when the engine is back.
+            Err(_) => {
+                self.known(|known| known.remove(&found.name));
+            }
+        }
     }
 
     async fn remove_unclaimed(&self) {

@@ -123,6 +123,12 @@ impl Networks {
         }
     }
 
+    /// Removes all networks of the node, whoever still counts on one: there are no containers any more.
+    pub(super) async fn close(&self, docker: &Docker) {
+        self.joined.lock().await.clear();
+        self.sweep(docker).await;
+    }
+
     fn name(&self, key: Key) -> String {
         let node = self.node.to_string();
         let node = short(&node);

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use edgeless_api::Error;
+use futures_util::FutureExt;
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -39,13 +40,8 @@ pub(super) struct Contained(pub(super) Arc<Component>);
 #[async_trait]
 impl Program for Contained {
     async fn instantiate(&self, context: Context) -> Result<Box<dyn Instance>, Error> {
-        if let Some(found) = self.0.found(&context).await {
-            match self.serve(&context, Some(found)).await {
-                Ok(serving) => return Ok(Box::new(serving)),
-                Err(error) => tracing::info!(name = context.name, %error, "a container is replaced"),
-            }
-        }
-        Ok(Box::new(self.serve(&context, None).await?))
+        let serve = |found| self.serve(&context, found).boxed();
+        Ok(Box::new(self.0.adopt_or_start(&context, serve).await?))
     }
 
     fn controls(&self) -> Option<Arc<dyn Controls>> {
