@@ -68,8 +68,10 @@ const CLOSING: Duration = Duration::from_millis(500);
 const TELLING: Duration = Duration::from_secs(5);
 /// How often a process is looked at that no engine looks after.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often a removal is tried.
+/// How often a removal is tried before others need not wait for it.
 const REMOVALS: u32 = 5;
+/// How long after its deadline the engine may still make a container.
+const COMING: Duration = Duration::from_secs(60);
 
 /// What a container is to be.
 #[derive(Clone, Debug)]
@@ -334,8 +336,74 @@ struct Removal {
     socket: Option<PathBuf>,
     /// Volumes that were made for it and have nothing in them that anybody wants.
     volumes: Vec<String>,
+    /// The engine was asked to make it and has not answered: it may do so later.
+    may_come: bool,
     /// Kept until it is gone.
-    _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    places: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
+/// A container that is to be gone, and may not be.
+pub(super) struct Doubtful {
+    /// What the engine knows it by.
+    id: String,
+    name: String,
+    /// It may come until then, also if it is not there.
+    comes_until: Option<Instant>,
+    /// What is undone when it is gone, if that was made by this run of the node.
+    rest: Option<(Plan, Removal)>,
+}
+
+impl Doubtful {
+    fn new(id: String, plan: Plan, removal: Removal) -> Self {
+        let comes_until = removal.may_come.then(|| Instant::now() + COMING);
+        Self { id, name: removal.name.clone(), comes_until, rest: Some((plan, removal)) }
+    }
+
+    /// Whether it is gone for good, by what the engine answers when it is to remove it.
+    fn is_gone(&self, answer: Answer, now: Instant) -> bool {
+        match answer {
+            Answer::Removed => true,
+            Answer::Absent => self.comes_until.is_none_or(|until| now >= until),
+            Answer::Failed => false,
+        }
+    }
+
+    /// Tries to remove it; whether it is gone for good.
+    pub(super) async fn remove(&self, docker: &Docker) -> bool {
+        let answer = ask_removal(docker, &self.id).await;
+        self.is_gone(answer, Instant::now())
+    }
+
+    /// Nobody is kept waiting for its end any longer.
+    pub(super) fn let_go(&mut self) {
+        if let Some((_, removal)) = &mut self.rest {
+            removal.places = None;
+        }
+    }
+
+    /// Removes what belonged to it; `docker`: the engine, if that is there.
+    pub(super) async fn finish(self, shared: &Shared, docker: Option<&Docker>) {
+        shared.known(|known| known.remove(&self.name));
+        let Some((plan, removal)) = self.rest else {
+            shared.remove_sockets().await;
+            return;
+        };
+        if let Some(docker) = docker {
+            for volume in &removal.volumes {
+                remove_volume(docker, volume).await;
+            }
+        }
+        if let Some(socket) = &removal.socket {
+            tokio::fs::remove_dir_all(socket).await.ok();
+        }
+        shared.networks.leave(plan.reach(), plan.workflow).await;
+    }
+}
+
+impl From<Found> for Doubtful {
+    fn from(Found { id, name, .. }: Found) -> Self {
+        Self { id, name, comes_until: None, rest: None }
+    }
 }
 
 /// A container of an earlier run of this node that still runs.
@@ -385,7 +453,8 @@ impl Container {
                 name: name.clone(),
                 socket: socket.clone(),
                 volumes: Vec::new(),
-                _places: (turn, place),
+                may_come: false,
+                places: Some((turn, place)),
             })),
             plan,
         };
@@ -413,6 +482,11 @@ impl Container {
             let volumes = self.make_volumes(docker).await?;
             let options = CreateContainerOptionsBuilder::new().name(name).build();
             let created = docker.create_container(Some(options), self.plan.body(&self.shared, joined, socket)).await;
+            if !matches!(created, Ok(_) | Err(DockerError::DockerResponseServerError { .. }))
+                && let Some(removal) = &mut *self.removal.lock().unwrap_or_else(PoisonError::into_inner)
+            {
+                removal.may_come = true;
+            }
             self.id = created.map_err(|error| self.refused(error))?.id;
             self.exit = engine.watch(&self.id);
             self.own_volumes(&volumes);
@@ -731,7 +805,8 @@ impl Container {
             return;
         }
         // A volume stays as long as a container has it, and its container may take a while to end.
-        let _turn = shared.turn(plan.component).acquire_owned().await;
+        let turn = shared.turn(plan.component).acquire_owned();
+        let _turn = tokio::time::timeout(super::REMOVAL, turn).await;
         let Ok(docker) = shared.engine.docker().await else { return };
         for volume in &plan.options.service.volumes {
             remove_volume(&docker, &plan.volume(&volume.name)).await;
@@ -785,41 +860,50 @@ fn heeds_term(process: u32) -> bool {
 
 async fn undo(shared: Arc<Shared>, plan: Plan, id: String, removal: Removal, gently: bool) {
     shared.engine.forget(&id);
+    let mut doubtful = Doubtful::new(id, plan, removal);
     for attempt in 0..REMOVALS {
-        let Ok(docker) = shared.engine.docker().await else { break };
+        let Ok(docker) = shared.engine.docker().await else {
+            // Nothing is started meanwhile that could meet it, and who wants to is to hear why not.
+            doubtful.let_go();
+            break;
+        };
         if gently && attempt == 0 {
             let options = StopContainerOptionsBuilder::new().t(TERM).build();
             // One that is not there, or stopped already, is no error.
-            docker.stop_container(&id, Some(options)).await.ok();
+            docker.stop_container(&doubtful.id, Some(options)).await.ok();
         }
-        if remove(&docker, &id).await {
-            break;
+        if doubtful.remove(&docker).await {
+            doubtful.finish(&shared, Some(&docker)).await;
+            return;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    if let Ok(docker) = shared.engine.docker().await {
-        for volume in &removal.volumes {
-            remove_volume(&docker, volume).await;
+    shared.doubt(doubtful);
+}
+
+/// What the engine answers when it is to remove a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Removed,
+    Absent,
+    Failed,
+}
+
+async fn ask_removal(docker: &Docker, id: &str) -> Answer {
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match docker.remove_container(id, Some(options)).await {
+        Ok(()) => Answer::Removed,
+        Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => Answer::Absent,
+        Err(error) => {
+            tracing::debug!(container = id, %error, "a container could not be removed");
+            Answer::Failed
         }
     }
-    // What is still there, because the engine is not, is swept when it is back.
-    shared.known(|known| known.remove(&removal.name));
-    if let Some(socket) = &removal.socket {
-        tokio::fs::remove_dir_all(socket).await.ok();
-    }
-    shared.networks.leave(plan.reach(), plan.workflow).await;
 }
 
 /// Removes a container with its anonymous volumes; whether it is gone.
 pub(super) async fn remove(docker: &Docker, id: &str) -> bool {
-    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-    match docker.remove_container(id, Some(options)).await {
-        Ok(()) | Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => true,
-        Err(error) => {
-            tracing::debug!(container = id, %error, "a container could not be removed");
-            false
-        }
-    }
+    ask_removal(docker, id).await != Answer::Failed
 }
 
 /// A name that says what it is for, and that nothing else has.
@@ -889,4 +973,23 @@ pub(super) fn shown(asked: &Limits, kernel: Option<&Limits>) -> Vec<Limit> {
     };
     // What is written nowhere but at the engine is shown when it was asked for.
     asked.values().into_iter().filter(|(name, value)| *name != "disk" || value.is_some()).map(limit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An engine that is late with a creation has made nothing yet when it is asked to remove it.
+    #[test]
+    fn a_container_that_may_still_come_is_not_gone_because_it_is_not_there() {
+        let now = Instant::now();
+        let found = Found { id: "id".into(), name: "name".into(), plan: String::new() };
+        let mut doubtful = Doubtful::from(found);
+        assert!(doubtful.is_gone(Answer::Absent, now), "it was there");
+        assert!(!doubtful.is_gone(Answer::Failed, now));
+        doubtful.comes_until = Some(now + COMING);
+        assert!(!doubtful.is_gone(Answer::Absent, now));
+        assert!(doubtful.is_gone(Answer::Removed, now));
+        assert!(doubtful.is_gone(Answer::Absent, now + COMING));
+    }
 }

@@ -171,7 +171,8 @@ impl Component {
     }
 
     async fn turn(&self, context: &Context) -> Result<OwnedSemaphorePermit, Error> {
-        self.shared.turn(context.component).acquire_owned().await.map_err(Error::bug)
+        let turn = async { self.shared.turn(context.component).acquire_owned().await.map_err(Error::bug) };
+        self.shared.unless_stopped(turn).await
     }
 
     /// The container runs no more: nobody else holds it then.

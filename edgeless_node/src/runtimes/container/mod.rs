@@ -53,7 +53,7 @@ use crate::backends::Backends;
 use crate::config::ContainerRuntime;
 use crate::instance::{Program, Runtime};
 use crate::starts::StartTimes;
-use container::{COMPONENT, Found, PLAN};
+use container::{COMPONENT, Doubtful, Found, PLAN};
 use engine::{Engine, NODE};
 use function::Component;
 use host::Guests;
@@ -64,6 +64,9 @@ use options::{Code, Kind};
 /// How long it may take, at the end of a node, until what its containers left is removed: more than a process
 /// has to end by itself.
 pub const REMOVAL: Duration = Duration::from_secs(10);
+/// The wait before a removal is tried again that failed; it doubles up to the longest.
+const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// What all containers of a node share.
 struct Shared {
@@ -94,6 +97,10 @@ struct Shared {
     found: Mutex<HashMap<ComponentId, Found>>,
     /// Told when there are such.
     is_found: Notify,
+    /// Containers that are to be gone, and may not be. Their names are known until they are.
+    doubtful: Mutex<Vec<Doubtful>>,
+    /// Told when there are such.
+    is_doubtful: Notify,
 }
 
 /// What a node gives its containers.
@@ -150,6 +157,8 @@ impl Containers {
             archives: Mutex::default(),
             found: Mutex::default(),
             is_found: Notify::new(),
+            doubtful: Mutex::default(),
+            is_doubtful: Notify::new(),
             settings,
         });
         let server = Server::new(limits, tasks.cancel().clone()).guest_host(shared.guests.clone());
@@ -170,7 +179,8 @@ impl Containers {
                     late.remove_unclaimed().await;
                 }
             };
-            cancel.run_until_cancelled(removing).await;
+            let both = async { tokio::join!(removing, late.keep_removing()) };
+            cancel.run_until_cancelled(both).await;
         });
         Ok(Self(shared))
     }
@@ -188,11 +198,18 @@ impl Containers {
     /// Resolves when nothing is left of the containers, whoever still believes that one runs.
     pub async fn stop(&self) {
         self.end_starts();
+        self.0.doubtful(|all| all.iter_mut().for_each(Doubtful::let_go));
         self.0.tracker.close();
         self.0.tracker.wait().await;
-        if let Ok(docker) = self.0.engine.docker().await {
-            self.0.remove_all(&docker).await;
-            self.0.networks.close(&docker).await;
+        let docker = self.0.engine.docker().await.ok();
+        if let Some(docker) = &docker {
+            self.0.remove_all(docker).await;
+        }
+        for doubtful in self.0.doubtful(std::mem::take) {
+            doubtful.finish(&self.0, docker.as_ref()).await;
+        }
+        if let Some(docker) = &docker {
+            self.0.networks.close(docker).await;
         }
         self.0.remove_sockets().await;
     }
@@ -205,6 +222,46 @@ impl Shared {
 
     fn found<R>(&self, act: impl FnOnce(&mut HashMap<ComponentId, Found>) -> R) -> R {
         act(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn doubtful<R>(&self, act: impl FnOnce(&mut Vec<Doubtful>) -> R) -> R {
+        act(&mut self.doubtful.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes note of a container whose removal is not certain: it is tried again until it is.
+    fn doubt(&self, mut container: Doubtful) {
+        if self.stopping.is_cancelled() {
+            container.let_go();
+        }
+        self.doubtful(|all| all.push(container));
+        self.is_doubtful.notify_one();
+    }
+
+    /// Tries again to remove what may still be there.
+    async fn retry_removals(&self, docker: &Docker) {
+        for container in self.doubtful(std::mem::take) {
+            match container.remove(docker).await {
+                true => container.finish(self, Some(docker)).await,
+                false => self.doubt(container),
+            }
+        }
+    }
+
+    /// Removes what could not be removed at once, as soon as that is possible.
+    async fn keep_removing(&self) {
+        loop {
+            self.is_doubtful.notified().await;
+            let mut wait = RETRY;
+            while self.doubtful(|all| !all.is_empty()) {
+                tokio::time::sleep(wait).await;
+                wait = LONGEST_RETRY.min(wait * 2);
+                match self.engine.docker().await {
+                    Ok(docker) => self.retry_removals(&docker).await,
+                    // Nothing is started meanwhile that could meet it.
+                    Err(_) => self.doubtful(|all| all.iter_mut().for_each(Doubtful::let_go)),
+                }
+            }
+        }
     }
 
     /// Whose turn it is to have a container: of a component there is one at a time, also when it is placed here
@@ -291,6 +348,7 @@ impl Shared {
 
     /// Sorts what the engine has of ours: what this run made, what may be taken over, and what is removed.
     async fn take_stock(&self, docker: &Docker) {
+        self.retry_removals(docker).await;
         for summary in self.list(docker).await {
             let name = summary.names.into_iter().flatten().next().unwrap_or_default();
             let name = name.trim_start_matches('/').to_string();
@@ -364,9 +422,11 @@ impl Shared {
 
     /// Removes one that was to be taken over, and is not.
     async fn discard(&self, docker: &Docker, found: Found) {
-        container::remove(docker, &found.id).await;
-        self.known(|known| known.remove(&found.name));
-        self.remove_sockets().await;
+        let container = Doubtful::from(found);
+        match container.remove(docker).await {
+            true => container.finish(self, Some(docker)).await,
+            false => self.doubt(container),
+        }
         self.networks.sweep(docker).await;
     }
 
