@@ -338,7 +338,7 @@ struct Removal {
     volumes: Vec<String>,
     /// The engine was asked to make it and has not answered: it may do so later.
     may_come: bool,
-    /// Kept until it is gone.
+    /// Its place and its turn, kept until it is gone; let go in this order, for the next in turn needs a place.
     places: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
@@ -454,7 +454,7 @@ impl Container {
                 socket: socket.clone(),
                 volumes: Vec::new(),
                 may_come: false,
-                places: Some((turn, place)),
+                places: Some((place, turn)),
             })),
             plan,
         };
