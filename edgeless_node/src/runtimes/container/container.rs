@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bollard::Docker;
 use bollard::container::LogOutput;
@@ -26,6 +26,7 @@ use bollard::query_parameters::{
 use edgeless_api::status::{Level, Limit, Usage};
 use edgeless_api::{ComponentId, Error, NodeId, WorkflowId};
 use futures_util::StreamExt;
+use humantime_serde::re::humantime::parse_rfc3339;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -66,6 +67,8 @@ const TERM: i32 = 2;
 const CLOSING: Duration = Duration::from_millis(500);
 /// How long the engine may take to tell that a process is gone.
 const TELLING: Duration = Duration::from_secs(5);
+/// How long the end of a container's output waits for that of the container, and who follows it for the engine.
+const FOLLOW: Duration = Duration::from_secs(1);
 /// How often a process is looked at that no engine looks after.
 const LOOK: Duration = Duration::from_millis(500);
 /// How often a removal is tried before others need not wait for it.
@@ -762,27 +765,24 @@ impl Container {
         lines.split_off(lines.len().saturating_sub(LAST_LINES))
     }
 
-    /// Brings its output into the log of its component, as fast as that is of use.
-    fn follow_log(&self, docker: Docker, only_new: bool) {
+    /// Brings its output into the log of its component, as long as it runs.
+    fn follow_log(&self, mut docker: Docker, only_new: bool) {
         let (log, id, cancel) = (self.log.clone(), self.id.clone(), self.cancel.clone());
-        let tail = if only_new { "0" } else { "all" };
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).tail(tail).build();
+        let (engine, mut exit) = (self.shared.engine.clone(), self.exit.clone());
+        let mut last = only_new.then(SystemTime::now);
         self.shared.tracker.spawn(cancel.run_until_cancelled_owned(async move {
-            let mut output = Box::pin(docker.logs(&id, Some(options)));
-            let (mut began, mut taken) = (Instant::now(), 0);
-            while let Some(Ok(part)) = output.next().await {
-                for line in text(&part).lines() {
-                    log.push(Level::Info, target(&part), line);
-                    taken += 1;
+            loop {
+                last = take_output(&docker, &id, last, &log).await;
+                // It ended with the container, of which the engine tells soon, or because the engine is gone.
+                if tokio::time::timeout(FOLLOW, exit.wait_for(Option::is_some)).await.is_ok() {
+                    return;
                 }
-                if taken < LINES_PER_SECOND {
-                    continue;
-                }
-                let spent = began.elapsed();
-                if spent < Duration::from_secs(1) {
-                    tokio::time::sleep(Duration::from_secs(1) - spent).await;
-                }
-                (began, taken) = (Instant::now(), 0);
+                docker = loop {
+                    match engine.docker().await {
+                        Ok(docker) => break docker,
+                        Err(_) => tokio::time::sleep(FOLLOW).await,
+                    }
+                };
             }
         }));
     }
@@ -825,6 +825,45 @@ async fn prepare(shared: &Shared, plan: &Plan) -> Result<(Docker, OwnedSemaphore
     })?;
     let joined = shared.networks.join(plan.reach(), plan.workflow).await?;
     Ok((docker, place, joined))
+}
+
+/// Takes what a container said after a time, and what it says until the stream of it ends, as fast as that is of
+/// use; returns when the last of it was said.
+async fn take_output(docker: &Docker, id: &str, after: Option<SystemTime>, log: &Log) -> Option<SystemTime> {
+    let seconds = after.and_then(|after| after.duration_since(UNIX_EPOCH).ok()).unwrap_or_default().as_secs();
+    let since = i32::try_from(seconds).unwrap_or_default();
+    let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).timestamps(true).since(since);
+    let mut output = Box::pin(docker.logs(id, Some(options.build())));
+    let (mut began, mut taken, mut last) = (Instant::now(), 0, after);
+    while let Some(Ok(part)) = output.next().await {
+        let text = text(&part);
+        let (at, said) = stamped(&text);
+        // The engine knows whole seconds only.
+        if at.is_some() && at <= after {
+            continue;
+        }
+        last = at.or(last);
+        for line in said.lines() {
+            log.push(Level::Info, target(&part), line);
+            taken += 1;
+        }
+        if taken < LINES_PER_SECOND {
+            continue;
+        }
+        let spent = began.elapsed();
+        if spent < Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_secs(1) - spent).await;
+        }
+        (began, taken) = (Instant::now(), 0);
+    }
+    last
+}
+
+/// When a line of output was said, and what it says.
+fn stamped(line: &str) -> (Option<SystemTime>, &str) {
+    let split = line.split_once(' ');
+    let stamp = split.and_then(|(stamp, said)| Some((parse_rfc3339(stamp).ok()?, said)));
+    stamp.map_or((None, line), |(at, said)| (Some(at), said))
 }
 
 /// Another service of the workflow may still have it.
@@ -978,6 +1017,14 @@ pub(super) fn shown(asked: &Limits, kernel: Option<&Limits>) -> Vec<Limit> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_engines_time_is_no_part_of_what_a_container_says() {
+        let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
+        assert_eq!(stamped("2023-11-14T22:13:20.123456789Z two words"), (Some(at), "two words"));
+        assert_eq!(stamped("2023-11-14T22:13:20.123456789Z \n"), (Some(at), "\n"));
+        assert_eq!(stamped("two words"), (None, "two words"));
+    }
 
     /// An engine that is late with a creation has made nothing yet when it is asked to remove it.
     #[test]
