@@ -28,7 +28,7 @@ use edgeless_api::{ComponentId, Error, NodeId, WorkflowId};
 use futures_util::StreamExt;
 use humantime_serde::re::humantime::parse_rfc3339;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -342,7 +342,7 @@ struct Removal {
     /// The engine was asked to make it and has not answered: it may do so later.
     may_come: bool,
     /// Its place and its turn, kept until it is gone; let go in this order, for the next in turn needs a place.
-    places: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    places: Option<(OwnedSemaphorePermit, OwnedMutexGuard<()>)>,
 }
 
 /// A container that is to be gone, and may not be.
@@ -425,7 +425,7 @@ impl Container {
     pub(super) async fn start(
         shared: &Arc<Shared>,
         plan: Plan,
-        turn: OwnedSemaphorePermit,
+        turn: OwnedMutexGuard<()>,
         log: Log,
         found: Option<Found>,
         at_socket: impl FnOnce(&Path) -> Result<(), Error> + Send,
@@ -805,8 +805,7 @@ impl Container {
             return;
         }
         // A volume stays as long as a container has it, and its container may take a while to end.
-        let turn = shared.turn(plan.component).acquire_owned();
-        let _turn = tokio::time::timeout(super::REMOVAL, turn).await;
+        let _turn = tokio::time::timeout(super::REMOVAL, shared.turns.turn(plan.component)).await;
         let Ok(docker) = shared.engine.docker().await else { return };
         for volume in &plan.options.service.volumes {
             remove_volume(&docker, &plan.volume(&volume.name)).await;

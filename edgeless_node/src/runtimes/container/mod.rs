@@ -33,7 +33,7 @@ mod shaping;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,6 +43,7 @@ use bollard::query_parameters::ListContainersOptionsBuilder;
 use edgeless_api::component::{CONTAINER, FunctionSpec, SERVICE};
 use edgeless_api::server::Server;
 use edgeless_api::{Binary, ComponentId, Digest, Error, NodeId, Url};
+use edgeless_daemon::turns::Turns;
 use edgeless_daemon::{Tasks, listen};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -83,8 +84,9 @@ struct Shared {
     places: Arc<Semaphore>,
     backends: Backends,
     starts: StartTimes,
-    /// One container of a component at a time, until all of it is gone.
-    turns: Mutex<HashMap<ComponentId, Weak<Semaphore>>>,
+    /// One container of a component at a time, until all of it is gone: also when it is placed here again while
+    /// its last one takes a while to end.
+    turns: Turns<ComponentId>,
     /// What has to end before the node may.
     tracker: TaskTracker,
     /// The node is being stopped: nothing is started any more, and what is being started is undone.
@@ -147,7 +149,7 @@ impl Containers {
             host_url,
             limits,
             call_timeout,
-            turns: Mutex::default(),
+            turns: Turns::default(),
             places: Arc::new(Semaphore::new(settings.max_containers)),
             backends,
             starts,
@@ -262,19 +264,6 @@ impl Shared {
                 }
             }
         }
-    }
-
-    /// Whose turn it is to have a container: of a component there is one at a time, also when it is placed here
-    /// again while its last one takes a while to end.
-    fn turn(&self, component: ComponentId) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = turns.get(&component).and_then(Weak::upgrade) {
-            return turn;
-        }
-        let turn = Arc::new(Semaphore::new(1));
-        turns.insert(component, Arc::downgrade(&turn));
-        turn
     }
 
     /// The image of an archive, which comes along once.
