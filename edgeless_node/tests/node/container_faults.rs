@@ -682,15 +682,15 @@ struct Dockerd {
 }
 
 impl Dockerd {
-    /// `None`: this machine has no such program, or the test may not run it.
-    fn new() -> Option<Self> {
+    /// One whose bridge has this address; `None`: this machine has no such program, or the test may not run it.
+    fn new(address: &str) -> Option<Self> {
         let is_there = Command::new("dockerd").arg("--version").output().is_ok_and(|said| said.status.success());
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("daemon.json"), "{}").unwrap();
         let bridge = format!("edgt{:08x}", rand::random::<u32>());
         let can_run = is_there && geteuid().is_root() && ip(&["link", "add", &bridge, "type", "bridge"]);
         can_run.then(|| {
-            assert!(ip(&["addr", "add", "10.228.0.1/24", "dev", &bridge]) && ip(&["link", "set", &bridge, "up"]));
+            assert!(ip(&["addr", "add", address, "dev", &bridge]) && ip(&["link", "set", &bridge, "up"]));
             Self { directory, bridge, child: Mutex::new(None) }
         })
     }
@@ -813,7 +813,7 @@ async fn functions_return_when_the_engine_does() {
     if !has_docker(NAME) {
         return;
     }
-    let Some(engine) = Dockerd::new() else {
+    let Some(engine) = Dockerd::new("10.228.0.1/24") else {
         println!("skipped: {NAME}: no dockerd that the test may run");
         return;
     };
@@ -862,5 +862,38 @@ async fn functions_return_when_the_engine_does() {
     wait_until("nothing is left", || async { engine.containers().is_empty() }).await;
     assert_eq!(engine.docker(&["network", "ls", "-q", "--filter", "label=org.edgeless.node"]).unwrap(), "");
     node.stop_node().await;
+    engine.end(Signal::TERM).await;
+}
+
+#[tokio::test]
+async fn what_a_container_says_is_heard_also_after_the_engine_was_started_again() {
+    const NAME: &str = "what_a_container_says_is_heard_also_after_the_engine_was_started_again";
+    if !has_docker(NAME) {
+        return;
+    }
+    let Some(engine) = Dockerd::new("10.230.0.1/24") else {
+        println!("skipped: {NAME}: no dockerd that the test may run");
+        return;
+    };
+    std::fs::write(engine.path("daemon.json"), r#"{"live-restore": true}"#).unwrap();
+    engine.start().await;
+    engine.load(image());
+    let lines = format!("docker_socket = {:?}\nsubnet = \"10.231.0.0/16\"", engine.path("socket"));
+    let node = TestNode::with_containers(&lines).await;
+    let guest = start_spec(&node, "guest", contained("CONTAINER", &[])).await.unwrap();
+    let heard = async |line: &str| {
+        let log = node.status(guest).await.log;
+        log.iter().filter(|said| said.message == line).count()
+    };
+    ask(&node, guest, "flood 1").await;
+    wait_until("it is heard before", || async { heard("line 0 of a flood").await == 1 }).await;
+    engine.end(Signal::KILL).await;
+    engine.start().await;
+    ask(&node, guest, "flood 2").await;
+    wait_until("it is heard after", || async { heard("line 1 of a flood").await == 1 }).await;
+    assert_eq!(heard("line 0 of a flood").await, 2, "each line once");
+    assert_eq!(node.status(guest).await.restarts, 0);
+    node.stop_node().await;
+    assert_eq!(engine.containers(), Vec::<String>::new());
     engine.end(Signal::TERM).await;
 }

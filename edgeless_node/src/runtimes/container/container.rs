@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bollard::Docker;
 use bollard::container::LogOutput;
@@ -26,8 +26,9 @@ use bollard::query_parameters::{
 use edgeless_api::status::{Level, Limit, Usage};
 use edgeless_api::{ComponentId, Error, NodeId, WorkflowId};
 use futures_util::StreamExt;
+use humantime_serde::re::humantime::parse_rfc3339;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Shared;
@@ -66,10 +67,14 @@ const TERM: i32 = 2;
 const CLOSING: Duration = Duration::from_millis(500);
 /// How long the engine may take to tell that a process is gone.
 const TELLING: Duration = Duration::from_secs(5);
+/// How long the end of a container's output waits for that of the container, and who follows it for the engine.
+const FOLLOW: Duration = Duration::from_secs(1);
 /// How often a process is looked at that no engine looks after.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often a removal is tried.
+/// How often a removal is tried before others need not wait for it.
 const REMOVALS: u32 = 5;
+/// How long after its deadline the engine may still make a container.
+const COMING: Duration = Duration::from_secs(60);
 
 /// What a container is to be.
 #[derive(Clone, Debug)]
@@ -334,8 +339,74 @@ struct Removal {
     socket: Option<PathBuf>,
     /// Volumes that were made for it and have nothing in them that anybody wants.
     volumes: Vec<String>,
-    /// Kept until it is gone.
-    _places: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    /// The engine was asked to make it and has not answered: it may do so later.
+    may_come: bool,
+    /// Its place and its turn, kept until it is gone; let go in this order, for the next in turn needs a place.
+    places: Option<(OwnedSemaphorePermit, OwnedMutexGuard<()>)>,
+}
+
+/// A container that is to be gone, and may not be.
+pub(super) struct Doubtful {
+    /// What the engine knows it by.
+    id: String,
+    name: String,
+    /// It may come until then, also if it is not there.
+    comes_until: Option<Instant>,
+    /// What is undone when it is gone, if that was made by this run of the node.
+    rest: Option<(Plan, Removal)>,
+}
+
+impl Doubtful {
+    fn new(id: String, plan: Plan, removal: Removal) -> Self {
+        let comes_until = removal.may_come.then(|| Instant::now() + COMING);
+        Self { id, name: removal.name.clone(), comes_until, rest: Some((plan, removal)) }
+    }
+
+    /// Whether it is gone for good, by what the engine answers when it is to remove it.
+    fn is_gone(&self, answer: Answer, now: Instant) -> bool {
+        match answer {
+            Answer::Removed => true,
+            Answer::Absent => self.comes_until.is_none_or(|until| now >= until),
+            Answer::Failed => false,
+        }
+    }
+
+    /// Tries to remove it; whether it is gone for good.
+    pub(super) async fn remove(&self, docker: &Docker) -> bool {
+        let answer = ask_removal(docker, &self.id).await;
+        self.is_gone(answer, Instant::now())
+    }
+
+    /// Nobody is kept waiting for its end any longer.
+    pub(super) fn let_go(&mut self) {
+        if let Some((_, removal)) = &mut self.rest {
+            removal.places = None;
+        }
+    }
+
+    /// Removes what belonged to it; `docker`: the engine, if that is there.
+    pub(super) async fn finish(self, shared: &Shared, docker: Option<&Docker>) {
+        shared.known(|known| known.remove(&self.name));
+        let Some((plan, removal)) = self.rest else {
+            shared.remove_sockets().await;
+            return;
+        };
+        if let Some(docker) = docker {
+            for volume in &removal.volumes {
+                remove_volume(docker, volume).await;
+            }
+        }
+        if let Some(socket) = &removal.socket {
+            tokio::fs::remove_dir_all(socket).await.ok();
+        }
+        shared.networks.leave(plan.reach(), plan.workflow).await;
+    }
+}
+
+impl From<Found> for Doubtful {
+    fn from(Found { id, name, .. }: Found) -> Self {
+        Self { id, name, comes_until: None, rest: None }
+    }
 }
 
 /// A container of an earlier run of this node that still runs.
@@ -354,7 +425,7 @@ impl Container {
     pub(super) async fn start(
         shared: &Arc<Shared>,
         plan: Plan,
-        turn: OwnedSemaphorePermit,
+        turn: OwnedMutexGuard<()>,
         log: Log,
         found: Option<Found>,
         at_socket: impl FnOnce(&Path) -> Result<(), Error> + Send,
@@ -385,7 +456,8 @@ impl Container {
                 name: name.clone(),
                 socket: socket.clone(),
                 volumes: Vec::new(),
-                _places: (turn, place),
+                may_come: false,
+                places: Some((place, turn)),
             })),
             plan,
         };
@@ -413,6 +485,11 @@ impl Container {
             let volumes = self.make_volumes(docker).await?;
             let options = CreateContainerOptionsBuilder::new().name(name).build();
             let created = docker.create_container(Some(options), self.plan.body(&self.shared, joined, socket)).await;
+            if !matches!(created, Ok(_) | Err(DockerError::DockerResponseServerError { .. }))
+                && let Some(removal) = &mut *self.removal.lock().unwrap_or_else(PoisonError::into_inner)
+            {
+                removal.may_come = true;
+            }
             self.id = created.map_err(|error| self.refused(error))?.id;
             self.exit = engine.watch(&self.id);
             self.own_volumes(&volumes);
@@ -709,27 +786,24 @@ impl Container {
         lines.split_off(lines.len().saturating_sub(LAST_LINES))
     }
 
-    /// Brings its output into the log of its component, as fast as that is of use.
-    fn follow_log(&self, docker: Docker, only_new: bool) {
+    /// Brings its output into the log of its component, as long as it runs.
+    fn follow_log(&self, mut docker: Docker, only_new: bool) {
         let (log, id, cancel) = (self.log.clone(), self.id.clone(), self.cancel.clone());
-        let tail = if only_new { "0" } else { "all" };
-        let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).tail(tail).build();
+        let (engine, mut exit) = (self.shared.engine.clone(), self.exit.clone());
+        let mut last = only_new.then(SystemTime::now);
         self.shared.tracker.spawn(cancel.run_until_cancelled_owned(async move {
-            let mut output = Box::pin(docker.logs(&id, Some(options)));
-            let (mut began, mut taken) = (Instant::now(), 0);
-            while let Some(Ok(part)) = output.next().await {
-                for line in text(&part).lines() {
-                    log.push(Level::Info, target(&part), line);
-                    taken += 1;
+            loop {
+                last = take_output(&docker, &id, last, &log).await;
+                // It ended with the container, of which the engine tells soon, or because the engine is gone.
+                if tokio::time::timeout(FOLLOW, exit.wait_for(Option::is_some)).await.is_ok() {
+                    return;
                 }
-                if taken < LINES_PER_SECOND {
-                    continue;
-                }
-                let spent = began.elapsed();
-                if spent < Duration::from_secs(1) {
-                    tokio::time::sleep(Duration::from_secs(1) - spent).await;
-                }
-                (began, taken) = (Instant::now(), 0);
+                docker = loop {
+                    match engine.docker().await {
+                        Ok(docker) => break docker,
+                        Err(_) => tokio::time::sleep(FOLLOW).await,
+                    }
+                };
             }
         }));
     }
@@ -752,7 +826,7 @@ impl Container {
             return;
         }
         // A volume stays as long as a container has it, and its container may take a while to end.
-        let _turn = shared.turn(plan.component).acquire_owned().await;
+        let _turn = tokio::time::timeout(super::REMOVAL, shared.turns.turn(plan.component)).await;
         let Ok(docker) = shared.engine.docker().await else { return };
         for volume in &plan.options.service.volumes {
             remove_volume(&docker, &plan.volume(&volume.name)).await;
@@ -771,6 +845,45 @@ async fn prepare(shared: &Shared, plan: &Plan) -> Result<(Docker, OwnedSemaphore
     })?;
     let joined = shared.networks.join(plan.reach(), plan.workflow).await?;
     Ok((docker, place, joined))
+}
+
+/// Takes what a container said after a time, and what it says until the stream of it ends, as fast as that is of
+/// use; returns when the last of it was said.
+async fn take_output(docker: &Docker, id: &str, after: Option<SystemTime>, log: &Log) -> Option<SystemTime> {
+    let seconds = after.and_then(|after| after.duration_since(UNIX_EPOCH).ok()).unwrap_or_default().as_secs();
+    let since = i32::try_from(seconds).unwrap_or_default();
+    let options = LogsOptionsBuilder::new().stdout(true).stderr(true).follow(true).timestamps(true).since(since);
+    let mut output = Box::pin(docker.logs(id, Some(options.build())));
+    let (mut began, mut taken, mut last) = (Instant::now(), 0, after);
+    while let Some(Ok(part)) = output.next().await {
+        let text = text(&part);
+        let (at, said) = stamped(&text);
+        // The engine knows whole seconds only.
+        if at.is_some() && at <= after {
+            continue;
+        }
+        last = at.or(last);
+        for line in said.lines() {
+            log.push(Level::Info, target(&part), line);
+            taken += 1;
+        }
+        if taken < LINES_PER_SECOND {
+            continue;
+        }
+        let spent = began.elapsed();
+        if spent < Duration::from_secs(1) {
+            tokio::time::sleep(Duration::from_secs(1) - spent).await;
+        }
+        (began, taken) = (Instant::now(), 0);
+    }
+    last
+}
+
+/// When a line of output was said, and what it says.
+fn stamped(line: &str) -> (Option<SystemTime>, &str) {
+    let split = line.split_once(' ');
+    let stamp = split.and_then(|(stamp, said)| Some((parse_rfc3339(stamp).ok()?, said)));
+    stamp.map_or((None, line), |(at, said)| (Some(at), said))
 }
 
 /// Another service of the workflow may still have it.
@@ -806,41 +919,50 @@ fn heeds_term(process: u32) -> bool {
 
 async fn undo(shared: Arc<Shared>, plan: Plan, id: String, removal: Removal, gently: bool) {
     shared.engine.forget(&id);
+    let mut doubtful = Doubtful::new(id, plan, removal);
     for attempt in 0..REMOVALS {
-        let Ok(docker) = shared.engine.docker().await else { break };
+        let Ok(docker) = shared.engine.docker().await else {
+            // Nothing is started meanwhile that could meet it, and who wants to is to hear why not.
+            doubtful.let_go();
+            break;
+        };
         if gently && attempt == 0 {
             let options = StopContainerOptionsBuilder::new().t(TERM).build();
             // One that is not there, or stopped already, is no error.
-            docker.stop_container(&id, Some(options)).await.ok();
+            docker.stop_container(&doubtful.id, Some(options)).await.ok();
         }
-        if remove(&docker, &id).await {
-            break;
+        if doubtful.remove(&docker).await {
+            doubtful.finish(&shared, Some(&docker)).await;
+            return;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    if let Ok(docker) = shared.engine.docker().await {
-        for volume in &removal.volumes {
-            remove_volume(&docker, volume).await;
+    shared.doubt(doubtful);
+}
+
+/// What the engine answers when it is to remove a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Removed,
+    Absent,
+    Failed,
+}
+
+async fn ask_removal(docker: &Docker, id: &str) -> Answer {
+    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
+    match docker.remove_container(id, Some(options)).await {
+        Ok(()) => Answer::Removed,
+        Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => Answer::Absent,
+        Err(error) => {
+            tracing::debug!(container = id, %error, "a container could not be removed");
+            Answer::Failed
         }
     }
-    // What is still there, because the engine is not, is swept when it is back.
-    shared.known(|known| known.remove(&removal.name));
-    if let Some(socket) = &removal.socket {
-        tokio::fs::remove_dir_all(socket).await.ok();
-    }
-    shared.networks.leave(plan.reach(), plan.workflow).await;
 }
 
 /// Removes a container with its anonymous volumes; whether it is gone.
 pub(super) async fn remove(docker: &Docker, id: &str) -> bool {
-    let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-    match docker.remove_container(id, Some(options)).await {
-        Ok(()) | Err(DockerError::DockerResponseServerError { status_code: 404, .. }) => true,
-        Err(error) => {
-            tracing::debug!(container = id, %error, "a container could not be removed");
-            false
-        }
-    }
+    ask_removal(docker, id).await != Answer::Failed
 }
 
 /// A line of a container's output in a message: not longer than is of use there, and without what a terminal
@@ -918,4 +1040,31 @@ pub(super) fn shown(asked: &Limits, kernel: Option<&Limits>) -> Vec<Limit> {
     };
     // What is written nowhere but at the engine is shown when it was asked for.
     asked.values().into_iter().filter(|(name, value)| *name != "disk" || value.is_some()).map(limit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engines_time_is_no_part_of_what_a_container_says() {
+        let at = UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789);
+        assert_eq!(stamped("2023-11-14T22:13:20.123456789Z two words"), (Some(at), "two words"));
+        assert_eq!(stamped("2023-11-14T22:13:20.123456789Z \n"), (Some(at), "\n"));
+        assert_eq!(stamped("two words"), (None, "two words"));
+    }
+
+    /// An engine that is late with a creation has made nothing yet when it is asked to remove it.
+    #[test]
+    fn a_container_that_may_still_come_is_not_gone_because_it_is_not_there() {
+        let now = Instant::now();
+        let found = Found { id: "id".into(), name: "name".into(), plan: String::new() };
+        let mut doubtful = Doubtful::from(found);
+        assert!(doubtful.is_gone(Answer::Absent, now), "it was there");
+        assert!(!doubtful.is_gone(Answer::Failed, now));
+        doubtful.comes_until = Some(now + COMING);
+        assert!(!doubtful.is_gone(Answer::Absent, now));
+        assert!(doubtful.is_gone(Answer::Removed, now));
+        assert!(doubtful.is_gone(Answer::Absent, now + COMING));
+    }
 }

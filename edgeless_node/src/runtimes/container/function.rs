@@ -15,7 +15,7 @@ use edgeless_api::{Code as ErrorCode, Error, Url};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::net::UnixListener;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
@@ -183,8 +183,9 @@ impl Component {
         Ok(())
     }
 
-    async fn turn(&self, context: &Context) -> Result<OwnedSemaphorePermit, Error> {
-        self.shared.turn(context.component).acquire_owned().await.map_err(Error::bug)
+    async fn turn(&self, context: &Context) -> Result<OwnedMutexGuard<()>, Error> {
+        let turn = async { Ok(self.shared.turns.turn(context.component).await) };
+        self.shared.unless_stopped(turn).await
     }
 
     /// The container runs no more: nobody else holds it then.

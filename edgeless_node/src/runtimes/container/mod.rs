@@ -33,7 +33,7 @@ mod shaping;
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -43,6 +43,7 @@ use bollard::query_parameters::ListContainersOptionsBuilder;
 use edgeless_api::component::{CONTAINER, FunctionSpec, SERVICE};
 use edgeless_api::server::{Admission, Server};
 use edgeless_api::{Binary, ComponentId, Digest, Error, NodeId, Url};
+use edgeless_daemon::turns::Turns;
 use edgeless_daemon::{Tasks, listen};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -53,7 +54,7 @@ use crate::backends::Backends;
 use crate::config::ContainerRuntime;
 use crate::instance::{Program, Runtime};
 use crate::starts::StartTimes;
-use container::{COMPONENT, Found, PLAN};
+use container::{COMPONENT, Doubtful, Found, PLAN};
 use engine::{Engine, NODE};
 use function::Component;
 use host::Guests;
@@ -64,6 +65,9 @@ use options::{Code, Kind};
 /// How long it may take, at the end of a node, until what its containers left is removed: more than a process
 /// has to end by itself.
 pub const REMOVAL: Duration = Duration::from_secs(10);
+/// The wait before a removal is tried again that failed; it doubles up to the longest.
+const RETRY: Duration = Duration::from_secs(1);
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
 
 /// The connections that a guest, or a machine, may have to the guest API at a time.
 const CONNECTIONS: usize = 64;
@@ -83,8 +87,9 @@ struct Shared {
     places: Arc<Semaphore>,
     backends: Backends,
     starts: StartTimes,
-    /// One container of a component at a time, until all of it is gone.
-    turns: Mutex<HashMap<ComponentId, Weak<Semaphore>>>,
+    /// One container of a component at a time, until all of it is gone: also when it is placed here again while
+    /// its last one takes a while to end.
+    turns: Turns<ComponentId>,
     /// What has to end before the node may.
     tracker: TaskTracker,
     /// The node is being stopped: nothing is started any more, and what is being started is undone.
@@ -97,6 +102,10 @@ struct Shared {
     found: Mutex<HashMap<ComponentId, Found>>,
     /// Told when there are such.
     is_found: Notify,
+    /// Containers that are to be gone, and may not be. Their names are known until they are.
+    doubtful: Mutex<Vec<Doubtful>>,
+    /// Told when there are such.
+    is_doubtful: Notify,
 }
 
 /// What a node gives its containers.
@@ -143,7 +152,7 @@ impl Containers {
             host_url,
             limits,
             call_timeout,
-            turns: Mutex::default(),
+            turns: Turns::default(),
             places: Arc::new(Semaphore::new(settings.max_containers)),
             backends,
             starts,
@@ -153,6 +162,8 @@ impl Containers {
             archives: Mutex::default(),
             found: Mutex::default(),
             is_found: Notify::new(),
+            doubtful: Mutex::default(),
+            is_doubtful: Notify::new(),
             settings,
         });
         let subnet = shared.settings.subnet;
@@ -179,7 +190,8 @@ impl Containers {
                     late.remove_unclaimed().await;
                 }
             };
-            cancel.run_until_cancelled(removing).await;
+            let both = async { tokio::join!(removing, late.keep_removing()) };
+            cancel.run_until_cancelled(both).await;
         });
         Ok(Self(shared))
     }
@@ -197,11 +209,18 @@ impl Containers {
     /// Resolves when nothing is left of the containers, whoever still believes that one runs.
     pub async fn stop(&self) {
         self.end_starts();
+        self.0.doubtful(|all| all.iter_mut().for_each(Doubtful::let_go));
         self.0.tracker.close();
         self.0.tracker.wait().await;
-        if let Ok(docker) = self.0.engine.docker().await {
-            self.0.remove_all(&docker).await;
-            self.0.networks.close(&docker).await;
+        let docker = self.0.engine.docker().await.ok();
+        if let Some(docker) = &docker {
+            self.0.remove_all(docker).await;
+        }
+        for doubtful in self.0.doubtful(std::mem::take) {
+            doubtful.finish(&self.0, docker.as_ref()).await;
+        }
+        if let Some(docker) = &docker {
+            self.0.networks.close(docker).await;
         }
         self.0.remove_sockets().await;
     }
@@ -245,17 +264,44 @@ impl Shared {
         act(&mut self.found.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whose turn it is to have a container: of a component there is one at a time, also when it is placed here
-    /// again while its last one takes a while to end.
-    fn turn(&self, component: ComponentId) -> Arc<Semaphore> {
-        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        turns.retain(|_, turn| turn.strong_count() > 0);
-        if let Some(turn) = turns.get(&component).and_then(Weak::upgrade) {
-            return turn;
+    fn doubtful<R>(&self, act: impl FnOnce(&mut Vec<Doubtful>) -> R) -> R {
+        act(&mut self.doubtful.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes note of a container whose removal is not certain: it is tried again until it is.
+    fn doubt(&self, mut container: Doubtful) {
+        if self.stopping.is_cancelled() {
+            container.let_go();
         }
-        let turn = Arc::new(Semaphore::new(1));
-        turns.insert(component, Arc::downgrade(&turn));
-        turn
+        self.doubtful(|all| all.push(container));
+        self.is_doubtful.notify_one();
+    }
+
+    /// Tries again to remove what may still be there.
+    async fn retry_removals(&self, docker: &Docker) {
+        for container in self.doubtful(std::mem::take) {
+            match container.remove(docker).await {
+                true => container.finish(self, Some(docker)).await,
+                false => self.doubt(container),
+            }
+        }
+    }
+
+    /// Removes what could not be removed at once, as soon as that is possible.
+    async fn keep_removing(&self) {
+        loop {
+            self.is_doubtful.notified().await;
+            let mut wait = RETRY;
+            while self.doubtful(|all| !all.is_empty()) {
+                tokio::time::sleep(wait).await;
+                wait = LONGEST_RETRY.min(wait * 2);
+                match self.engine.docker().await {
+                    Ok(docker) => self.retry_removals(&docker).await,
+                    // Nothing is started meanwhile that could meet it.
+                    Err(_) => self.doubtful(|all| all.iter_mut().for_each(Doubtful::let_go)),
+                }
+            }
+        }
     }
 
     /// The image of an archive, which comes along once for all that use it at the same time.
@@ -332,6 +378,7 @@ impl Shared {
 
     /// Sorts what the engine has of ours: what this run made, what may be taken over, and what is removed.
     async fn take_stock(&self, docker: &Docker) {
+        self.retry_removals(docker).await;
         for summary in self.list(docker).await {
             let name = summary.names.into_iter().flatten().next().unwrap_or_default();
             let name = name.trim_start_matches('/').to_string();
@@ -405,9 +452,11 @@ impl Shared {
 
     /// Removes one that was to be taken over, and is not.
     async fn discard(&self, docker: &Docker, found: Found) {
-        container::remove(docker, &found.id).await;
-        self.known(|known| known.remove(&found.name));
-        self.remove_sockets().await;
+        let container = Doubtful::from(found);
+        match container.remove(docker).await {
+            true => container.finish(self, Some(docker)).await,
+            false => self.doubt(container),
+        }
         self.networks.sweep(docker).await;
     }
 

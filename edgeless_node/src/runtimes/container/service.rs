@@ -5,7 +5,7 @@
 //! replaced when it fails the check again and again.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -60,7 +60,7 @@ impl Contained {
             component: component.clone(),
             container: container.clone(),
             look: Look::of(component),
-            backend: None,
+            backend: Mutex::default(),
             unhealthy: watch::channel(None).1,
             cancel: context.cancel.clone(),
         };
@@ -74,7 +74,7 @@ impl Contained {
                 path: ingress.path.clone(),
                 to: SocketAddr::new(address, ingress.port),
             };
-            serving.backend = Some(component.shared.backends.add(backend)?);
+            serving.backend = Mutex::new(Some(component.shared.backends.add(backend)?));
         }
         container.keep_volumes();
         serving.watch_health();
@@ -88,7 +88,7 @@ struct Serving {
     container: Arc<Container>,
     look: Look,
     /// Held as long as requests are to come.
-    backend: Option<Guard>,
+    backend: Mutex<Option<Guard>>,
     /// Why it is to be replaced.
     unhealthy: watch::Receiver<Option<String>>,
     cancel: CancellationToken,
@@ -237,7 +237,8 @@ impl Instance for Serving {
     }
 
     async fn stop(&self) {
-        // Requests in hand go on as long as the container does.
+        // No more requests are to come; those in hand go on as long as the container does.
+        drop(self.backend.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.container.remove().await;
         self.component.ended(&self.container);
     }
