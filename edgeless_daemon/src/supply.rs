@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use edgeless_api::client::Components;
 use edgeless_api::component::{ComponentRef, ComponentSpec, Start};
@@ -31,6 +32,17 @@ struct Gate {
     turn: tokio::sync::Mutex<()>,
     /// How often it was brought.
     brought: AtomicU64,
+}
+
+/// How long a start waits for one that brings the same code. That one has brought it long before it has started,
+/// and may even wait for this one: a service whose check is passed only when another one is there.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+impl Gate {
+    /// The turn to bring the code; `None`: whoever has it takes too long.
+    async fn turn(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        tokio::time::timeout(PATIENCE, self.turn.lock()).await.ok()
+    }
 }
 
 type Started = Result<ComponentRef, Error>;
@@ -79,15 +91,15 @@ impl Supply {
         if !needs_code(&answer) {
             return answer;
         }
-        let mut turn = gate.turn.lock().await;
-        if gate.brought.load(Ordering::Acquire) != before {
+        let mut turn = gate.turn().await;
+        if turn.is_none() || gate.brought.load(Ordering::Acquire) != before {
             // Starts themselves need not wait for each other.
             drop(turn);
             let answer = self.components.start(by_digest(&start)).await;
             if !needs_code(&answer) {
                 return answer;
             }
-            turn = gate.turn.lock().await;
+            turn = gate.turn().await;
         }
         let _turn = turn;
         carries();
