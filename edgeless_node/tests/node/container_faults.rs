@@ -295,7 +295,8 @@ async fn containers_call_each_other_and_speak_for_themselves_only() {
     for token in ["", "guessed"] {
         let stranger = GuestHost::new(host(), token).unwrap();
         let said = stranger.tell(c, Tell::Cast(Goal::Output("out".into()), "forged".into())).await;
-        assert_eq!(said.unwrap_err().code, Code::Rejected, "with the token '{token}'");
+        let error = said.unwrap_err();
+        assert_eq!(error.code, Code::Rejected, "{error}: with the token '{token}'");
     }
     // In order with what is forged, if that went through.
     assert_eq!(ask(&node, c, "cast true").await, "(empty)");

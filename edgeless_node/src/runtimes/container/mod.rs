@@ -169,7 +169,8 @@ impl Containers {
         let subnet = shared.settings.subnet;
         // Where nobody said that others come, only containers and processes of this machine do.
         let is_open = shared.settings.guest_api_host_url.is_some();
-        let is_welcome = move |peer: IpAddr| is_open || peer.is_loopback() || subnet.contains(peer);
+        let is_own = |peer| std::net::UdpSocket::bind((peer, 0)).is_ok();
+        let is_welcome = move |peer: IpAddr| is_open || subnet.contains(peer) || is_own(peer);
         let server = Server::new(limits, tasks.cancel().clone())
             .guest_host(shared.guests.clone())
             .admit(Admission::new(CONNECTIONS, is_welcome));
