@@ -230,7 +230,14 @@ fn a_wrong_configuration_is_refused_with_its_key() {
         ("agent_url = \"http://127.0.0.1:0\"", "agent_url = \"nonsense\"", "nonsense"),
         ("cpu_limit = \"300ms\"", "cpu_limit = \"0s\"", "wasm_runtime.cpu_limit"),
         ("memory_limit = \"4MiB\"", "memory_limit = \"1KiB\"", "wasm_runtime.memory_limit"),
-        ("[limits]", "[container_runtime]\nenabled = true\n[limits]", "container_runtime.enabled: not available yet"),
+        (
+            "[limits]",
+            "[container_runtime]\nmax_containers = 0\n[limits]",
+            "container_runtime.max_containers: must be at",
+        ),
+        ("[limits]", "[container_runtime]\nstart_timeout = \"0s\"\n[limits]", "container_runtime.start_timeout"),
+        ("[limits]", "[container_runtime]\nsubnet = \"10.0.0.1/8\"\n[limits]", "is not a range of IPv4 addresses"),
+        ("[limits]", "[container_runtime.maxima]\nram = 1\n[limits]", "ram: there is no such limit"),
         ("[limits]", "[resources]\ndda_provider = \"dda-1\"\n[limits]", "resources.dda_provider"),
     ] {
         let error = config(|text| text.replace(from, to)).unwrap_err();
