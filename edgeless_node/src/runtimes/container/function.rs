@@ -19,12 +19,13 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::DropGuard;
 use uuid::Uuid;
 
-use super::container::{Container, Found, Plan, SOCKET, reach, shown};
+use super::container::{Container, Found, shown};
 use super::guest::{Events, Guest, IN_FLIGHT, Trouble, Way, warn};
 use super::host::{AtSocket, Known, Mark};
 use super::image::{self, Image};
 use super::limits::Limits;
 use super::options::{Code, Kind, Options, Reach};
+use super::plan::{Plan, SOCKET, reach};
 use super::{CONNECTIONS, Lease, Shared};
 use crate::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program};
 use crate::starts::Step;

@@ -8,7 +8,7 @@
 //!     +-- service:  its check, its place behind the ingress
 //! ```
 //! - [`limits`] and [`options`]: what workflows may ask for; pure.
-//! - `container`: the plan of a container, as data, and what runs by it.
+//! - `plan`: what a container is to be, as data; `container`: what runs by it.
 //! - `function` and `service`: the two kinds of components.
 //!
 //! All that the node creates is labelled. What an earlier run of the node left is taken over by the
@@ -28,6 +28,7 @@ pub mod limits;
 mod live;
 mod network;
 pub mod options;
+mod plan;
 mod service;
 mod shaping;
 
@@ -54,13 +55,14 @@ use crate::backends::Backends;
 use crate::config::ContainerRuntime;
 use crate::instance::{Program, Runtime};
 use crate::starts::StartTimes;
-use container::{COMPONENT, Doubtful, Found, PLAN};
+use container::{Doubtful, Found};
 use engine::{Engine, NODE};
 use function::Component;
 use host::Guests;
 use image::Image;
 use network::Networks;
 use options::{Code, Kind};
+use plan::{COMPONENT, PLAN};
 
 /// How long it may take, at the end of a node, until what its containers left is removed: more than a process
 /// has to end by itself.
