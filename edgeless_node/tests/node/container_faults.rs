@@ -20,7 +20,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use crate::docker::{ask, contained, containers_of, docker, has_docker, image, networks_of, start, start_spec};
+use crate::docker::{ask, contained, containers_of, docker, has_docker, image, networks_of, skip, start, start_spec};
 use crate::support::{FakePeer, PATIENCE, TestNode, containers_text, context, wait_until};
 
 /// The one container of a component.
@@ -815,7 +815,7 @@ async fn functions_return_when_the_engine_does() {
         return;
     }
     let Some(engine) = Dockerd::new("10.228.0.1/24") else {
-        println!("skipped: {NAME}: no dockerd that the test may run");
+        skip(NAME, "there is no dockerd that it may run");
         return;
     };
     let socket = engine.path("socket");
@@ -873,7 +873,7 @@ async fn what_a_container_says_is_heard_also_after_the_engine_was_started_again(
         return;
     }
     let Some(engine) = Dockerd::new("10.230.0.1/24") else {
-        println!("skipped: {NAME}: no dockerd that the test may run");
+        skip(NAME, "there is no dockerd that it may run");
         return;
     };
     std::fs::write(engine.path("daemon.json"), r#"{"live-restore": true}"#).unwrap();

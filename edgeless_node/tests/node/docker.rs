@@ -21,12 +21,17 @@ pub(crate) fn has_docker(test: &str) -> bool {
     if *FOUND.get_or_init(is_there) {
         return true;
     }
+    skip(test, "no Docker engine answers");
+    false
+}
+
+/// Says that a test is skipped, which is a failure if Docker is required.
+pub(crate) fn skip(test: &str, why: &str) {
     let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
-    assert!(!required.split(',').any(|name| name == "docker"), "no Docker engine answers, and EDGELESS_REQUIRE has it");
+    assert!(!required.split(',').any(|name| name == "docker"), "{why}, and EDGELESS_REQUIRE has docker");
     // Not by a macro, whose output would be captured.
     let mut stderr = std::io::stderr();
-    writeln!(stderr, "skipped: docker: {test}: no Docker engine answers").unwrap();
-    false
+    writeln!(stderr, "skipped: docker: {test}: {why}").unwrap();
 }
 
 /// What a command of the engine's own command line says.
