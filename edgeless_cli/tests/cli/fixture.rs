@@ -406,6 +406,7 @@ impl Workflows for Controller {
             outputs: vec![],
             limits: vec![],
             usage: None,
+            instances: Vec::new(),
         };
         let measured = ComponentStatus {
             limits: vec![limit("cpu", "0.5", "0.5"), limit("memory", "128MiB", "")],
@@ -483,6 +484,7 @@ impl Workflows for Controller {
             providers,
             components: 2,
             native: true,
+            cordoned: false,
         };
         if domain.as_ref().is_some_and(|domain| domain.0 == "away") {
             return Err(Error::unavailable("the domain away is out of reach: connection refused"));
