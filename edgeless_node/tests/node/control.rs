@@ -67,7 +67,7 @@ async fn a_row_moves_all_outputs_that_lead_to_its_component() {
     let relay_id = node.start_module(&relay(), &[]).await.unwrap();
     let target = ComponentId::random();
     let set = async |epoch, instances: Vec<InstanceId>| {
-        let row = Row { component: target, epoch, instances };
+        let row = Row::new(target, epoch, instances);
         let outputs = [("out".to_string(), Target::Row(row))].into();
         node.components.patch(Function, Patch::new(relay_id.function, outputs)).await.unwrap();
     };
