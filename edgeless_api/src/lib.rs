@@ -3,7 +3,7 @@
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
 //! - [`workflow`], [`component`], [`binary`], [`requirements`], [`node`], [`domain`], [`status`], [`event`],
-//!   [`peer`], [`guest`], [`operations`]: what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
+//!   [`peer`], [`guest`], [`operations`], [`decision`]: what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
@@ -11,6 +11,7 @@
 pub mod binary;
 pub mod client;
 pub mod component;
+pub mod decision;
 pub mod domain;
 pub mod error;
 pub mod event;
