@@ -15,7 +15,6 @@ use edgeless_api::node::Registration;
 use edgeless_daemon::engine::Millis;
 
 use crate::engine::{Lane, Peer};
-use crate::placement::Candidate;
 
 /// The longest name that a node may give to anything.
 const NAME: usize = 256;
@@ -247,20 +246,11 @@ impl Registry {
         self.nodes.get(&home.node).filter(|node| node.incarnation == home.incarnation)
     }
 
-    /// The nodes on which components may be placed.
-    pub(crate) fn ready(&self) -> impl Iterator<Item = Candidate<'_>> {
-        self.nodes.values().filter(|node| node.stage == Stage::Ready).map(|node| Candidate {
-            node: node.about.node,
-            capabilities: &node.about.capabilities,
-            providers: &node.about.providers,
-        })
-    }
-
     /// What the nodes have together.
     pub(crate) fn capabilities(&self) -> DomainCapabilities {
         let mut sum = DomainCapabilities::default();
-        for node in self.ready() {
-            sum.add(node.capabilities, node.providers);
+        for node in self.nodes.values().filter(|node| node.stage == Stage::Ready) {
+            sum.add(&node.about.capabilities, &node.about.providers);
         }
         sum
     }

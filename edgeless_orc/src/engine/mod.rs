@@ -35,7 +35,7 @@ use edgeless_api::url::Url;
 use edgeless_daemon::engine::{Millis, Ticket};
 use uuid::Uuid;
 
-use crate::placement::{self, Placer, Strategy};
+use crate::placement::{Placer, Question, Refusal, Strategy, Tenant};
 use crate::registry::{Home, Registry};
 use component::{Component, Link, Wiring};
 pub(crate) use lane::Lane;
@@ -257,19 +257,23 @@ impl Engine {
     /// One cannot be placed, or asks for what cannot be understood.
     pub fn plan(&self, items: &[(String, ComponentSpec)]) -> Result<Vec<Placement>, Error> {
         let mut placer = self.placer.clone();
-        let plan = |(name, spec): &(String, ComponentSpec)| {
+        let mut plan = |(replica, (name, spec)): (u32, &(String, ComponentSpec))| {
             let requirements = Requirements::parse(spec.annotations()).map_err(Error::rejected)?;
-            let nodes = placement::feasible(name, spec, &requirements, self.registry.ready())?;
-            let place = placer.choose(spec, &nodes).ok_or_else(|| Error::bug("no choice among feasible nodes"))?;
-            let hostname = nodes.iter().find(|node| node.node == place.node).map(|node| node.capabilities.hostname());
+            let place = placer.choose(&Question::new(name, spec, &requirements)).map_err(|refusal| match refusal {
+                Refusal::Infeasible(error) => error,
+                Refusal::Excluded => Error::bug("no choice among feasible nodes"),
+            })?;
+            // What is placed takes the room of what comes after it.
+            let tenant = Tenant { component: ComponentId(Uuid::nil()), replica };
+            placer.nodes.occupy(place.node, tenant, spec.workflow(), &requirements);
             Ok(Placement {
                 name: name.clone(),
                 domain: self.settings.domain.clone(),
                 node: place.node,
-                hostname: hostname.unwrap_or_default().to_string(),
+                hostname: placer.nodes.hostname(place.node).to_string(),
             })
         };
-        items.iter().map(plan).collect()
+        (0..).zip(items).map(&mut plan).collect()
     }
 
     /// The nodes.

@@ -46,6 +46,7 @@ impl Engine {
             invocation_url: about.invocation_url.clone(),
             capabilities: about.capabilities.clone(),
         });
+        self.placer.nodes.upsert(&about);
         self.registry.add(self.now, about);
         self.mark_nodes();
     }
@@ -55,6 +56,7 @@ impl Engine {
         let Some(before) = self.registry.refresh(self.now, about) else { return };
         let Some(node) = self.registry.nodes.get(&id) else { return };
         let now = &node.about;
+        self.placer.nodes.upsert(now);
         let advertised = now.providers.iter().filter(|provider| !before.providers.contains(provider));
         self.effects.extend(advertised.map(|provider| Effect::Note(Note::Provider(id, provider.clone()))));
         let has_changed = now.providers != before.providers || now.capabilities != before.capabilities;
@@ -70,6 +72,7 @@ impl Engine {
 
     pub(super) fn lose_node(&mut self, id: NodeId, reason: &'static str) {
         let Some(node) = self.registry.remove(id) else { return };
+        self.placer.nodes.remove(id);
         self.note(Note::NodeLost { node: id, reason, components: node.residents.len() });
         if let Some(op) = node.management.under_way() {
             self.farewells.insert(id, op);
@@ -113,6 +116,7 @@ impl Engine {
             self.tell(id, other);
         } else if node.stage == Stage::Meeting {
             node.stage = Stage::Ready;
+            self.placer.nodes.set_ready(id, true);
             self.is_outdated = true;
             self.wake_homeless();
         }
@@ -120,6 +124,7 @@ impl Engine {
 
     fn reset(&mut self, id: NodeId) {
         self.registry.renew(id);
+        self.placer.nodes.set_ready(id, false);
         self.is_outdated = true;
         let op = self.call(id, Job::Manage(id, Management::Reset), Call::Reset);
         if let Some(node) = self.registry.nodes.get_mut(&id) {

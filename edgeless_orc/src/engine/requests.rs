@@ -15,6 +15,7 @@ use edgeless_daemon::engine::Ticket;
 
 use super::component::{Ask, Component, Place};
 use super::{Answer, Engine, Lane, Reply, Thing, Wanted};
+use crate::placement::Tenant;
 use crate::registry::Stray;
 
 /// When a component of an EDGELESS 1.2 controller emits even without a patch.
@@ -208,6 +209,10 @@ impl Engine {
         annotations.extend(changes);
         component.requirements = Requirements::parse(&annotations).map_err(Error::rejected)?;
         *component.spec.annotations_mut() = annotations;
+        if let Some(home) = component.home() {
+            let (tenant, workflow) = (Tenant::first(id), component.spec.workflow());
+            self.placer.nodes.occupy(home.node, tenant, workflow, &component.requirements);
+        }
         // A place that it was refused with the limits from before may take it now.
         component.lane.hurry();
         self.marked.insert(Thing::Component(id));

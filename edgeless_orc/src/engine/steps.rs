@@ -9,15 +9,15 @@ use std::time::Duration;
 
 use edgeless_api::component::{ComponentKind, ComponentRef, Patch};
 use edgeless_api::error::{Code, Error};
-use edgeless_api::id::{ComponentId, InstanceId};
+use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_daemon::engine::Ticket;
 
 use super::component::{Ask, Attempt, Component, Instance, Place, Step, Wiring};
 use super::lane::Gate;
 use super::node::is_unknown;
 use super::{Answer, Call, Engine, Job, Note, Op, Reply, Thing};
-use crate::placement::{self, Candidate};
-use crate::registry::{Home, Node, Stray};
+use crate::placement::{Question, Refusal, Tenant};
+use crate::registry::{Home, Stray};
 
 /// How often one of our nodes is asked to start the same thing while it does not answer.
 const TRIES: u32 = 3;
@@ -26,6 +26,8 @@ const PATIENCE: u32 = 5;
 /// How long the last epoch of a component is remembered after its end: longer than any call about
 /// it can last.
 const MEMORY: Duration = Duration::from_secs(120);
+/// Whom a component is connected with matters to placement up to this number.
+const NEIGHBOURS: usize = 256;
 
 impl Engine {
     pub(super) fn step_component(&mut self, id: ComponentId) {
@@ -94,25 +96,39 @@ impl Engine {
     }
 
     fn place(&mut self, id: ComponentId) {
-        let Some(component) = self.components.get_mut(&id) else { return };
-        let nodes = self.registry.ready();
-        let fit = match placement::feasible(&component.name, &component.spec, &component.requirements, nodes) {
-            Ok(fit) => fit,
-            Err(error) => return self.no_place(id, error),
+        let Some(component) = self.components.get(&id) else { return };
+        let homes = component.tried.iter().chain(&component.doubted);
+        let excluded: Vec<_> = homes.filter(|home| self.registry.at(**home).is_some()).map(|home| home.node).collect();
+        let neighbours = self.neighbours(id);
+        let question = Question {
+            neighbours: &neighbours,
+            excluded: &excluded,
+            ..Question::new(&component.name, &component.spec, &component.requirements)
         };
-        let is_open = |one: &Candidate<'_>| {
-            let home = self.registry.nodes.get(&one.node).map(Node::home);
-            home.is_some_and(|home| !component.tried.contains(&home) && !component.doubted.contains(&home))
-        };
-        let open: Vec<_> = fit.into_iter().filter(is_open).collect();
-        let Some(chosen) = self.placer.choose(&component.spec, &open) else {
-            let error = component.trouble.clone();
-            return self.no_place(id, error.unwrap_or_else(|| Error::unavailable("no node could start it")));
+        let chosen = match self.placer.choose(&question) {
+            Ok(chosen) => chosen,
+            Err(Refusal::Infeasible(error)) => return self.no_place(id, error),
+            Err(Refusal::Excluded) => {
+                let error = component.trouble.clone();
+                return self.no_place(id, error.unwrap_or_else(|| Error::unavailable("no node could start it")));
+            }
         };
         let Some(node) = self.registry.nodes.get_mut(&chosen.node) else { return };
         node.residents.insert(id);
-        component.place = Place::Trying(Attempt { home: node.home(), provider: chosen.provider, unanswered: 0 });
+        let (tenant, workflow) = (Tenant::first(id), component.spec.workflow());
+        self.placer.nodes.occupy(chosen.node, tenant, workflow, &component.requirements);
+        let home = node.home();
+        let Some(component) = self.components.get_mut(&id) else { return };
+        component.place = Place::Trying(Attempt { home, provider: chosen.provider, unanswered: 0 });
         self.marked.insert(Thing::Component(id));
+    }
+
+    /// The nodes of the components that one is connected with, as far as they matter.
+    fn neighbours(&self, id: ComponentId) -> Vec<NodeId> {
+        let outputs = self.components.get(&id).into_iter().flat_map(|component| component.outputs.values());
+        let senders = self.links.get(&id).into_iter().flat_map(|link| &link.senders);
+        let connected = outputs.chain(senders).take(NEIGHBOURS).filter_map(|id| self.components.get(id));
+        connected.filter_map(|component| component.home().map(|home| home.node)).collect()
     }
 
     /// A component that never ran is refused; one that ran waits.
@@ -269,6 +285,7 @@ impl Engine {
         let Some((home, _)) = self.home_of(id) else { return };
         if let Some(node) = self.registry.nodes.get_mut(&home.node) {
             node.residents.remove(&id);
+            self.placer.nodes.release(home.node, Tenant::first(id));
             // A doubtful node waits until nothing is left on it.
             self.marked.insert(Thing::Node(home.node));
         }
