@@ -8,6 +8,7 @@
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
 
+pub mod annotation;
 pub mod binary;
 pub mod client;
 pub mod component;
@@ -20,6 +21,7 @@ pub mod node;
 pub mod operations;
 pub mod peer;
 pub mod requirements;
+pub mod scale;
 pub mod server;
 pub mod status;
 pub mod url;
