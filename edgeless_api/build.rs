@@ -1,8 +1,15 @@
 //! Compiles the protocol with a compiler written in Rust, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 6] =
-        ["common.proto", "component.proto", "controller.proto", "orchestrator.proto", "node.proto", "guest.proto"];
+    const FILES: [&str; 7] = [
+        "common.proto",
+        "component.proto",
+        "controller.proto",
+        "orchestrator.proto",
+        "operations.proto",
+        "node.proto",
+        "guest.proto",
+    ];
     println!("cargo::rerun-if-changed=../proto");
     let descriptors = protox::compile(FILES, ["../proto"])?;
     tonic_prost_build::configure()

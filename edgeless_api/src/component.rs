@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::binary::Binary;
 use crate::error::Error;
-use crate::id::{ComponentId, InstanceId, StateId, WorkflowId};
+use crate::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
 use crate::status::Limit;
+use crate::url::Url;
 
 /// Keys and values that a user gives a component.
 pub type Annotations = BTreeMap<String, String>;
@@ -221,6 +223,27 @@ pub struct StartContext {
     pub name: String,
     /// The provider that shall open a resource; empty where any of its class may.
     pub provider: String,
+    /// Which of the component's instances this is, from 0. A node knows a start by component and replica.
+    pub replica: u32,
+    /// The node shall report what the instance has to do.
+    pub reports_load: bool,
+    /// The state that the component saved where it ran before. `None`: what the node has stored.
+    pub state: Option<Bytes>,
+}
+
+impl StartContext {
+    /// The only instance of a component, which has moved from nowhere.
+    pub fn new(component: ComponentId, epoch: u64, name: impl Into<String>) -> Self {
+        Self {
+            component,
+            epoch,
+            name: name.into(),
+            provider: String::new(),
+            replica: 0,
+            reports_load: false,
+            state: None,
+        }
+    }
 }
 
 /// A request to start a component. With a context it is the first of three steps and the component
@@ -251,6 +274,17 @@ pub struct Row {
     pub epoch: u64,
     /// Its instances; none while it runs nowhere.
     pub instances: Vec<InstanceId>,
+    /// Where the nodes of these instances take events, as far as the sender knows.
+    pub addresses: BTreeMap<NodeId, Url>,
+    /// How several instances share the events, as the annotation says it; empty: in turns.
+    pub partition_by: String,
+}
+
+impl Row {
+    /// A row that says nothing of addresses; several instances take turns.
+    pub fn new(component: ComponentId, epoch: u64, instances: Vec<InstanceId>) -> Self {
+        Self { component, epoch, instances, addresses: BTreeMap::new(), partition_by: String::new() }
+    }
 }
 
 /// What an output leads to.
@@ -258,9 +292,9 @@ pub struct Row {
 pub enum Target {
     /// One instance, and for ever: all that EDGELESS 1.2 can say.
     Instance(InstanceId),
-    /// A component: towards an orchestrator.
+    /// A component of the domain: towards its orchestrator.
     Component(ComponentId),
-    /// A component and where it runs: towards our nodes.
+    /// A component and where it runs: towards our nodes, and, for one of another domain, towards an orchestrator.
     Row(Row),
 }
 
@@ -271,4 +305,13 @@ pub struct Patch {
     pub id: Uuid,
     /// Output channel to what it leads to.
     pub outputs: BTreeMap<String, Target>,
+    /// Components of other domains have outputs to it: only towards an orchestrator.
+    pub exported: bool,
+}
+
+impl Patch {
+    /// The outputs of what only its own domain sends events to.
+    pub fn new(id: Uuid, outputs: BTreeMap<String, Target>) -> Self {
+        Self { id, outputs, exported: false }
+    }
 }

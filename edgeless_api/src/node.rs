@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::id::{DomainId, NodeId};
 use crate::url::Url;
 
@@ -112,6 +114,19 @@ pub struct Registration {
     pub native: bool,
     /// It says goodbye.
     pub leaving: bool,
+    /// What the instances have to do whose starts asked for it.
+    pub loads: Vec<InstanceLoad>,
+}
+
+/// What one instance has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstanceLoad {
+    /// The instance on the node that reports it.
+    pub instance: Uuid,
+    /// Events that wait for it.
+    pub queued: u32,
+    /// Events that its handlers took since it was started.
+    pub handled: u64,
 }
 
 /// An orchestrator's answer to a registration that it accepts.
@@ -151,4 +166,6 @@ pub struct NodeInfo {
     pub components: u32,
     /// It speaks our fields and services, not only EDGELESS 1.2.
     pub native: bool,
+    /// Nothing new is placed on it.
+    pub cordoned: bool,
 }

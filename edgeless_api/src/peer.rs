@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::event::{self, Trace};
 use crate::id::NodeId;
+use crate::url::Url;
 
 /// What one message of a link carries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +42,8 @@ pub struct Hello {
     pub max_payload: u64,
     /// How many links it has had with the other side.
     pub links: u64,
+    /// Where it takes events, if it says so.
+    pub invocation_url: Option<Url>,
 }
 
 /// How much may be unsettled on a node.

@@ -127,6 +127,23 @@ pub struct ComponentStatus {
     pub limits: Vec<Limit>,
     /// What it uses; `None` where that is not measured, or its node did not say in time.
     pub usage: Option<Usage>,
+    /// All instances that run it, as its orchestrator knows them; the one above is the first.
+    pub instances: Vec<InstanceStatus>,
+}
+
+/// One of the instances that run a component.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstanceStatus {
+    /// The instance.
+    pub instance: InstanceId,
+    /// Where it stands.
+    pub state: State,
+    /// Events that it took.
+    pub handled: u64,
+    /// Events that wait for it.
+    pub queued: u64,
+    /// The host name of its node; may be empty.
+    pub hostname: String,
 }
 
 /// A limit of what a component may use.

@@ -117,7 +117,7 @@ impl Access {
     /// Says where the outputs of a component lead, and lets it emit.
     pub(crate) async fn wire(&self, kind: ComponentKind, id: InstanceId, outputs: &[(&str, InstanceId)]) -> Result<()> {
         let outputs = outputs.iter().map(|(name, target)| (name.to_string(), Target::Instance(*target)));
-        let patch = Patch { id: id.function, outputs: outputs.collect() };
+        let patch = Patch::new(id.function, outputs.collect());
         self.components.patch(kind, patch).await?;
         Ok(self.components.activate(&[id.function]).await?)
     }
@@ -187,7 +187,7 @@ pub(crate) fn class(name: &str) -> FunctionClass {
 
 fn start(spec: ComponentSpec, name: &str) -> Start {
     let component = ComponentId::random();
-    let context = StartContext { component, epoch: 1, name: name.to_string(), provider: String::new() };
+    let context = StartContext::new(component, 1, name.to_string());
     Start { spec, context: Some(context) }
 }
 

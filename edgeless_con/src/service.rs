@@ -82,6 +82,7 @@ fn silent(component: &ComponentView, state: State, reason: &str) -> ComponentSta
         outputs: Vec::new(),
         limits: Vec::new(),
         usage: None,
+        instances: Vec::new(),
     }
 }
 

@@ -196,6 +196,7 @@ impl Components for Told {
             outputs: Vec::new(),
             limits: Vec::new(),
             usage: None,
+            instances: Vec::new(),
         }])
     }
 
@@ -258,6 +259,7 @@ impl Domain for Told {
             providers: Vec::new(),
             components: 0,
             native: true,
+            cordoned: false,
         }])
     }
 }
@@ -339,7 +341,7 @@ async fn a_workflow_is_started_shown_and_stopped() {
     assert_eq!((function.state.policy, function.workflow), (StatePolicy::NodeLocal, status.workflow));
     assert_eq!(started.len(), 2);
     let outputs = BTreeMap::from([("out".to_string(), Target::Component(l))]);
-    assert_eq!(*orc.told.patched.lock().unwrap(), [Patch { id: f.0, outputs }]);
+    assert_eq!(*orc.told.patched.lock().unwrap(), [Patch::new(f.0, outputs)]);
     assert_eq!(*orc.told.activated.lock().unwrap(), [vec![f.0, l.0]]);
 
     let repeat = user.start(wanted.clone(), Some(Uuid::from_u128(1))).await.unwrap();

@@ -323,14 +323,12 @@ impl Agent {
     async fn start_now(self: Arc<Self>, start: Start) -> Result<ComponentRef, Error> {
         let is_untold = start.context.is_none();
         let kind = start.spec.kind();
-        let context = start.context.unwrap_or_else(|| StartContext {
-            component: ComponentId::random(),
-            epoch: 0,
-            name: match &start.spec {
-                ComponentSpec::Function(spec) => spec.class.id.clone(),
-                ComponentSpec::Resource(spec) => spec.class_type.clone(),
-            },
-            provider: String::new(),
+        let context = start.context.unwrap_or_else(|| {
+            let name = match &start.spec {
+                ComponentSpec::Function(spec) => &spec.class.id,
+                ComponentSpec::Resource(spec) => &spec.class_type,
+            };
+            StartContext::new(ComponentId::random(), 0, name)
         });
         let (slot, replaced) = self.place(&context)?;
         // Whoever repeats the request while it is under way waits for the same result.

@@ -163,6 +163,7 @@ impl Hosted {
             outputs: component.outputs.ledger().read(),
             limits: Vec::new(),
             usage: None,
+            instances: Vec::new(),
         }
     }
 

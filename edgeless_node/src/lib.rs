@@ -287,6 +287,7 @@ impl Node {
             health: edgeless_api::node::Health::default(),
             native: true,
             leaving: false,
+            loads: Vec::new(),
         };
         let announcer = Announcer::new(register_url, registration, interval, registered)?;
         let farewell = announcer.farewell();

@@ -130,7 +130,7 @@ impl Outputs {
             Target::Instance(id) => Route::Instance(id),
             // Components are what orchestrators are told; a node that is told one knows no instance.
             Target::Component(component) => {
-                Route::Row(router.set_row(edgeless_api::component::Row { component, epoch: 0, instances: Vec::new() }))
+                Route::Row(router.set_row(edgeless_api::component::Row::new(component, 0, Vec::new())))
             }
         };
         let output = |(name, target): (String, Target)| {

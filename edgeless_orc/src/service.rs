@@ -81,14 +81,12 @@ fn component(id: ComponentRef) -> Result<ComponentId, Error> {
 /// What an EDGELESS 1.2 controller asks for gets an identity here; its requests are never repeated.
 fn wanted(start: Start) -> Wanted {
     let is_held = start.context.is_some();
-    let context = start.context.unwrap_or_else(|| StartContext {
-        component: ComponentId::random(),
-        epoch: 0,
-        name: match &start.spec {
-            ComponentSpec::Function(function) => function.class.id.clone(),
-            ComponentSpec::Resource(resource) => resource.class_type.clone(),
-        },
-        provider: String::new(),
+    let context = start.context.unwrap_or_else(|| {
+        let name = match &start.spec {
+            ComponentSpec::Function(function) => &function.class.id,
+            ComponentSpec::Resource(resource) => &resource.class_type,
+        };
+        StartContext::new(ComponentId::random(), 0, name)
     });
     Wanted { spec: start.spec, context, is_held }
 }

@@ -152,6 +152,7 @@ impl Components for Played {
             outputs: vec![],
             limits: in_force(asked.limits.get(&instance.function)),
             usage: None,
+            instances: Vec::new(),
         };
         Ok(known.map(status).collect())
     }
@@ -281,6 +282,7 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         health: Health::default(),
         native: true,
         leaving: false,
+        loads: Vec::new(),
     }
 }
 
@@ -297,7 +299,7 @@ impl Controller {
     }
 
     async fn start(&self, component: ComponentId, spec: ComponentSpec) -> Result<ComponentRef, Error> {
-        let context = StartContext { component, epoch: 1, name: "f".into(), provider: String::new() };
+        let context = StartContext::new(component, 1, "f");
         self.components.start(Start { spec, context: Some(context) }).await
     }
 
@@ -314,7 +316,7 @@ impl Controller {
 
     async fn patch(&self, from: ComponentId, to: ComponentId) {
         let outputs = BTreeMap::from([("out".to_string(), Target::Component(to))]);
-        self.components.patch(ComponentKind::Function, Patch { id: from.0, outputs }).await.unwrap();
+        self.components.patch(ComponentKind::Function, Patch::new(from.0, outputs)).await.unwrap();
     }
 }
 

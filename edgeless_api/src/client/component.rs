@@ -1,13 +1,16 @@
 //! Starting and stopping components, at an orchestrator or at a node.
 
+use std::time::Duration;
+
+use bytes::Bytes;
 use uuid::Uuid;
 
 use super::Connection;
-use crate::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start};
+use crate::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start};
 use crate::error::Error;
 use crate::server::Values;
 use crate::status::{ComponentStatus, Limit, LogLine};
-use crate::wire::component::{function_request, resource_request, started};
+use crate::wire::component::{function_request, resource_request, row_list, started};
 use crate::wire::pb;
 use crate::wire::status::{limits, statuses};
 use pb::component_control_client::ComponentControlClient;
@@ -112,6 +115,26 @@ impl Components {
         let request = pb::LimitsRequest { component_id: id.to_string(), changes };
         let answer = self.control.clone().limits(request).await;
         limits(answer.map_err(|status| self.connection.error(status))?.into_inner())
+    }
+
+    /// Ends an instance that has moved, and tells the state that it saved last.
+    ///
+    /// # Errors
+    /// The node does not know it, speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn release(&self, instance: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
+        let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+        let request = pb::ReleaseRequest { instance_id: instance.to_string(), grace_ms };
+        let released = self.control.clone().release(request).await;
+        Ok(released.map_err(|status| self.connection.error(status))?.into_inner().state)
+    }
+
+    /// Tells a node where components run now.
+    ///
+    /// # Errors
+    /// The node speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn set_rows(&self, rows: Vec<Row>) -> Result<(), Error> {
+        let set = self.control.clone().set_rows(row_list(rows)).await;
+        set.map(|_| ()).map_err(|status| self.connection.error(status))
     }
 }
 

@@ -7,6 +7,7 @@ mod component;
 mod controller;
 mod guest;
 mod node;
+mod operations;
 mod orchestrator;
 mod session;
 
@@ -19,6 +20,7 @@ pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
 pub use guest::{Guest, GuestHost};
 pub use node::{Invocation, NodeManagement, PeerStream};
+pub use operations::Operations;
 pub use orchestrator::{Domain, NodeRegistry};
 pub use session::Session;
 

@@ -3,30 +3,38 @@
 use tonic::transport::Channel;
 
 use super::Connection;
-use crate::component::ComponentSpec;
+use crate::component::{ComponentSpec, Row};
 use crate::domain::DomainState;
 use crate::error::Error;
+use crate::id::{ComponentId, NodeId};
 use crate::node::{NodeInfo, Registered, Registration};
 use crate::server::Values;
 use crate::status::Placement;
-use crate::wire::component::plan_request;
+use crate::url::Url;
+use crate::wire::component::{plan_request, rows};
 use crate::wire::node::node_infos;
 use crate::wire::{pb, status::placements};
 use pb::domain_control_client::DomainControlClient;
 use pb::node_registration_client::NodeRegistrationClient;
+use pb::node_requests_client::NodeRequestsClient;
 
 /// Announces a node to an orchestrator.
 #[derive(Clone, Debug)]
 pub struct NodeRegistry {
     connection: Connection,
     registry: NodeRegistrationClient<Channel>,
+    requests: NodeRequestsClient<Channel>,
 }
 
 impl NodeRegistry {
     /// Announces it over `connection`.
     pub fn new(connection: Connection) -> Self {
         let connection = connection.to("orchestrator");
-        Self { registry: NodeRegistrationClient::new(connection.channel.clone()), connection }
+        Self {
+            registry: NodeRegistrationClient::new(connection.channel.clone()),
+            requests: NodeRequestsClient::new(connection.channel.clone()),
+            connection,
+        }
     }
 
     /// The node is there, or still there, or says goodbye.
@@ -36,6 +44,25 @@ impl NodeRegistry {
     pub async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
         let response = self.registry.clone().update_node(pb::UpdateNodeRequest::from(node)).await;
         response.map_err(|status| self.connection.error(status))?.into_inner().try_into()
+    }
+
+    /// Events wait for components that run nowhere.
+    ///
+    /// # Errors
+    /// The orchestrator speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn wake(&self, components: &[ComponentId]) -> Result<(), Error> {
+        let ids = pb::ComponentIds { component_ids: components.iter().map(ComponentId::to_string).collect() };
+        self.requests.clone().wake(ids).await.map(|_| ()).map_err(|status| self.connection.error(status))
+    }
+
+    /// Where a node takes events; `None`: there is no such node.
+    ///
+    /// # Errors
+    /// The orchestrator speaks only EDGELESS 1.2 or cannot be reached.
+    pub async fn locate(&self, node: NodeId) -> Result<Option<Url>, Error> {
+        let address = self.requests.clone().locate(pb::NodeRef::from(node)).await;
+        let address = address.map_err(|status| self.connection.error(status))?.into_inner();
+        Ok(address.invocation_url.map(|url| url.parse()).transpose()?)
     }
 }
 
@@ -87,5 +114,17 @@ impl Domain {
     pub async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
         let list = self.domain.clone().nodes(()).await.map_err(|status| self.connection.error(status))?;
         node_infos(list.into_inner())
+    }
+
+    /// Where the components run to which other domains have outputs: all of them at first, then those that
+    /// change.
+    ///
+    /// # Errors
+    /// The domain has another controller, or the orchestrator speaks only EDGELESS 1.2 or cannot be
+    /// reached.
+    pub async fn watch_rows(&self, controller: u64) -> Result<Values<Vec<Row>>, Error> {
+        let request = pb::WatchRequest { controller_nonce: controller };
+        let lists = self.domain.clone().watch_rows(request).await.map_err(|status| self.connection.error(status))?;
+        Ok(self.connection.values(lists.into_inner(), rows))
     }
 }

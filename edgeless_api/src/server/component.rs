@@ -1,15 +1,18 @@
 //! Starting and stopping components: served by orchestrators and by nodes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use tonic::Request;
 use uuid::Uuid;
 
 use super::{Adapter, Server, Values, Wire, WireStream, answer, empty};
-use crate::component::{Annotations, ComponentKind, ComponentRef, Patch, Start};
+use crate::component::{Annotations, ComponentKind, ComponentRef, Patch, Row, Start};
 use crate::error::Error;
 use crate::status::{ComponentStatus, Limit, LogLine};
+use crate::wire::component::rows;
 use crate::wire::status::{limits_response, status_list};
 use crate::wire::{error::refusal, pb, uuid, uuids};
 
@@ -33,6 +36,15 @@ pub trait Components: Send + Sync + 'static {
     /// Changes limits of what a component may use, all of them or none, and tells all that it has then.
     /// Without changes it only tells. A repeat is harmless.
     async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error>;
+    /// Ends an instance that has moved, once what is queued for it is handled or `grace` is over, and tells the
+    /// state that it saved last. Events that still come for it go where the row of its component leads.
+    async fn release(&self, _instance: Uuid, _grace: Duration) -> Result<Option<Bytes>, Error> {
+        Err(Error::unimplemented("only nodes release instances"))
+    }
+    /// Where components run now. An older epoch changes nothing.
+    async fn set_rows(&self, _rows: Vec<Row>) -> Result<(), Error> {
+        Err(Error::unimplemented("only nodes route by rows"))
+    }
 }
 
 impl Server {
@@ -124,5 +136,16 @@ impl<T: Components> pb::component_control_server::ComponentControl for Adapter<T
         let request = request.into_inner();
         let id = uuid(&request.component_id, "component_id")?;
         answer(limits_response(self.service.limits(id, request.changes).await))
+    }
+
+    async fn release(&self, request: Request<pb::ReleaseRequest>) -> Wire<pb::ReleaseResponse> {
+        let request = request.into_inner();
+        let instance = uuid(&request.instance_id, "instance_id")?;
+        let state = self.service.release(instance, Duration::from_millis(request.grace_ms)).await;
+        answer(state.map(|state| pb::ReleaseResponse { state }))
+    }
+
+    async fn set_rows(&self, request: Request<pb::RowList>) -> Wire<()> {
+        empty(self.service.set_rows(rows(request.into_inner())?).await)
     }
 }

@@ -6,6 +6,7 @@ mod component;
 mod controller;
 mod guest;
 mod node;
+mod operations;
 mod orchestrator;
 
 use std::net::IpAddr;
@@ -26,6 +27,7 @@ pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
 pub use guest::{GuestFunction, GuestHost};
 pub use node::{Invocation, NodeManagement, PeerStream};
+pub use operations::Operations;
 pub use orchestrator::{Domain, NodeRegistry};
 
 use crate::Limits;

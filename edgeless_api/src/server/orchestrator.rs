@@ -5,23 +5,33 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tonic::Request;
 
-use super::{Adapter, Server, Values, Wire, WireStream, answer};
-use crate::component::ComponentSpec;
+use super::{Adapter, Server, Values, Wire, WireStream, answer, empty};
+use crate::component::{ComponentSpec, Row};
 use crate::domain::DomainState;
 use crate::error::Error;
+use crate::id::{ComponentId, NodeId};
 use crate::node::{NodeInfo, Registered, Registration};
 use crate::status::Placement;
+use crate::url::Url;
 use crate::wire::component::plan_items;
 use crate::wire::error::refusal;
 use crate::wire::node::node_list;
-use crate::wire::pb;
 use crate::wire::status::plan_response;
+use crate::wire::{pb, uuids};
 
 /// Takes the announcements of nodes.
 #[async_trait]
 pub trait NodeRegistry: Send + Sync + 'static {
     /// A node is there, or still there, or says goodbye.
     async fn update_node(&self, node: Registration) -> Result<Registered, Error>;
+    /// Events wait for components that run nowhere.
+    async fn wake(&self, _components: Vec<ComponentId>) -> Result<(), Error> {
+        Err(Error::unimplemented("components cannot be woken here"))
+    }
+    /// Where a node takes events; `None`: there is no such node.
+    async fn locate(&self, _node: NodeId) -> Result<Option<Url>, Error> {
+        Err(Error::unimplemented("nodes cannot be asked for here"))
+    }
 }
 
 /// Shows the domain to a controller.
@@ -34,6 +44,10 @@ pub trait Domain: Send + Sync + 'static {
     async fn plan(&self, items: Vec<(String, ComponentSpec)>) -> Result<Vec<Placement>, Error>;
     /// The nodes.
     async fn nodes(&self) -> Result<Vec<NodeInfo>, Error>;
+    /// Where the components run to which other domains have outputs: all of them at first, then those that change.
+    async fn watch_rows(&self, _controller: u64) -> Result<Values<Vec<Row>>, Error> {
+        Err(Error::unimplemented("rows cannot be followed here"))
+    }
 }
 
 impl Server {
@@ -42,8 +56,10 @@ impl Server {
     pub fn node_registry(mut self, service: Arc<impl NodeRegistry>) -> Self {
         use pb::node_registration_server::NodeRegistrationServer;
         let limit = self.limits.message;
-        let registry = NodeRegistrationServer::new(self.adapter(service)).max_decoding_message_size(limit);
-        self.routes = self.routes.add_service(registry);
+        use pb::node_requests_server::NodeRequestsServer;
+        let registry = NodeRegistrationServer::new(self.adapter(service.clone())).max_decoding_message_size(limit);
+        let requests = NodeRequestsServer::new(self.adapter(service)).max_decoding_message_size(limit);
+        self.routes = self.routes.add_service(registry).add_service(requests);
         self
     }
 
@@ -74,8 +90,22 @@ impl<T: NodeRegistry> pb::node_registration_server::NodeRegistration for Adapter
 }
 
 #[async_trait]
+impl<T: NodeRegistry> pb::node_requests_server::NodeRequests for Adapter<T> {
+    async fn wake(&self, request: Request<pb::ComponentIds>) -> Wire<()> {
+        let ids = uuids(&request.into_inner().component_ids, "component_ids")?;
+        empty(self.service.wake(ids.into_iter().map(ComponentId).collect()).await)
+    }
+
+    async fn locate(&self, request: Request<pb::NodeRef>) -> Wire<pb::NodeAddress> {
+        let url = self.service.locate(request.into_inner().try_into()?).await;
+        answer(url.map(|url| pb::NodeAddress { invocation_url: url.map(|url| url.to_string()) }))
+    }
+}
+
+#[async_trait]
 impl<T: Domain> pb::domain_control_server::DomainControl for Adapter<T> {
     type WatchStream = WireStream<pb::DomainState>;
+    type WatchRowsStream = WireStream<pb::RowList>;
 
     async fn watch(&self, request: Request<pb::WatchRequest>) -> Wire<Self::WatchStream> {
         let states = self.service.watch(request.into_inner().controller_nonce).await?;
@@ -92,5 +122,10 @@ impl<T: Domain> pb::domain_control_server::DomainControl for Adapter<T> {
 
     async fn nodes(&self, _: Request<()>) -> Wire<pb::NodeList> {
         answer(self.service.nodes().await.map(node_list))
+    }
+
+    async fn watch_rows(&self, request: Request<pb::WatchRequest>) -> Wire<Self::WatchRowsStream> {
+        let rows = self.service.watch_rows(request.into_inner().controller_nonce).await?;
+        Ok(self.stream(rows))
     }
 }

@@ -198,7 +198,7 @@ fn the_outputs_of_a_component() {
         ("a".to_string(), Target::Instance(id(1, 2))),
         ("b".to_string(), Target::Component(ComponentId(Uuid::from_u128(2)))),
     ]);
-    assert_eq!(patch, Patch { id: Uuid::from_u128(1), outputs: expected });
+    assert_eq!(patch, Patch::new(Uuid::from_u128(1), expected));
     assert_eq!(pb::PatchRequest::from(patch).encode_to_vec(), bytes);
 }
 
@@ -398,6 +398,7 @@ fn a_frame_between_nodes() {
             window: Window { events: 256, bytes: 8 << 20, total: 1000 },
             max_payload: 4 << 20,
             links: 14,
+            invocation_url: None,
         }),
         first: 300,
         items: vec![

@@ -9,7 +9,7 @@ use crate::component::{
     StatePolicy, StateSpec, Target,
 };
 use crate::error::Error;
-use crate::id::{ComponentId, InstanceId, StateId, WorkflowId};
+use crate::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
 use pb::instance_id_variant::InstanceIdType;
 use uuid::Uuid;
 
@@ -95,6 +95,9 @@ impl From<StartContext> for pb::StartContext {
             epoch: context.epoch,
             name: context.name,
             provider_id: context.provider,
+            replica: context.replica,
+            reports_load: context.reports_load,
+            state: context.state,
         }
     }
 }
@@ -108,6 +111,9 @@ impl TryFrom<pb::StartContext> for StartContext {
             epoch: context.epoch,
             name: context.name,
             provider: context.provider_id,
+            replica: context.replica,
+            reports_load: context.reports_load,
+            state: context.state,
         })
     }
 }
@@ -207,6 +213,8 @@ impl From<Row> for pb::Row {
             component_id: row.component.to_string(),
             epoch: row.epoch,
             instances: row.instances.into_iter().map(Into::into).collect(),
+            addresses: row.addresses.into_iter().map(|(node, url)| (node.to_string(), url.to_string())).collect(),
+            partition_by: row.partition_by,
         }
     }
 }
@@ -215,22 +223,39 @@ impl TryFrom<pb::Row> for Row {
     type Error = Error;
 
     fn try_from(row: pb::Row) -> Result<Self, Error> {
+        let address = |(node, url): (String, String)| Ok::<_, Error>((NodeId(uuid(&node, "addresses")?), url.parse()?));
         Ok(Self {
             component: ComponentId(uuid(&row.component_id, "component_id")?),
             epoch: row.epoch,
             instances: row.instances.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            addresses: row.addresses.into_iter().map(address).collect::<Result<_, _>>()?,
+            partition_by: row.partition_by,
         })
+    }
+}
+
+pub(crate) fn row_list(rows: Vec<Row>) -> pb::RowList {
+    pb::RowList { rows: rows.into_iter().map(Into::into).collect() }
+}
+
+pub(crate) fn rows(list: pb::RowList) -> Result<Vec<Row>, Error> {
+    list.rows.into_iter().map(TryInto::try_into).collect()
+}
+
+impl From<Vec<Row>> for pb::RowList {
+    fn from(rows: Vec<Row>) -> Self {
+        row_list(rows)
     }
 }
 
 impl From<Patch> for pb::PatchRequest {
     fn from(patch: Patch) -> Self {
-        let mut request = Self { function_id: patch.id.to_string(), ..Self::default() };
+        let mut request = Self { function_id: patch.id.to_string(), exported: patch.exported, ..Self::default() };
         for (channel, target) in patch.outputs {
             let instance = match &target {
                 Target::Instance(id) => Some(*id),
                 // To name a component, the protocol leaves the node nil.
-                Target::Component(id) => Some(InstanceId { node: crate::NodeId(Uuid::nil()), function: id.0 }),
+                Target::Component(id) => Some(InstanceId { node: NodeId(Uuid::nil()), function: id.0 }),
                 Target::Row(row) => row.instances.first().copied(),
             };
             if let Some(instance) = instance {
@@ -263,7 +288,7 @@ impl TryFrom<pb::PatchRequest> for Patch {
         for (channel, row) in request.rows {
             outputs.insert(channel, Target::Row(row.try_into()?));
         }
-        Ok(Self { id, outputs })
+        Ok(Self { id, outputs, exported: request.exported })
     }
 }
 

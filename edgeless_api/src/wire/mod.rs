@@ -13,6 +13,7 @@ mod event;
 mod frame;
 pub(crate) mod guest;
 pub(crate) mod node;
+pub(crate) mod operations;
 mod peer;
 pub(crate) mod status;
 mod workflow;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::{pb, required, uuid};
 use crate::error::Error;
 use crate::id::{DomainId, NodeId};
-use crate::node::{Capabilities, Health, NodeInfo, PeerUpdate, ProviderSpec, Registered, Registration};
+use crate::node::{Capabilities, Health, InstanceLoad, NodeInfo, PeerUpdate, ProviderSpec, Registered, Registration};
 
 /// What a node that sends no lifetime is given when its deadline lies absurdly far ahead.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -145,6 +145,7 @@ impl From<Registration> for pb::UpdateNodeRequest {
             native: node.native,
             lifetime_ms: node.lifetime.map(millis).unwrap_or_default(),
             leaving: node.leaving,
+            loads: node.loads.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -179,7 +180,22 @@ impl TryFrom<pb::UpdateNodeRequest> for Registration {
             health: request.health_status.map(Into::into).unwrap_or_default(),
             native: request.native,
             leaving: request.leaving,
+            loads: request.loads.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         })
+    }
+}
+
+impl From<InstanceLoad> for pb::InstanceLoad {
+    fn from(load: InstanceLoad) -> Self {
+        Self { instance_id: load.instance.to_string(), queued: load.queued, handled: load.handled }
+    }
+}
+
+impl TryFrom<pb::InstanceLoad> for InstanceLoad {
+    type Error = Error;
+
+    fn try_from(load: pb::InstanceLoad) -> Result<Self, Error> {
+        Ok(Self { instance: uuid(&load.instance_id, "instance_id")?, queued: load.queued, handled: load.handled })
     }
 }
 
@@ -243,6 +259,7 @@ impl From<NodeInfo> for pb::NodeInfo {
             resource_providers: node.providers.into_iter().map(Into::into).collect(),
             components: node.components,
             native: node.native,
+            cordoned: node.cordoned,
         }
     }
 }
@@ -260,6 +277,7 @@ impl TryFrom<pb::NodeInfo> for NodeInfo {
             providers: node.resource_providers.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             components: node.components,
             native: node.native,
+            cordoned: node.cordoned,
         })
     }
 }

@@ -93,6 +93,7 @@ impl From<Hello> for pb::PeerHello {
             window_total: hello.window.total,
             max_payload: hello.max_payload,
             links: hello.links,
+            invocation_url: hello.invocation_url.map(|url| url.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -114,6 +115,7 @@ impl TryFrom<pb::PeerHello> for Hello {
             window: Window { events: hello.window_events, bytes: hello.window_bytes, total: hello.window_total },
             max_payload: hello.max_payload,
             links: hello.links,
+            invocation_url: if hello.invocation_url.is_empty() { None } else { Some(hello.invocation_url.parse()?) },
         })
     }
 }
@@ -318,6 +320,7 @@ mod tests {
                 window: Window { events: 256, bytes: self.next(), total: 1 << 16 },
                 max_payload: self.next(),
                 links: self.next(),
+                invocation_url: (self.below(2) == 0).then(|| "http://10.0.0.1:7002".parse().unwrap()),
             }
         }
     }

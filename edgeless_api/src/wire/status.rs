@@ -2,10 +2,10 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{pb, uuid};
+use super::{pb, required, uuid};
 use crate::error::Error;
 use crate::id::{ComponentId, DomainId, NodeId};
-use crate::status::{ComponentStatus, Level, Limit, LogLine, OutputBooks, Placement, Usage};
+use crate::status::{ComponentStatus, InstanceStatus, Level, Limit, LogLine, OutputBooks, Placement, Usage};
 
 const LEVELS: [Level; 5] = [Level::Error, Level::Warn, Level::Info, Level::Debug, Level::Trace];
 
@@ -50,6 +50,7 @@ impl From<ComponentStatus> for pb::ComponentStatus {
             outputs: status.outputs.into_iter().map(Into::into).collect(),
             limits: status.limits.into_iter().map(Into::into).collect(),
             usage: status.usage.map(Into::into),
+            instances: status.instances.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -72,7 +73,25 @@ impl TryFrom<pb::ComponentStatus> for ComponentStatus {
             outputs: status.outputs.into_iter().map(Into::into).collect(),
             limits: status.limits.into_iter().map(Into::into).collect(),
             usage: status.usage.map(Into::into),
+            instances: status.instances.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         })
+    }
+}
+
+impl From<InstanceStatus> for pb::InstanceStatus {
+    fn from(status: InstanceStatus) -> Self {
+        let InstanceStatus { instance, state, handled, queued, hostname } = status;
+        Self { instance: Some(instance.into()), state: state.to_string(), handled, queued, hostname }
+    }
+}
+
+impl TryFrom<pb::InstanceStatus> for InstanceStatus {
+    type Error = Error;
+
+    fn try_from(status: pb::InstanceStatus) -> Result<Self, Error> {
+        let pb::InstanceStatus { instance, state, handled, queued, hostname } = status;
+        let instance = required(instance, "instance")?.try_into()?;
+        Ok(Self { instance, state: state.parse()?, handled, queued, hostname })
     }
 }
 

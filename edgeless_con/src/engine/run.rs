@@ -504,12 +504,7 @@ impl Run {
         let kind = component.kind;
         Some(match stage {
             Stage::Create => {
-                let context = StartContext {
-                    component: component.id,
-                    epoch: component.epoch,
-                    name: component.name.clone(),
-                    provider: String::new(),
-                };
+                let context = StartContext::new(component.id, component.epoch, &component.name);
                 let spec = spec(self.workflow.as_ref()?, self.id, place, component)?;
                 let start = Box::new(Start { spec, context: Some(context) });
                 Effect::Create { peer, part, start, native: reach.native }
@@ -519,7 +514,7 @@ impl Run {
                     Some((channel.clone(), Target::Component(self.components.get(*target)?.known_as)))
                 };
                 let outputs = component.outputs.iter().filter_map(output).collect();
-                Effect::Patch { peer, part, kind, patch: Patch { id: component.known_as.0, outputs } }
+                Effect::Patch { peer, part, kind, patch: Patch::new(component.known_as.0, outputs) }
             }
             Stage::Stop => Effect::Stop { peer, part, kind, id: component.known_as },
             Stage::Activate | Stage::Settled | Stage::Gone => return None,

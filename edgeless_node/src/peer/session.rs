@@ -206,6 +206,7 @@ impl<T: Ticket> Session<T> {
             window: self.options.window,
             max_payload: self.options.max_payload as u64,
             links: self.links,
+            invocation_url: None,
         }
     }
 

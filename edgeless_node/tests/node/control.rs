@@ -67,9 +67,9 @@ async fn a_row_moves_all_outputs_that_lead_to_its_component() {
     let relay_id = node.start_module(&relay(), &[]).await.unwrap();
     let target = ComponentId::random();
     let set = async |epoch, instances: Vec<InstanceId>| {
-        let row = Row { component: target, epoch, instances };
+        let row = Row::new(target, epoch, instances);
         let outputs = [("out".to_string(), Target::Row(row))].into();
-        node.components.patch(Function, Patch { id: relay_id.function, outputs }).await.unwrap();
+        node.components.patch(Function, Patch::new(relay_id.function, outputs)).await.unwrap();
     };
     set(2, vec![node.peer.id]).await;
     node.cast(relay_id, "one").await;
@@ -131,7 +131,7 @@ async fn commands_with_wrong_ids_are_refused() {
     assert!(wrong_kind.message.contains("is a function, not a resource"), "{wrong_kind}");
     let unknown = ComponentRef::Instance(InstanceId::random(node.id()));
     node.components.stop(Function, unknown).await.expect("what is gone is stopped");
-    let patch = Patch { id: Uuid::new_v4(), outputs: [].into() };
+    let patch = Patch::new(Uuid::new_v4(), [].into());
     assert_eq!(node.components.patch(Function, patch).await.unwrap_err().code, Code::NotFound);
     assert_eq!(node.components.activate(&[Uuid::new_v4()]).await.unwrap_err().code, Code::NotFound);
     let error = node.start_resource("teleporter", &[]).await.unwrap_err();

@@ -427,7 +427,16 @@ impl Rude {
 
     fn hello(&self) -> Hello {
         let window = Window { events: 16, bytes: 1 << 20, total: 100 };
-        Hello { node: self.id, session: 5, known: 0, taken: 0, window, max_payload: 1 << 20, links: 0 }
+        Hello {
+            node: self.id,
+            session: 5,
+            known: 0,
+            taken: 0,
+            window,
+            max_payload: 1 << 20,
+            links: 0,
+            invocation_url: None,
+        }
     }
 
     /// Sends frames; those that come back.

@@ -214,7 +214,7 @@ impl TestNode {
     pub(crate) async fn patch(&self, kind: ComponentKind, id: InstanceId, outputs: &[(&str, InstanceId)]) {
         let outputs: BTreeMap<_, _> =
             outputs.iter().map(|(name, target)| (name.to_string(), Target::Instance(*target))).collect();
-        self.components.patch(kind, Patch { id: id.function, outputs }).await.unwrap();
+        self.components.patch(kind, Patch::new(id.function, outputs)).await.unwrap();
     }
 
     pub(crate) async fn stop(&self, kind: ComponentKind, id: InstanceId) {
@@ -352,7 +352,7 @@ pub(crate) fn resource(class: &str, configuration: &[(&str, &str)]) -> Component
 }
 
 pub(crate) fn context(name: &str) -> StartContext {
-    StartContext { component: ComponentId::random(), epoch: 1, name: name.into(), provider: String::new() }
+    StartContext::new(ComponentId::random(), 1, name)
 }
 
 fn pairs(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

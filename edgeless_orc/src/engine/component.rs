@@ -122,8 +122,8 @@ impl Component {
 
     pub(super) fn row(&self, component: ComponentId) -> Row {
         match &self.place {
-            Place::On(instance) => Row { component, epoch: self.epoch, instances: vec![instance.id] },
-            Place::Nowhere | Place::Trying(_) => Row { component, epoch: self.vacant_epoch, instances: vec![] },
+            Place::On(instance) => Row::new(component, self.epoch, vec![instance.id]),
+            Place::Nowhere | Place::Trying(_) => Row::new(component, self.vacant_epoch, vec![]),
         }
     }
 
@@ -149,12 +149,13 @@ impl Component {
             outputs: Vec::new(),
             limits: self.spec.limits(&self.name).unwrap_or_default(),
             usage: None,
+            instances: Vec::new(),
         }
     }
 
     pub(super) fn start(&self, component: ComponentId, attempt: &Attempt) -> Box<Start> {
         let context =
-            StartContext { component, epoch: self.epoch, name: self.name.clone(), provider: attempt.provider.clone() };
+            StartContext { provider: attempt.provider.clone(), ..StartContext::new(component, self.epoch, &self.name) };
         Box::new(Start { spec: self.spec.clone(), context: Some(context) })
     }
 
@@ -216,7 +217,7 @@ impl Engine {
                 Some(target) => target.row(*id),
                 None => {
                     let epoch = self.links.get(id).map(|link| link.last_epoch).unwrap_or_default();
-                    Row { component: *id, epoch, instances: vec![] }
+                    Row::new(*id, epoch, vec![])
                 }
             };
             let target = match row.instances.first() {

@@ -287,6 +287,7 @@ impl Engine {
             providers: node.about.providers.clone(),
             components: u32::try_from(node.residents.len()).unwrap_or(u32::MAX),
             native: node.about.native,
+            cordoned: false,
         };
         self.registry.nodes.values().map(info).collect()
     }

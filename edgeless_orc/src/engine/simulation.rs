@@ -125,8 +125,7 @@ impl Simulation {
         match self.rng.random_range(0..4) {
             0 if !self.engine.components.contains_key(&id) => {
                 self.epochs += 1;
-                let context =
-                    StartContext { component: id, epoch: self.epochs, name: String::new(), provider: String::new() };
+                let context = StartContext::new(id, self.epochs, String::new());
                 self.desired.insert(id, Desired::default());
                 let wanted = Box::new(Wanted { spec: function(&[]), context, is_held: true });
                 self.request(Some(id), |ticket| Event::Start(ticket, wanted));
@@ -140,7 +139,7 @@ impl Simulation {
                 let Some(desired) = self.desired.get_mut(&id) else { return };
                 desired.outputs = outputs.clone();
                 let outputs = outputs.into_iter().map(|(channel, id)| (channel, Target::Component(id))).collect();
-                self.request(None, |ticket| Event::Patch(ticket, ComponentKind::Function, Patch { id: id.0, outputs }));
+                self.request(None, |ticket| Event::Patch(ticket, ComponentKind::Function, Patch::new(id.0, outputs)));
             }
             3 => {
                 let Some(desired) = self.desired.get_mut(&id) else { return };

@@ -317,7 +317,7 @@ impl Engine {
         let kind = component.kind();
         let Place::On(instance) = &mut component.place else { return };
         instance.wiring = None;
-        let patch = Patch { id: instance.id.function, outputs: wiring.clone() };
+        let patch = Patch::new(instance.id.function, wiring.clone());
         let (home, call) = (instance.home, Call::SetOutputs(kind, patch));
         self.call_for(id, home, Job::Wire(id, wiring), call);
     }

@@ -121,8 +121,7 @@ impl World {
     }
 
     fn wanted(&mut self, component: ComponentId, epoch: u64, spec: ComponentSpec) -> Ticket {
-        let context =
-            StartContext { component, epoch, name: format!("f{}", component.0.as_u128()), provider: String::new() };
+        let context = StartContext::new(component, epoch, format!("f{}", component.0.as_u128()));
         self.request(|ticket| Event::Start(ticket, Box::new(Wanted { spec, context, is_held: true })))
     }
 
@@ -136,7 +135,7 @@ impl World {
 
     fn patch(&mut self, from: ComponentId, to: &[(&str, ComponentId)]) -> Ticket {
         let outputs = to.iter().map(|(channel, id)| (channel.to_string(), Target::Component(*id))).collect();
-        self.request(|ticket| Event::Patch(ticket, FUNCTION, Patch { id: from.0, outputs }))
+        self.request(|ticket| Event::Patch(ticket, FUNCTION, Patch::new(from.0, outputs)))
     }
 
     fn activate(&mut self, ids: &[ComponentId]) -> Ticket {
@@ -233,6 +232,7 @@ pub(super) fn node(id: NodeId) -> Registration {
         health: Health::default(),
         native: true,
         leaving: false,
+        loads: Vec::new(),
     }
 }
 
@@ -289,7 +289,7 @@ fn wiring(call: &Call) -> BTreeMap<String, Target> {
 }
 
 fn row(component: ComponentId, epoch: u64, instances: &[InstanceId]) -> BTreeMap<String, Target> {
-    let row = Row { component, epoch, instances: instances.to_vec() };
+    let row = Row::new(component, epoch, instances.to_vec());
     BTreeMap::from([("out".to_string(), Target::Row(row))])
 }
 
@@ -469,7 +469,7 @@ fn a_component_is_started_wired_activated_and_stopped() {
     let start = world.wanted(ONE, 1, function(&[]));
     assert!(world.is_open(start));
     let (op, call) = world.call(A);
-    let context = StartContext { component: ONE, epoch: 1, name: "f1".into(), provider: String::new() };
+    let context = StartContext::new(ONE, 1, "f1");
     assert_eq!(created(&call).context, Some(context));
     assert_eq!(world.status(ONE).state, State::Starting);
     world.ok(A, op, &call);
@@ -589,7 +589,7 @@ fn impossible_requests_are_refused() {
     world.add(&node(A));
     let bad = world.wanted(ONE, 1, function(&[("node_id_match_any", "here")]));
     assert!(world.refusal(bad).message.contains("node_id_match_any"));
-    let context = StartContext { component: ONE, epoch: 1, name: "x".repeat(300), provider: String::new() };
+    let context = StartContext::new(ONE, 1, "x".repeat(300));
     let wanted = Wanted { spec: function(&[]), context, is_held: true };
     let long = world.request(|ticket| Event::Start(ticket, Box::new(wanted)));
     assert_eq!(world.refusal(long).code, Code::Exhausted);
@@ -603,15 +603,15 @@ fn impossible_requests_are_refused() {
         assert_eq!(world.refusal(ticket).code, Code::NotFound);
     }
     let outputs = BTreeMap::from([("out".to_string(), Target::Instance(InstanceId::random(A)))]);
-    let instance = world.request(|ticket| Event::Patch(ticket, FUNCTION, Patch { id: ONE.0, outputs }));
+    let instance = world.request(|ticket| Event::Patch(ticket, FUNCTION, Patch::new(ONE.0, outputs)));
     assert!(world.refusal(instance).message.contains("takes components"));
-    let empty = Patch { id: ONE.0, outputs: BTreeMap::new() };
+    let empty = Patch::new(ONE.0, BTreeMap::new());
     let kind = world.request(|ticket| Event::Patch(ticket, ComponentKind::Resource, empty));
     assert!(world.refusal(kind).message.contains("is a function"));
     let kind = world.request(|ticket| Event::Stop(ticket, ComponentKind::Resource, ONE));
     assert!(world.refusal(kind).message.contains("is a function"));
     let many = (0..2000).map(|n| (format!("out{n}"), Target::Component(TWO))).collect();
-    let many = world.request(|ticket| Event::Patch(ticket, FUNCTION, Patch { id: ONE.0, outputs: many }));
+    let many = world.request(|ticket| Event::Patch(ticket, FUNCTION, Patch::new(ONE.0, many)));
     assert_eq!(world.refusal(many).code, Code::Exhausted);
     assert!(world.calls.is_empty(), "nothing was done");
 }
@@ -1074,7 +1074,7 @@ fn a_plain_node_is_wired_to_the_instance_that_there_is() {
 #[test]
 fn a_component_of_a_plain_controller_emits_from_its_first_patch_or_after_a_second() {
     let start = |world: &mut World, component| {
-        let context = StartContext { component, epoch: 0, name: "f".into(), provider: String::new() };
+        let context = StartContext::new(component, 0, "f");
         let wanted = Wanted { spec: function(&[]), context, is_held: false };
         world.request(|ticket| Event::Start(ticket, Box::new(wanted)));
         world.obey();
