@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use edgeless_api::decision::Decision;
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, NodeId};
 use edgeless_api::operations::{DrainProgress, Relocation};
@@ -48,6 +49,10 @@ impl Operations for Service {
 
     async fn plan_loss(&self, node: NodeId) -> Result<Vec<Relocation>, Error> {
         self.inbox.read(move |engine, _| engine.plan_loss(node)).await?
+    }
+
+    async fn why(&self, component: ComponentId) -> Result<Decision, Error> {
+        self.inbox.read(move |engine, _| engine.why(component)).await?
     }
 
     async fn move_component(&self, component: ComponentId, node: NodeId) -> Result<(), Error> {

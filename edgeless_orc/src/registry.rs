@@ -16,7 +16,6 @@ use edgeless_daemon::engine::Millis;
 use uuid::Uuid;
 
 use crate::engine::{Lane, Peer};
-use crate::placement::Candidate;
 
 /// The longest name that a node may give to anything.
 const NAME: usize = 256;
@@ -342,21 +341,12 @@ impl Registry {
         self.nodes.get(&home.node).filter(|node| node.incarnation == home.incarnation)
     }
 
-    /// The nodes on which components may be placed.
-    pub(crate) fn ready(&self) -> impl Iterator<Item = Candidate<'_>> {
-        let is_open = |node: &&Node| node.stage == Stage::Ready && !self.is_cordoned(node.about.node);
-        self.nodes.values().filter(is_open).map(|node| Candidate {
-            node: node.about.node,
-            capabilities: &node.about.capabilities,
-            providers: &node.about.providers,
-        })
-    }
-
-    /// What the nodes have together.
+    /// What the nodes have together on which components may be placed.
     pub(crate) fn capabilities(&self) -> DomainCapabilities {
         let mut sum = DomainCapabilities::default();
-        for node in self.ready() {
-            sum.add(node.capabilities, node.providers);
+        let is_open = |node: &&Node| node.stage == Stage::Ready && !self.is_cordoned(node.about.node);
+        for node in self.nodes.values().filter(is_open) {
+            sum.add(&node.about.capabilities, &node.about.providers);
         }
         sum
     }

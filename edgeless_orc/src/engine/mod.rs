@@ -339,18 +339,16 @@ impl Engine {
     /// One cannot be placed, or asks for what cannot be understood.
     pub fn plan(&self, items: &[(String, ComponentSpec)]) -> Result<Vec<Placement>, Error> {
         let mut placer = self.placer.clone();
-        let plan = |(name, spec): &(String, ComponentSpec)| {
-            let place = self.foresee(&mut placer, name, spec)?;
-            let node = self.registry.nodes.get(&place.node);
-            let hostname = node.map(|node| node.about.capabilities.hostname());
+        let plan = |(nth, (name, spec)): (u32, &(String, ComponentSpec))| {
+            let place = self.foresee(&mut placer, (nth, name), spec)?;
             Ok(Placement {
                 name: name.clone(),
                 domain: self.settings.domain.clone(),
                 node: place.node,
-                hostname: hostname.unwrap_or_default().to_string(),
+                hostname: self.placer.nodes.hostname(place.node).to_string(),
             })
         };
-        items.iter().map(plan).collect()
+        (0..).zip(items).map(plan).collect()
     }
 
     /// The nodes.

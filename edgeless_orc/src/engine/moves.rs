@@ -22,6 +22,7 @@ impl Engine {
             return Err(unknown(node));
         }
         if self.registry.cordon(node, is_cordoned) {
+            self.placer.nodes.set_cordoned(node, is_cordoned);
             self.is_outdated = true;
             self.note(Note::Cordoned { node, is_cordoned });
             if !is_cordoned {
@@ -125,7 +126,7 @@ impl Engine {
         let may_overlap = component.may_overlap();
         let note =
             Note::Moving { component: id, name: component.name.clone(), from: slot.home().map(|home| home.node), to };
-        if let Err(error) = self.choose(&mut self.placer.clone(), component, &heir) {
+        if let Err(error) = self.has_place(id, component, &heir) {
             return self.reply(ticket, Err(error));
         }
         self.note(note);

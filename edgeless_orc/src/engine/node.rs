@@ -49,7 +49,9 @@ impl Engine {
             capabilities: about.capabilities.clone(),
         });
         let id = about.node;
+        self.placer.nodes.upsert(&about);
         let others = self.registry.add(self.now, about);
+        self.placer.nodes.set_cordoned(id, self.registry.is_cordoned(id));
         self.marked.insert(Thing::Node(id));
         self.mark_nodes(others);
     }
@@ -60,6 +62,7 @@ impl Engine {
         let Some((before, others)) = self.registry.refresh(self.now, about) else { return };
         let Some(node) = self.registry.nodes.get(&id) else { return };
         let now = &node.about;
+        self.placer.nodes.upsert(now);
         let advertised = now.providers.iter().filter(|provider| !before.providers.contains(provider));
         self.effects.extend(advertised.map(|provider| Effect::Note(Note::Provider(id, provider.clone()))));
         let has_changed = now.providers != before.providers || now.capabilities != before.capabilities;
@@ -78,6 +81,7 @@ impl Engine {
 
     pub(super) fn lose_node(&mut self, id: NodeId, reason: &'static str) {
         let Some((node, others)) = self.registry.remove(id) else { return };
+        self.placer.nodes.remove(id);
         self.note(Note::NodeLost { node: id, reason, components: node.residents.len() });
         if let Some(op) = node.management.under_way() {
             self.farewells.insert(id, op);
@@ -123,6 +127,7 @@ impl Engine {
             self.tell(id, other);
         } else if node.stage == Stage::Meeting {
             node.stage = Stage::Ready;
+            self.placer.nodes.set_ready(id, true);
             self.is_outdated = true;
             self.wake_homeless();
         }
@@ -130,6 +135,7 @@ impl Engine {
 
     fn reset(&mut self, id: NodeId) {
         self.registry.renew(id);
+        self.placer.nodes.set_ready(id, false);
         self.is_outdated = true;
         if let Some(node) = self.registry.nodes.get_mut(&id) {
             // It knows no row afterwards, and needs none.

@@ -3,21 +3,43 @@
 use std::time::Duration;
 
 use edgeless_api::component::ComponentSpec;
+use edgeless_api::decision::Decision;
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, NodeId};
 use edgeless_api::node::InstanceLoad;
 use edgeless_api::requirements::Requirements;
 
+use uuid::Uuid;
+
 use super::component::{Ask, Component, Link};
 use super::scaling::Load;
 use super::slot::{Attempt, Fate, Place, Slot};
 use super::{Engine, Note, Reply, Thing};
-use crate::placement::{self, Candidate, Placer};
-use crate::registry::{Home, Node};
+use crate::placement::{self, Placer, Question, Refusal, Tenant};
 
 /// How long the last epoch of a component is remembered after its end: longer than any call about
 /// it can last.
 const MEMORY: Duration = Duration::from_secs(120);
+/// Whom a component is connected with matters to placement up to this number.
+const NEIGHBOURS: usize = 256;
+
+/// What matters to the place of a replica beside its component.
+pub(super) struct Surroundings {
+    neighbours: Vec<NodeId>,
+    taken: Vec<NodeId>,
+    excluded: Vec<NodeId>,
+}
+
+impl Surroundings {
+    fn question<'a>(&'a self, component: &'a Component) -> Question<'a> {
+        Question {
+            neighbours: &self.neighbours,
+            taken: &self.taken,
+            excluded: &self.excluded,
+            ..Question::new(&component.name, &component.spec, &component.requirements)
+        }
+    }
+}
 
 impl Engine {
     pub(super) fn step_component(&mut self, id: ComponentId) {
@@ -120,65 +142,98 @@ impl Engine {
         self.marked.insert(Thing::Component(id));
     }
 
-    /// Where a replica would go.
-    pub(super) fn choose(
-        &self,
-        placer: &mut Placer,
-        component: &Component,
-        slot: &Slot,
-    ) -> Result<placement::Place, Error> {
+    /// What matters to the place of a replica beside its component.
+    pub(super) fn surroundings(&self, id: ComponentId, component: &Component, slot: &Slot) -> Surroundings {
+        let homes = slot.tried.iter().chain(&component.doubted).copied();
         let left = slot.replaces.and_then(|old| component.slots.get(&old)?.home());
-        let is_open = |one: &Candidate<'_>| {
-            let home = self.registry.nodes.get(&one.node).map(Node::home);
-            let is_tried = |home: &Home| slot.tried.contains(home) || component.doubted.contains(home);
-            let is_pinned = slot.pin.is_none_or(|pin| pin == one.node);
-            is_pinned && home.is_some_and(|home| !is_tried(&home) && left != Some(home))
-        };
-        let place = self.among(placer, &component.name, &component.spec, &component.requirements, is_open)?;
-        place.ok_or_else(|| match (&slot.trouble, slot.pin) {
-            (Some(trouble), _) => trouble.clone(),
-            (None, Some(pin)) => {
-                Error::rejected(format!("node {pin} does not meet what '{}' requires: choose another", component.name))
+        let current = homes.chain(left).filter(|home| self.registry.at(*home).is_some());
+        let mut excluded: Vec<NodeId> = current.map(|home| home.node).collect();
+        if let Some(pin) = slot.pin {
+            excluded.extend(self.registry.nodes.keys().filter(|node| **node != pin));
+        }
+        let others = component.slots.iter().filter(|(other, _)| slot.replaces != Some(**other));
+        let taken = others.filter_map(|(_, other)| Some(other.home()?.node)).collect();
+        Surroundings { neighbours: self.neighbours(id, component), taken, excluded }
+    }
+
+    /// The nodes of the components that one is connected with, as far as they matter.
+    fn neighbours(&self, id: ComponentId, component: &Component) -> Vec<NodeId> {
+        let senders = self.links.get(&id).into_iter().flat_map(|link| &link.senders);
+        let connected = component.outputs.values().chain(senders).take(NEIGHBOURS);
+        let slots = connected.filter_map(|id| self.components.get(id)).flat_map(|other| other.slots.values());
+        slots.filter_map(|slot| Some(slot.home()?.node)).take(NEIGHBOURS).collect()
+    }
+
+    /// Whether there would be a place for a replica.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) fn has_place(&self, id: ComponentId, component: &Component, slot: &Slot) -> Result<(), Error> {
+        let surroundings = self.surroundings(id, component, slot);
+        let question = surroundings.question(component);
+        let chosen = self.placer.clone().choose(&question);
+        chosen.map(drop).map_err(|refusal| self.no_choice(&question, slot, refusal))
+    }
+
+    /// Why there is no place.
+    fn no_choice(&self, question: &Question<'_>, slot: &Slot, refusal: Refusal) -> Error {
+        let name = question.name;
+        match (refusal, &slot.trouble, slot.pin) {
+            (Refusal::Infeasible(error), _, _) => error,
+            (Refusal::Excluded, Some(trouble), _) => trouble.clone(),
+            (Refusal::Excluded, None, Some(pin)) => {
+                let verdicts = self.placer.explain(question, None).nodes;
+                let verdict = verdicts.iter().find(|verdict| verdict.node == pin);
+                let why = verdict.map(|verdict| format!(": {}", verdict.outcome)).unwrap_or_default();
+                Error::rejected(format!("node {pin} cannot run '{name}'{why}; choose another"))
             }
-            (None, None) => Error::unavailable("no other node can run it at present"),
-        })
+            (Refusal::Excluded, None, None) => Error::unavailable("no other node can run it at present"),
+        }
+    }
+
+    /// Why a component is where it is, or where it would be placed now.
+    ///
+    /// # Errors
+    /// It is not known.
+    pub fn why(&self, id: ComponentId) -> Result<Decision, Error> {
+        let component = self.components.get(&id).ok_or_else(|| super::requests::unknown(id))?;
+        let first = component.slots.iter().find_map(|(replica, slot)| Some((*replica, slot.home()?.node)));
+        let blank = Slot { replaces: first.map(|(replica, _)| replica), ..Slot::new() };
+        let mut surroundings = self.surroundings(id, component, &blank);
+        surroundings.excluded.clear();
+        let at = first.map(|(replica, node)| (node, Tenant { component: id, replica }));
+        Ok(self.placer.explain(&surroundings.question(component), at))
     }
 
     /// Where something would go that is not known here.
     pub(super) fn foresee(
         &self,
         placer: &mut Placer,
-        name: &str,
+        (nth, name): (u32, &str),
         spec: &ComponentSpec,
     ) -> Result<placement::Place, Error> {
         let requirements = Requirements::parse(spec.annotations()).map_err(Error::rejected)?;
-        let place = self.among(placer, name, spec, &requirements, |_| true)?;
-        place.ok_or_else(|| Error::bug("no choice among feasible nodes"))
-    }
-
-    /// Chooses among the nodes that meet the requirements. All that asks for a place asks here.
-    fn among(
-        &self,
-        placer: &mut Placer,
-        name: &str,
-        spec: &ComponentSpec,
-        requirements: &Requirements,
-        is_open: impl Fn(&Candidate<'_>) -> bool,
-    ) -> Result<Option<placement::Place>, Error> {
-        let fit = placement::feasible(name, spec, requirements, self.registry.ready())?;
-        let open: Vec<_> = fit.into_iter().filter(is_open).collect();
-        Ok(placer.choose(spec, &open))
+        let place = placer.choose(&Question::new(name, spec, &requirements)).map_err(|refusal| match refusal {
+            Refusal::Infeasible(error) => error,
+            Refusal::Excluded => Error::bug("no choice among feasible nodes"),
+        })?;
+        // What is placed takes the room of what comes after it.
+        let tenant = Tenant { component: ComponentId(Uuid::nil()), replica: nth };
+        placer.nodes.occupy(place.node, tenant, spec.workflow(), &requirements);
+        Ok(place)
     }
 
     pub(super) fn place(&mut self, id: ComponentId, replica: u32) {
         let Some(component) = self.components.get(&id) else { return };
         let Some(slot) = component.slots.get(&replica) else { return };
-        let mut placer = self.placer.clone();
-        let chosen = self.choose(&mut placer, component, slot);
-        self.placer = placer;
-        match chosen {
+        let surroundings = self.surroundings(id, component, slot);
+        let question = surroundings.question(component);
+        match self.placer.choose(&question) {
             Ok(place) => self.move_in(id, replica, place),
-            Err(error) => self.no_place(id, replica, error),
+            Err(refusal) => {
+                let error = self.no_choice(&question, slot, refusal);
+                self.no_place(id, replica, error);
+            }
         }
     }
 
@@ -187,6 +242,8 @@ impl Engine {
         node.residents.insert((id, replica));
         let home = node.home();
         let Some(component) = self.components.get_mut(&id) else { return };
+        let tenant = Tenant { component: id, replica };
+        self.placer.nodes.occupy(place.node, tenant, component.spec.workflow(), &component.requirements);
         component.epoch += 1;
         if let Some(slot) = component.slots.get_mut(&replica) {
             slot.epoch = component.epoch;

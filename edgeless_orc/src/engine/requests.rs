@@ -18,6 +18,7 @@ use super::component::{Ask, Component};
 use super::scaling::Trend;
 use super::slot::{Place, Slot};
 use super::{Answer, Engine, Reply, Thing, Wanted};
+use crate::placement::Tenant;
 use crate::registry::Stray;
 
 /// When a component of an EDGELESS 1.2 controller emits even without a patch.
@@ -98,7 +99,7 @@ impl Engine {
             asks: vec![(Ask::Start, ticket)],
         };
         if component.wanted == 0 {
-            self.choose(&mut self.placer.clone(), &component, &Slot::new())?;
+            self.has_place(id, &component, &Slot::new())?;
         }
         self.components.insert(id, component);
         self.begin_with(id, had_row);
@@ -268,6 +269,12 @@ impl Engine {
         component.requirements = Requirements::parse(&annotations).map_err(Error::rejected)?;
         *component.spec.annotations_mut() = annotations;
         let limits = component.spec.limits(&component.name);
+        for (replica, slot) in &component.slots {
+            if let Some(home) = slot.home() {
+                let tenant = Tenant { component: id, replica: *replica };
+                self.placer.nodes.occupy(home.node, tenant, component.spec.workflow(), &component.requirements);
+            }
+        }
         // A place that it was refused with the limits from before may take it now.
         self.hurry(id);
         limits

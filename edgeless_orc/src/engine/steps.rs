@@ -18,6 +18,7 @@ use super::node::is_unknown;
 use super::scaling::Load;
 use super::slot::{Attempt, Fate, Instance, Place, Slot, Step, Wiring};
 use super::{Answer, Call, Engine, Job, Note, Op, Outcome, Reply, Thing, rows};
+use crate::placement::Tenant;
 use crate::registry::{Home, Stray};
 
 /// How often one of our nodes is asked to start the same thing while it does not answer.
@@ -261,6 +262,7 @@ impl Engine {
         let Some(home) = slot.home() else { return };
         if let Some(node) = self.registry.nodes.get_mut(&home.node) {
             node.residents.remove(&(id, replica));
+            self.placer.nodes.release(home.node, Tenant { component: id, replica });
             if let Some(instance) = slot.instance() {
                 node.running.remove(&instance.id.function);
             }
