@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
 use edgeless_api::domain::{DomainCapabilities, DomainState};
 use edgeless_api::error::Error;
-use edgeless_api::id::{ComponentId, DomainId};
+use edgeless_api::id::{ComponentId, DomainId, NodeId};
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine, Placement};
+use edgeless_api::url::Url;
 use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::{Inbox, Ticket};
 use futures_util::future::join_all;
@@ -22,6 +24,7 @@ use futures_util::stream;
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
+use crate::border::Border;
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
 use crate::limits::Limiter;
 use crate::logs::{self, Follow};
@@ -41,6 +44,8 @@ pub(crate) struct Service {
     pub(crate) capabilities: watch::Receiver<DomainCapabilities>,
     /// Bounds those who follow the domain.
     pub(crate) watchers: Arc<Semaphore>,
+    /// Where rows go out and patches come in.
+    pub(crate) border: Border,
     /// The controller that the domain works for.
     pub(crate) owner: Owner,
     /// The code of the components.
@@ -93,29 +98,24 @@ fn wanted(start: Start) -> Wanted {
 
 #[async_trait]
 impl Components for Service {
-    async fn start(&self, mut start: Start) -> Result<ComponentRef, Error> {
-        if let ComponentSpec::Function(function) = &mut start.spec {
-            function.class.binary = self.binaries.keep(std::mem::take(&mut function.class.binary))?;
-        }
-        let wanted = Box::new(wanted(start));
-        match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
-            Reply::Started(id) => Ok(ComponentRef::Component(id)),
-            other => Err(unexpected(&other)),
-        }
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        self.border.admit_controller()?;
+        self.begin(start).await.map(ComponentRef::Component)
     }
 
     async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error> {
-        let id = component(id)?;
-        self.done(|ticket| Event::Stop(ticket, kind, id)).await
+        self.border.admit_controller()?;
+        self.halt(kind, component(id)?).await
     }
 
     async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
-        self.done(|ticket| Event::Patch(ticket, kind, patch)).await
+        self.border.admit_controller()?;
+        self.wire(kind, self.border.incoming(patch)).await
     }
 
     async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
-        let ids = ids.into_iter().map(ComponentId).collect();
-        self.done(|ticket| Event::Activate(ticket, ids)).await
+        self.border.admit_controller()?;
+        self.open(ids.into_iter().map(ComponentId).collect()).await
     }
 
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
@@ -154,7 +154,45 @@ impl Components for Service {
     }
 }
 
+/// What controllers ask for, and a parent in its own way.
 impl Service {
+    pub(crate) async fn begin(&self, mut start: Start) -> Result<ComponentId, Error> {
+        if let ComponentSpec::Function(function) = &mut start.spec {
+            function.class.binary = self.binaries.keep(std::mem::take(&mut function.class.binary))?;
+        }
+        let wanted = Box::new(wanted(start));
+        match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
+            Reply::Started(id) => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn halt(&self, kind: ComponentKind, id: ComponentId) -> Result<(), Error> {
+        self.done(|ticket| Event::Stop(ticket, kind, id)).await
+    }
+
+    pub(crate) async fn wire(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
+        self.done(|ticket| Event::Patch(ticket, kind, patch)).await
+    }
+
+    pub(crate) async fn open(&self, ids: Vec<ComponentId>) -> Result<(), Error> {
+        self.done(|ticket| Event::Activate(ticket, ids)).await
+    }
+
+    /// Whether one of these components is still there.
+    pub(crate) async fn is_any_left(&self, ids: &[Uuid]) -> bool {
+        self.view(ids.to_vec()).await.is_ok_and(|views| !views.is_empty())
+    }
+
+    /// Lets the instance of a component come to its end, and tells the state that it saved last.
+    pub(crate) async fn release_own(&self, id: ComponentId, grace: Duration) -> Result<Option<Bytes>, Error> {
+        let view = self.view(vec![id.0]).await?.pop();
+        match view.and_then(|view| view.peer.zip(view.status.instance)) {
+            Some((peer, instance)) => self.links.to(&peer)?.components.release(instance.function, grace).await,
+            None => Err(Error::unavailable(format!("component {id} does not run at present: try again later"))),
+        }
+    }
+
     async fn status_at(&self, peer: &Peer, instances: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {
         let link = self.links.to(peer)?;
         tokio::time::timeout(ASK, link.components.status(instances)).await.unwrap_or_else(|_| Err(late(peer)))
@@ -201,6 +239,7 @@ fn merged(own: ComponentStatus, answer: &Result<Vec<ComponentStatus>, Error>) ->
 #[async_trait]
 impl Domain for Service {
     async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
+        self.border.admit_controller()?;
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             Error::exhausted("too many follow this domain already: raise limits.max_watchers of its orchestrator")
         })?;
@@ -249,5 +288,13 @@ impl NodeRegistry for Service {
             Reply::Registered(registered) => Ok(registered),
             other => Err(unexpected(&other)),
         }
+    }
+
+    async fn locate(&self, node: NodeId) -> Result<Option<Url>, Error> {
+        if let Some(url) = self.border.locate(node) {
+            return Ok(Some(url));
+        }
+        let nodes = self.nodes().await?;
+        Ok(nodes.into_iter().find(|info| info.node == node).map(|info| info.invocation_url))
     }
 }
