@@ -53,6 +53,13 @@ impl Border {
         }
     }
 
+    /// The domain starts afresh: whoever commands it now counts epochs anew.
+    pub(crate) fn start_afresh(&self) {
+        if let Self::Private(forwarder) | Self::Nested(forwarder) = self {
+            forwarder.table(|table, _| table.clear());
+        }
+    }
+
     /// Where the forwarder takes events, if `node` is the forwarder.
     pub(crate) fn locate(&self, node: NodeId) -> Option<Url> {
         match self {

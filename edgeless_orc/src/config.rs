@@ -294,6 +294,9 @@ impl Config {
                 ));
             }
         }
+        if general.domain_id.len() > 200 {
+            return Err("general.domain_id: the parent knows the domain by it: choose one of at most 200 bytes".into());
+        }
         if general.domain_register_url.is_some() {
             return Err(
                 "general.domain_register_url: a domain with a parent works for it alone: remove this key or [parent]"

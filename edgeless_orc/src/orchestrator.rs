@@ -145,10 +145,7 @@ impl Daemon for Orchestrator {
             let announcer = gate.serve(&config, service, forwarder, capabilities.clone(), server, (&servers, &tasks));
             if let Some(announcer) = announcer {
                 farewell = Some(announcer.farewell());
-                let cancel = tasks.cancel().clone();
-                tasks.helper("registration at the parent", async move {
-                    cancel.run_until_cancelled(announcer.repeat()).await;
-                });
+                tasks.helper("registration at the parent", announcer.run());
             }
         }
         if let Some(announcement) = announcement(&config, &url, owner) {
@@ -251,6 +248,7 @@ impl Gate {
             inbox,
             capabilities,
             agent,
+            cancel: tasks.cancel().child_token(),
         })
     }
 }

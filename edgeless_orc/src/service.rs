@@ -246,6 +246,7 @@ impl Domain for Service {
         let listening = self.owner.listen(controller)?;
         if listening.changes_hands {
             tracing::warn!("another controller follows this domain: what ran for the one before is stopped");
+            self.border.start_afresh();
             self.inbox.tell(Event::StopAll).await?;
         }
         let mut capabilities = self.capabilities.clone();

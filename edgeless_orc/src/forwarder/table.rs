@@ -135,6 +135,7 @@ impl Table {
     /// An alias leads to a component elsewhere from now on, until it has not been used for long.
     pub(crate) fn lead_away(&mut self, now: Instant, alias: Uuid, component: ComponentId) {
         self.remove(alias);
+        self.rows.entry(component).or_insert_with(|| Row::new(component, 0, vec![]));
         self.enter(now, alias, Meaning::Foreign(component), false);
     }
 
@@ -217,6 +218,11 @@ impl Table {
         if is_news {
             self.rows.insert(row.component, row);
         }
+    }
+
+    /// The newer one of a row and the one that is known.
+    pub(crate) fn newest(&self, row: Row) -> Row {
+        self.rows.get(&row.component).filter(|known| known.epoch > row.epoch).cloned().unwrap_or(row)
     }
 
     /// Whether events to a component elsewhere go through here.
@@ -410,6 +416,7 @@ mod tests {
         table.set_row(row(1, 3));
         assert_eq!(table.row(id(1)).map(|row| row.epoch), Some(3));
         assert!(table.knows(id(1)) && !table.knows(id(2)));
+        assert_eq!((table.newest(row(1, 2)), table.newest(row(1, 4))), (row(1, 3), row(1, 4)));
     }
 
     #[test]

@@ -27,6 +27,8 @@ use crate::service::Service;
 
 /// Stops that are remembered: a start that was on its way meanwhile comes too late.
 const STOPPED: usize = 1024;
+/// When what a parent of EDGELESS 1.x started emits even without a patch.
+const UNTOLD: Duration = Duration::from_secs(1);
 /// How long a reset waits until everything is gone.
 const GONE: Duration = Duration::from_secs(5);
 /// How soon that is seen.
@@ -47,6 +49,8 @@ struct Started {
     /// What it is here.
     own: ComponentId,
     reports_load: bool,
+    /// A parent of EDGELESS 1.x does not say when it shall emit: its first patch does, or a second.
+    is_untold: bool,
     /// As the parent said it last.
     outputs: Option<Outputs>,
 }
@@ -117,21 +121,29 @@ impl Book {
         }
     }
 
-    /// Takes over newer rows, and tells whose outputs lead elsewhere now.
-    fn move_rows(&mut self, rows: &[Row]) -> Vec<Uuid> {
-        let mut moved = Vec::new();
-        for started in self.started.values_mut() {
-            for target in started.outputs.iter_mut().flat_map(BTreeMap::values_mut) {
-                let Target::Row(known) = target else { continue };
-                let newer = |row: &&Row| row.component == known.component && row.epoch >= known.epoch && *row != known;
-                if let Some(row) = rows.iter().find(newer) {
-                    *known = row.clone();
-                    moved.push(started.alias);
+    /// Those whose outputs lead elsewhere by newer rows, and their outputs then.
+    fn moved(&self, rows: &[Row]) -> Vec<(Started, Outputs)> {
+        let moved = |started: &Started| {
+            let before = started.outputs.as_ref()?;
+            let target = |target: &Target| match target {
+                Target::Row(known) => {
+                    let newer = |row: &&Row| row.component == known.component && row.epoch >= known.epoch;
+                    Target::Row(rows.iter().find(newer).unwrap_or(known).clone())
                 }
-            }
+                other => other.clone(),
+            };
+            let after: Outputs = before.iter().map(|(channel, to)| (channel.clone(), target(to))).collect();
+            (after != *before).then(|| (started.clone(), after))
+        };
+        self.started.values().filter_map(moved).collect()
+    }
+
+    /// What a start was told last about its outputs.
+    fn set_outputs(&mut self, alias: Uuid, outputs: Outputs) {
+        let key = self.keys.get(&alias);
+        if let Some(started) = key.and_then(|key| self.started.get_mut(key)) {
+            started.outputs = Some(outputs);
         }
-        moved.dedup();
-        moved
     }
 }
 
@@ -178,6 +190,7 @@ impl Agent {
 
     async fn start_now(self: Arc<Self>, start: Start) -> Result<ComponentRef, Error> {
         let kind = start.spec.kind();
+        let is_untold = start.context.is_none();
         let context = start.context.unwrap_or_else(|| {
             let name = match &start.spec {
                 ComponentSpec::Function(function) => &function.class.id,
@@ -198,14 +211,21 @@ impl Agent {
         let generation = self.book(|book| book.generation);
         self.service.begin(Start { spec, context: Some(context) }).await?;
         let alias = self.forwarder.table(|table, now| table.start(now, own));
-        let started = Started { epoch, kind, alias, own, reports_load, outputs: None };
+        let instance = self.instance(alias);
+        let started = Started { epoch, kind, alias, own, reports_load, is_untold, outputs: None };
         let replaced = self.book(|book| (book.generation == generation).then(|| book.enter(key, started)));
         match replaced {
             Some(replaced) => {
                 if let Some(replaced) = replaced {
                     self.forwarder.table(|table, _| table.remove(replaced));
                 }
-                Ok(ComponentRef::Instance(self.instance(alias)))
+                if is_untold {
+                    tokio::spawn(async move {
+                        tokio::time::sleep(UNTOLD).await;
+                        self.service.open(vec![own]).await.ok();
+                    });
+                }
+                Ok(ComponentRef::Instance(instance))
             }
             None => {
                 self.forwarder.table(|table, _| table.remove(alias));
@@ -228,6 +248,7 @@ impl Agent {
                     )));
                 }
             };
+            let row = self.forwarder.table(|table, _| table.newest(row));
             let target = match self.book(|book| book.own(&row.instances, me)) {
                 Some(own) => Target::Component(own),
                 None => {
@@ -309,16 +330,15 @@ impl Components for Agent {
     }
 
     async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
-        let (key, started) = self.started(patch.id)?;
+        let (_, started) = self.started(patch.id)?;
         if started.kind != kind {
             return Err(Error::rejected(format!("{} is a {}, not a {kind}", patch.id, started.kind)));
         }
         self.wire(&started, &patch.outputs).await?;
-        self.book(|book| {
-            if let Some(known) = book.started.get_mut(&key).filter(|known| known.alias == patch.id) {
-                known.outputs = Some(patch.outputs);
-            }
-        });
+        self.book(|book| book.set_outputs(patch.id, patch.outputs));
+        if started.is_untold {
+            self.service.open(vec![started.own]).await?;
+        }
         Ok(())
     }
 
@@ -373,11 +393,9 @@ impl Components for Agent {
                 self.forwarder.table(|table, _| table.set_row(row.clone()));
             }
         }
-        for alias in self.book(|book| book.move_rows(&rows)) {
-            let Ok((_, started)) = self.started(alias) else { continue };
-            if let Some(outputs) = &started.outputs {
-                self.wire(&started, outputs).await?;
-            }
+        for (started, outputs) in self.book(|book| book.moved(&rows)) {
+            self.wire(&started, &outputs).await?;
+            self.book(|book| book.set_outputs(started.alias, outputs));
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use edgeless_api::node::{Health, InstanceLoad, Registered, Registration};
 use edgeless_api::url::Url;
 use edgeless_daemon::engine::Inbox;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::agent::Agent;
 use super::aggregate;
@@ -75,11 +76,17 @@ pub(crate) struct Announcer {
     pub(crate) inbox: Inbox<Engine>,
     pub(crate) capabilities: watch::Receiver<DomainCapabilities>,
     pub(crate) agent: Arc<Agent>,
+    /// Ends the announcements.
+    pub(crate) cancel: CancellationToken,
 }
 
 impl Announcer {
-    /// Announces the domain until the daemon stops.
-    pub(crate) async fn repeat(mut self) {
+    /// Announces the domain until the goodbye.
+    pub(crate) async fn run(self) {
+        self.cancel.clone().run_until_cancelled(self.repeat()).await;
+    }
+
+    async fn repeat(mut self) {
         tracing::info!("Registering domain '{}' as node '{}' on e-ORC {}", self.domain, self.node, self.parent.url);
         let mut back_off = FIRST_BACK_OFF;
         let mut is_said = false;
@@ -145,7 +152,8 @@ impl Announcer {
             leaving: true,
             loads: vec![],
         };
-        Farewell { parent: self.parent.clone(), registration, agent: self.agent.clone() }
+        let (parent, agent, cancel) = (self.parent.clone(), self.agent.clone(), self.cancel.clone());
+        Farewell { parent, registration, agent, cancel }
     }
 }
 
@@ -154,6 +162,7 @@ pub(crate) struct Farewell {
     parent: Parent,
     registration: Registration,
     agent: Arc<Agent>,
+    cancel: CancellationToken,
 }
 
 impl std::fmt::Debug for Farewell {
@@ -166,6 +175,7 @@ impl Farewell {
     /// Tells a parent that knows the domain that it leaves, and stops what ran for it: the parent starts that
     /// elsewhere. A parent that is away finds out by itself.
     pub(crate) async fn say(self) {
+        self.cancel.cancel();
         if self.parent.knows_us.load(Ordering::Relaxed) {
             let said = tokio::time::timeout(MOMENT, self.parent.registry.update_node(self.registration)).await;
             if !matches!(said, Ok(Ok(_))) {
