@@ -171,10 +171,10 @@ impl Engine {
         if is_there {
             self.wait(id, Ask::Patch, ticket)?;
         }
-        self.set_outputs(id, outputs);
         for row in rows {
             self.learn(row);
         }
+        self.set_outputs(id, outputs);
         self.export(id, is_exported);
         if let Some(component) = self.components.get_mut(&id) {
             component.is_wanted_active |= !component.is_held;

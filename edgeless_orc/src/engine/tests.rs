@@ -14,6 +14,10 @@ use edgeless_daemon::engine::Engine as _;
 
 use super::*;
 
+mod moving;
+mod replicas;
+mod rows;
+
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const A: NodeId = NodeId(Uuid::from_u128(0xa));
 const B: NodeId = NodeId(Uuid::from_u128(0xb));
