@@ -285,6 +285,7 @@ impl Node {
             lifetime: None,
             interval: Some(interval),
             health: edgeless_api::node::Health::default(),
+            performance: edgeless_api::node::Performance::default(),
             native: true,
             leaving: false,
         };

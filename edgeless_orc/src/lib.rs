@@ -11,7 +11,7 @@
 //! - `registry`: the nodes and their deadlines; plain data of the engine.
 //! - `shell`: does what the engine decides; `service`: turns requests into events; `logs`: what
 //!   components log, wherever they run; `limits`: what they may use; `announce`: tells a controller of the domain; `owner`: which
-//!   controller that is; `metrics`: what monitoring sees.
+//!   controller that is; `mirror`: the export to Redis; `metrics`: what monitoring sees.
 
 mod announce;
 pub mod config;
@@ -19,6 +19,7 @@ pub mod engine;
 mod limits;
 mod logs;
 mod metrics;
+mod mirror;
 mod orchestrator;
 mod owner;
 pub mod placement;

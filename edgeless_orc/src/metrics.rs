@@ -8,6 +8,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::engine::Note;
+use crate::mirror;
 
 /// Counters and gauges, fed by what the engine says.
 pub(crate) struct Metrics {
@@ -18,6 +19,7 @@ pub(crate) struct Metrics {
     stopped: Counter,
     nodes_lost: Counter,
     code_sent: Counter,
+    pub(crate) mirror: mirror::Metrics,
 }
 
 impl Metrics {
@@ -35,7 +37,9 @@ impl Metrics {
         let stopped = counter("components_stopped", "Components that were stopped as asked");
         let nodes_lost = counter("nodes_lost", "Nodes that were silent, restarted or said goodbye");
         let code_sent = counter("code_sent", "Starts that carried the code to a node");
-        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent }
+        let mirror = mirror::Metrics::default();
+        mirror.register(&mut registry);
+        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent, mirror }
     }
 
     /// Counts a start that carries code.

@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::engine::{Engine, Settings};
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
+use crate::mirror;
 use crate::owner::Owner;
 use crate::service::Service;
 use crate::shell::{Links, Shell};
@@ -88,6 +89,7 @@ impl Daemon for Orchestrator {
 
         let domain = DomainId(config.general.domain_id.clone());
         let owner = Owner::new();
+        let reports = mirror::start(&config, &inbox, &tasks, &metrics.mirror)?;
         let service = Arc::new(Service {
             inbox: inbox.clone(),
             limiter: Limiter::new(inbox.clone(), links.clone()),
@@ -98,6 +100,7 @@ impl Daemon for Orchestrator {
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
             owner: owner.clone(),
             binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
+            reports,
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
         let mut main = server().components(service.clone()).domain(service.clone());

@@ -14,6 +14,7 @@ mod frame;
 pub(crate) mod guest;
 pub(crate) mod node;
 mod peer;
+mod performance;
 pub(crate) mod status;
 mod workflow;
 

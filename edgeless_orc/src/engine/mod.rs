@@ -14,6 +14,7 @@ mod lane;
 mod node;
 mod note;
 mod requests;
+mod snapshot;
 mod steps;
 
 #[cfg(test)]
@@ -40,6 +41,7 @@ use crate::registry::{Home, Registry};
 use component::{Component, Link, Wiring};
 pub(crate) use lane::Lane;
 pub use note::Note;
+pub use snapshot::{ComponentState, Cursor, NodeState, Page};
 
 /// What the engine is made from.
 #[derive(Clone, Debug)]
@@ -227,6 +229,8 @@ pub struct Engine {
     /// What was published may no longer be true.
     is_outdated: bool,
     effects: Vec<Effect>,
+    /// Raised whenever something that a snapshot shows may have changed.
+    generation: u64,
 }
 
 impl Engine {
@@ -248,6 +252,7 @@ impl Engine {
             published: None,
             is_outdated: false,
             effects: Vec::new(),
+            generation: 0,
         }
     }
 
@@ -366,6 +371,7 @@ impl edgeless_daemon::engine::Engine for Engine {
 
     fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         self.now = now;
+        let may_be_quiet = matches!(event, Event::Tick | Event::Register(..));
         match event {
             Event::Tick => self.pass_time(),
             Event::Register(ticket, about) => {
@@ -385,6 +391,9 @@ impl edgeless_daemon::engine::Engine for Engine {
             Event::Done(op, result) => self.done(op, result),
         }
         self.settle();
+        let is_reply = |effect: &Effect| matches!(effect, Effect::Reply(..));
+        let is_quiet = may_be_quiet && !self.is_outdated && self.effects.iter().all(is_reply);
+        self.generation += u64::from(!is_quiet);
         self.publish();
         std::mem::take(&mut self.effects)
     }
