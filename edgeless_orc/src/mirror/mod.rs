@@ -41,16 +41,20 @@ const INTENTS: usize = 64;
 
 /// Where what nodes measure goes; clones lead to the same.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Reports(Vec<Queue>);
+pub(crate) struct Reports {
+    queues: Vec<Queue>,
+    metrics: Metrics,
+}
 
 impl Reports {
     /// Takes what a node told, to be written soon. Never waits.
     pub(crate) fn add(&self, node: NodeId, health: Option<Health>, performance: Performance) {
-        if self.0.is_empty() {
+        if self.queues.is_empty() {
             return;
         }
+        self.metrics.samples_left_out.inc_by(performance.left_out);
         let report = reports::Report::new(node, health, performance);
-        self.0.iter().for_each(|queue| queue.add(report.clone()));
+        self.queues.iter().for_each(|queue| queue.add(report.clone()));
     }
 }
 
@@ -80,7 +84,7 @@ pub(crate) fn start(
         let database = Database::new("collector", client("collector.redis_url", &url)?, metrics.clone());
         queues.push(spawn("collector", Keeper::new(database, keep, None, metrics.clone()), tasks));
     }
-    Ok(Reports(queues))
+    Ok(Reports { queues, metrics: metrics.clone() })
 }
 
 /// A client for a URL that the key of the configuration has. No error shows it: there may be a password

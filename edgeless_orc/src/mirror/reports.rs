@@ -67,7 +67,6 @@ impl Queue {
 
     /// Adds the latest one. What is oldest gives way.
     pub(super) fn add(&self, report: Report) {
-        self.metrics.samples_left_out.inc_by(report.performance.left_out);
         self.with(|waiting| {
             waiting.size += report.size;
             waiting.reports.push_back(report);
