@@ -8,6 +8,7 @@
 //! [`Controller`] puts them together. Nothing here knows a node: nodes are their domain's concern.
 
 pub mod config;
+pub mod cut;
 pub mod engine;
 mod follow;
 mod limits;
