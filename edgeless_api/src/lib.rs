@@ -3,7 +3,7 @@
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
 //! - [`workflow`], [`component`], [`binary`], [`requirements`], [`node`], [`domain`], [`status`], [`event`],
-//!   [`peer`], [`guest`], [`operations`]: what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
+//!   [`peer`], [`guest`], [`operations`], [`relocate`]: what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
@@ -19,6 +19,7 @@ pub mod id;
 pub mod node;
 pub mod operations;
 pub mod peer;
+pub mod relocate;
 pub mod requirements;
 pub mod server;
 pub mod status;

@@ -165,7 +165,8 @@ impl<'a> Graph<'a> {
 
     fn improve(&self, assignment: &mut [usize]) {
         for _ in 0..PASSES {
-            let saved = if self.size() <= PATIENT { self.patient_pass(assignment) } else { self.hasty_pass(assignment) };
+            let saved =
+                if self.size() <= PATIENT { self.patient_pass(assignment) } else { self.hasty_pass(assignment) };
             if saved == 0 {
                 return;
             }
