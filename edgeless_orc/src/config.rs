@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use edgeless_api::id::NodeId;
 use edgeless_api::url::{self, Url};
 use serde::{Deserialize, Deserializer};
 
@@ -17,6 +18,8 @@ use crate::placement::Strategy;
 pub struct Config {
     /// Who and where it is.
     pub general: General,
+    /// Where the domain is part of another one.
+    pub parent: Parent,
     /// How it places components and watches nodes.
     pub baseline: Baseline,
     /// A copy of its state in a database.
@@ -33,18 +36,22 @@ pub struct Config {
 pub struct General {
     /// The name of its domain.
     pub domain_id: String,
+    /// Other domains reach its components through `invocation_url` only.
+    pub private: bool,
+    /// The node that its forwarder is to others; drawn at each start if it is not set.
+    pub forwarder_id: Option<NodeId>,
     /// Where it listens to its controller and, unless `node_register_url` is set, to its nodes.
     pub orchestrator_url: Url,
     /// What it tells others of `orchestrator_url`.
     #[serde(deserialize_with = "url::optional")]
     pub orchestrator_url_announced: Option<Url>,
-    /// Where nested domains will command it; not bound.
+    /// Where the parent commands it; bound only where there is one.
     #[serde(deserialize_with = "url::optional")]
     pub agent_url: Option<Url>,
     /// What it tells others of `agent_url`.
     #[serde(deserialize_with = "url::optional")]
     pub agent_url_announced: Option<Url>,
-    /// Where nested domains will send events; not bound.
+    /// Where its forwarder takes events; bound only where the domain is private or has a parent.
     #[serde(deserialize_with = "url::optional")]
     pub invocation_url: Option<Url>,
     /// What it tells others of `invocation_url`.
@@ -71,6 +78,8 @@ impl Default for General {
         let local = |port: u16| Url::of(([127, 0, 0, 1], port).into());
         Self {
             domain_id: "domain-1".into(),
+            private: false,
+            forwarder_id: None,
             orchestrator_url: local(7011),
             orchestrator_url_announced: None,
             agent_url: Some(local(7121)),
@@ -84,6 +93,17 @@ impl Default for General {
             metrics_url: None,
         }
     }
+}
+
+/// Where a domain is part of another one.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Parent {
+    /// The orchestrator to which the whole domain is one node.
+    #[serde(deserialize_with = "url::optional")]
+    pub orchestrator_url: Option<Url>,
+    /// The node that it is there; if it is not set, one that follows from `domain_id`.
+    pub node_id: Option<NodeId>,
 }
 
 /// How an orchestrator places components and watches nodes.
@@ -160,6 +180,8 @@ pub struct Limits {
     pub max_components: usize,
     /// Controllers and others that follow the domain.
     pub max_watchers: usize,
+    /// Instances of this and of other domains that the forwarder knows at a time.
+    pub max_forwarded: usize,
     /// The size of a message, code included.
     pub max_message_size: ByteSize,
     /// The code that is kept, each once: that of the components, and what was used last.
@@ -172,6 +194,7 @@ impl Default for Limits {
             max_nodes: 1000,
             max_components: 100_000,
             max_watchers: 64,
+            max_forwarded: 65_536,
             max_message_size: ByteSize::mib(64),
             code_memory: ByteSize::mib(256),
         }
@@ -220,6 +243,7 @@ impl edgeless_daemon::config::Config for Config {
                 return Err(format!("general.{key}: {error}"));
             }
         }
+        self.check_forwarding()?;
         let positive = [
             ("general.subscription_refresh_interval_sec", general.subscription_refresh_interval_sec),
             ("baseline.keep_alive_interval_secs", self.baseline.keep_alive_interval_secs),
@@ -240,6 +264,50 @@ impl edgeless_daemon::config::Config for Config {
         }
         if self.proxy.dataset_settings.is_some() {
             return Err("proxy.dataset_settings: not available yet: remove the section".into());
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// What a domain needs that takes events for its nodes.
+    fn check_forwarding(&self) -> Result<(), String> {
+        let (general, parent) = (&self.general, &self.parent);
+        if general.private && general.invocation_url.is_none() {
+            return Err(
+                "general.private: a private domain is reached through its orchestrator: set invocation_url".into()
+            );
+        }
+        if !(1..=10_000_000).contains(&self.limits.max_forwarded) {
+            return Err("limits.max_forwarded: choose a number between 1 and 10000000".into());
+        }
+        if parent.orchestrator_url.is_none() {
+            return match parent.node_id {
+                Some(_) => Err("parent.node_id: the domain has no parent: set parent.orchestrator_url too".into()),
+                None => Ok(()),
+            };
+        }
+        for (key, url) in [("agent_url", &general.agent_url), ("invocation_url", &general.invocation_url)] {
+            if url.is_none() {
+                return Err(format!(
+                    "parent.orchestrator_url: the parent commands this domain as a node: set general.{key}"
+                ));
+            }
+        }
+        if general.domain_id.len() > 200 {
+            return Err("general.domain_id: the parent knows the domain by it: choose one of at most 200 bytes".into());
+        }
+        if general.domain_register_url.is_some() {
+            return Err(
+                "general.domain_register_url: a domain with a parent works for it alone: remove this key or [parent]"
+                    .into(),
+            );
+        }
+        if general.forwarder_id.is_some() {
+            return Err(
+                "general.forwarder_id: with a parent the forwarder is the node of the domain: use parent.node_id"
+                    .into(),
+            );
         }
         Ok(())
     }
@@ -266,13 +334,20 @@ const TEMPLATE: &str = r#"# The configuration of an orchestrator. Every key may 
 [general]
 # The name of the domain: the one that the controller knows it by.
 domain_id = "domain-1"
+# Whether other domains reach the components of this one only through invocation_url: for nodes that
+# cannot be reached from outside.
+private = false
+# The id that the forwarder behind invocation_url has as a node. Drawn at each start if it is not set.
+# forwarder_id = "6b0f3f6e-6f0e-4d5b-9e0e-6f2f1a0f8c11"
 # Where the orchestrator listens to its controller and its nodes.
 orchestrator_url = "http://127.0.0.1:7011"
 # What it tells others of this address, if that is another one: behind a NAT, for instance.
 orchestrator_url_announced = ""
-# These two are for nested domains; they are checked, and not listened on yet.
+# Where the parent of this domain commands it. Listened on only where there is one: see [parent].
 agent_url = "http://127.0.0.1:7121"
 agent_url_announced = ""
+# Where the forwarder takes events for the nodes of this domain. Listened on only where the domain is
+# private or has a parent.
 invocation_url = "http://127.0.0.1:7102"
 invocation_url_announced = ""
 # A second address, for nodes only.
@@ -283,6 +358,13 @@ invocation_url_announced = ""
 # subscription_refresh_interval_sec = 2
 # Where monitoring finds /healthz, /readyz and /metrics.
 # metrics_url = "http://127.0.0.1:7012"
+
+# Makes the domain one node of another domain.
+# [parent]
+# The orchestrator of that domain. This one then works for it alone, and for no controller.
+# orchestrator_url = "http://127.0.0.1:7111"
+# The node that this domain is there. If it is not set, one that follows from domain_id.
+# node_id = "0d6c7a53-2f7b-4f0c-8f0e-3a4b7a1f9d52"
 
 [baseline]
 # How a node is chosen among those that can run a component: "Random", weighted by the speed of the
@@ -307,6 +389,8 @@ redis_url = ""
 # max_nodes = 1000
 # max_components = 100000
 # max_watchers = 64
+# Instances of this and of other domains that the forwarder knows at a time.
+# max_forwarded = 65536
 # max_message_size = "64MiB"
 # The code that is kept in memory, each once: that of the components, and what was used last.
 # code_memory = "256MiB"
@@ -323,8 +407,11 @@ mod tests {
     #[test]
     fn the_template_works_and_says_the_defaults() {
         assert_eq!(parse(TEMPLATE).unwrap(), Config::default());
+        // A domain has a controller or a parent.
+        let without_parent = |line: &&str| !line.contains(":7111") && !line.contains("0d6c7a53");
         let uncommented: Vec<_> = TEMPLATE
             .lines()
+            .filter(without_parent)
             .map(|line| {
                 line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || *rest == "[limits]").unwrap_or(line)
             })
@@ -356,6 +443,18 @@ mod tests {
             ("[general]\norchestrator_url = \"http://localhost:1\"", ["orchestrator_url", "IP address"]),
             ("[general]\nnode_register_coap_url = \"coap://127.0.0.1:1\"", ["CoAP is not available", "line 2"]),
             ("[general]\nsubscription_refresh_interval_sec = 0", ["subscription_refresh_interval_sec", "between 1"]),
+            ("[general]\nprivate = true\ninvocation_url = \"\"", ["general.private", "set invocation_url"]),
+            ("[general]\nforwarder_id = \"me\"", ["line 2", "forwarder_id"]),
+            (
+                "[parent]\norchestrator_url = \"http://a:1\"\n[general]\nagent_url = \"\"",
+                ["parent.", "general.agent_url"],
+            ),
+            ("[parent]\nnode_id = \"6b0f3f6e-6f0e-4d5b-9e0e-6f2f1a0f8c11\"", ["parent.node_id", "orchestrator_url"]),
+            (
+                "[general]\ndomain_register_url = \"http://a:1\"\n[parent]\norchestrator_url = \"http://a:1\"",
+                ["domain_register_url", "remove this key or [parent]"],
+            ),
+            ("[limits]\nmax_forwarded = 0", ["limits.max_forwarded", "between 1"]),
             ("[baseline]\norchestration_strategy = \"Fastest\"", ["Fastest", "Random, RoundRobin"]),
             ("[baseline]\nkeep_alive_interval_secs = 0", ["keep_alive_interval_secs", "between 1"]),
             ("[proxy]\nproxy_type = \"REDIS\"", ["proxy.proxy_type", "not available yet"]),

@@ -9,7 +9,7 @@ mod by_hand;
 pub(crate) mod component;
 pub(crate) mod domain;
 pub(crate) mod error;
-mod event;
+pub(crate) mod event;
 mod frame;
 pub(crate) mod guest;
 pub(crate) mod node;

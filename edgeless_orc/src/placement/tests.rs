@@ -87,7 +87,7 @@ fn registration(n: u128, node: &Node) -> Registration {
         health: node.health.clone(),
         native: true,
         leaving: false,
-        loads: vec![],
+        loads: Vec::new(),
     }
 }
 
