@@ -400,7 +400,7 @@ invocation_url_announced = ""
 
 [baseline]
 # How a node is chosen among those that can run a component: "Random", weighted by the speed of the
-# nodes, or "RoundRobin".
+# nodes, "RoundRobin", "LeastLoaded", or "Locality", which keeps together what talks to each other.
 orchestration_strategy = "Random"
 # A node that is silent for this time is lost, and its components are started elsewhere.
 keep_alive_interval_secs = 2
