@@ -10,6 +10,7 @@ use edgeless_api::id::NodeId;
 use edgeless_api::url::{self, Url};
 use serde::{Deserialize, Deserializer};
 
+use crate::mirror;
 use crate::placement::Strategy;
 
 /// The whole file.
@@ -133,9 +134,9 @@ impl Baseline {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Proxy {
-    /// `None`, in any case.
+    /// `None` or `Redis`, in any case.
     pub proxy_type: String,
-    /// The database.
+    /// The database; it holds nothing but the mirror of this domain, or what has other keys.
     pub redis_url: String,
     /// The age at which measurements are deleted; 0 keeps all.
     pub proxy_gc_period_seconds: u64,
@@ -154,11 +155,23 @@ impl Default for Proxy {
     }
 }
 
+impl Proxy {
+    /// The database, if there shall be a copy.
+    pub fn database(&self) -> Option<String> {
+        is_redis(&self.proxy_type).then(|| self.redis_url.clone())
+    }
+
+    /// For how long measurements are kept; `None`: for ever.
+    pub fn keep_for(&self) -> Option<Duration> {
+        (self.proxy_gc_period_seconds > 0).then(|| Duration::from_secs(self.proxy_gc_period_seconds))
+    }
+}
+
 /// A store for the measurements of nodes.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Collector {
-    /// `None`, in any case.
+    /// `None` or `Redis`, in any case.
     pub collector_type: String,
     /// The database.
     pub redis_url: String,
@@ -167,6 +180,13 @@ pub struct Collector {
 impl Default for Collector {
     fn default() -> Self {
         Self { collector_type: "None".into(), redis_url: String::new() }
+    }
+}
+
+impl Collector {
+    /// The database, if measurements shall be stored.
+    pub fn database(&self) -> Option<String> {
+        is_redis(&self.collector_type).then(|| self.redis_url.clone())
     }
 }
 
@@ -253,14 +273,16 @@ impl edgeless_daemon::config::Config for Config {
                 return Err(format!("{key}: {seconds} is not between 1 and 86400 seconds"));
             }
         }
-        none_or_later("proxy.proxy_type", &self.proxy.proxy_type)?;
-        none_or_later("collector.collector_type", &self.collector.collector_type)?;
-        for (key, url) in
-            [("proxy.redis_url", &self.proxy.redis_url), ("collector.redis_url", &self.collector.redis_url)]
-        {
-            if !url.is_empty() && !url.starts_with("redis://") {
-                return Err(format!("{key}: '{url}' is not a URL of the form redis://<host>:<port>"));
-            }
+        let (proxy, collector) = (&self.proxy, &self.collector);
+        check_database("proxy.proxy_type", &proxy.proxy_type, "proxy.redis_url", &proxy.redis_url)?;
+        check_database(
+            "collector.collector_type",
+            &collector.collector_type,
+            "collector.redis_url",
+            &collector.redis_url,
+        )?;
+        if proxy.proxy_gc_period_seconds > LONGEST_KEPT {
+            return Err(format!("proxy.proxy_gc_period_seconds: must be at most {LONGEST_KEPT}, a year; 0 keeps all"));
         }
         if self.proxy.dataset_settings.is_some() {
             return Err("proxy.dataset_settings: not available yet: remove the section".into());
@@ -313,11 +335,21 @@ impl Config {
     }
 }
 
-fn none_or_later(key: &str, value: &str) -> Result<(), String> {
-    match value.to_ascii_lowercase().as_str() {
-        "none" => Ok(()),
-        "redis" => Err(format!("{key}: Redis is not available yet: write \"None\"")),
-        _ => Err(format!("{key}: '{value}' is not known: write \"None\"")),
+/// The longest time that measurements may be kept before they are deleted, seconds.
+const LONGEST_KEPT: u64 = 366 * 86_400;
+
+fn is_redis(kind: &str) -> bool {
+    kind.eq_ignore_ascii_case("redis")
+}
+
+fn check_database(key: &str, kind: &str, url_key: &str, url: &str) -> Result<(), String> {
+    if !is_redis(kind) && !kind.eq_ignore_ascii_case("none") {
+        return Err(format!("{key}: '{kind}' is not known: write \"None\" or \"Redis\""));
+    }
+    match url.is_empty() {
+        true if is_redis(kind) => Err(format!("{url_key}: name the server, such as redis://127.0.0.1:6379")),
+        true => Ok(()),
+        false => mirror::client(url_key, url).map(drop).map_err(|error| error.message),
     }
 }
 
@@ -374,13 +406,17 @@ orchestration_strategy = "Random"
 keep_alive_interval_secs = 2
 
 [proxy]
-# A copy of the orchestrator's state for other programs. Only "None" is available yet.
+# A copy of the domain's state in Redis, for other programs, which may also ask for something there:
+# "None" or "Redis". The server may go and come; the domain goes on in any case.
 proxy_type = "None"
+# The server, such as "redis://127.0.0.1:6379". A domain needs a database of its own.
 redis_url = ""
+# Measurements that are older, seconds, are deleted; 0 keeps all.
 # proxy_gc_period_seconds = 360
 
 [collector]
-# A store for the measurements of nodes. Only "None" is available yet.
+# What nodes measure of functions if their `performance_samples` is true, in Redis: "None" or "Redis".
+# The copy above has it as well.
 collector_type = "None"
 redis_url = ""
 
@@ -431,7 +467,13 @@ mod tests {
         let config = parse("[general]\nagent_url = \"\"\n[baseline]\norchestration_strategy = \"RoundRobin\"").unwrap();
         assert_eq!(config.baseline.orchestration_strategy.name, "RoundRobin");
         assert_eq!(config.general.agent_url, None);
-        assert!(parse("[proxy]\nproxy_type = \"none\"\nredis_url = \"redis://127.0.0.1:6379\"").is_ok());
+        let proxy = parse("[proxy]\nproxy_type = \"none\"\nredis_url = \"redis://127.0.0.1:6379\"").unwrap().proxy;
+        assert_eq!(proxy.database(), None);
+        let text = "[proxy]\nproxy_type = \"REDIS\"\nredis_url = \"redis://:secret@h/1\"\nproxy_gc_period_seconds = 0";
+        let proxy = parse(text).unwrap().proxy;
+        assert_eq!((proxy.database().as_deref(), proxy.keep_for()), (Some("redis://:secret@h/1"), None));
+        let error = parse("[proxy]\nredis_url = \"http://:secret@h\"").unwrap_err();
+        assert!(error.contains("proxy.redis_url") && !error.contains("secret"), "{error}");
     }
 
     #[test]
@@ -457,11 +499,14 @@ mod tests {
             ("[limits]\nmax_forwarded = 0", ["limits.max_forwarded", "between 1"]),
             ("[baseline]\norchestration_strategy = \"Fastest\"", ["Fastest", "Random, RoundRobin"]),
             ("[baseline]\nkeep_alive_interval_secs = 0", ["keep_alive_interval_secs", "between 1"]),
-            ("[proxy]\nproxy_type = \"REDIS\"", ["proxy.proxy_type", "not available yet"]),
-            ("[proxy]\nproxy_type = \"sqlite\"", ["sqlite", "\"None\""]),
+            ("[proxy]\nproxy_type = \"REDIS\"", ["proxy.redis_url", "redis://127.0.0.1:6379"]),
+            ("[proxy]\nproxy_type = \"sqlite\"", ["sqlite", "\"None\" or \"Redis\""]),
             ("[proxy]\nredis_url = \"127.0.0.1\"", ["proxy.redis_url", "redis://"]),
+            ("[proxy]\nredis_url = \"redis://:x@h:y\"", ["proxy.redis_url", "redis://["]),
+            ("[proxy]\nproxy_gc_period_seconds = 40000000", ["proxy_gc_period_seconds", "at most"]),
             ("[proxy.dataset_settings]\nappend = true", ["dataset_settings", "not available yet"]),
-            ("[collector]\ncollector_type = \"Redis\"", ["collector.collector_type", "not available yet"]),
+            ("[collector]\ncollector_type = \"Redis\"", ["collector.redis_url", "name the server"]),
+            ("[collector]\ncollector_type = \"file\"", ["collector.collector_type", "'file' is not known"]),
             ("[limits]\nmax_message_size = \"big\"", ["line 2", "max_message_size"]),
         ] {
             let error = parse(text).unwrap_err();

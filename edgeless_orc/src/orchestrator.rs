@@ -13,7 +13,7 @@ use edgeless_daemon::engine::{Driver, Inbox};
 use edgeless_daemon::tasks::Failure;
 use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcement;
@@ -23,10 +23,11 @@ use crate::engine::{Engine, Settings};
 use crate::forwarder::{EngineRows, Forwarder, Identity, Locate};
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
+use crate::mirror;
 use crate::nested::{self, Agent, Announcer, Farewell, Parent};
 use crate::owner::Owner;
 use crate::service::Service;
-use crate::shell::{Links, Shell};
+use crate::shell::{Links, ROWS, Shell};
 
 /// How soon the engine sees that a deadline has passed.
 const TICK: Duration = Duration::from_millis(100);
@@ -94,10 +95,12 @@ impl Daemon for Orchestrator {
         let driver = Driver::new(Engine::new(settings(&config)));
         let inbox = driver.inbox();
         let (published, capabilities) = watch::channel(DomainCapabilities::default());
+        let rows = broadcast::Sender::new(ROWS);
         let links = Links::new(config.limits.wire());
         let metrics = Arc::new(Metrics::new());
         let (replies, for_log) = (driver.replies(), metrics.clone());
-        let shell = Shell { links: links.clone(), replies, capabilities: published, metrics: for_log };
+        let shell =
+            Shell { links: links.clone(), replies, capabilities: published, rows: rows.clone(), metrics: for_log };
         let cancel = tasks.cancel().clone();
         tasks.vital("orchestration", async move {
             driver.run(shell, TICK, cancel).await;
@@ -112,6 +115,7 @@ impl Daemon for Orchestrator {
             (Some(forwarder), None) => Border::Private(forwarder.clone()),
             (Some(forwarder), Some(_)) => Border::Nested(forwarder.clone()),
         };
+        let reports = mirror::start(&config, &inbox, &tasks, &metrics.mirror)?;
         let service = Arc::new(Service {
             inbox: inbox.clone(),
             limiter: Limiter::new(inbox.clone(), links.clone()),
@@ -119,13 +123,15 @@ impl Daemon for Orchestrator {
             domain: domain.clone(),
             keep_alive: baseline.keep_alive(),
             capabilities: capabilities.clone(),
+            rows,
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
             owner: owner.clone(),
             border,
             binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
+            reports,
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
-        let mut main = server().components(service.clone()).domain(service.clone());
+        let mut main = server().components(service.clone()).domain(service.clone()).operations(service.clone());
         let node_register_url = match nodes {
             Some((listener, url)) => {
                 servers.vital("node registration", server().node_registry(service.clone()).serve(listener));

@@ -21,7 +21,7 @@ use edgeless_api::component::{
 use edgeless_api::domain::{DomainRegistered, DomainRegistration};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
-use edgeless_api::node::{Capabilities, Health, PeerUpdate, ProviderSpec, Registration};
+use edgeless_api::node::{Capabilities, Health, PeerUpdate, Performance, ProviderSpec, Registration};
 use edgeless_api::server::{Components, DomainRegistry, NodeManagement, Server, Values};
 use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, State};
 use edgeless_api::{Binary, Digest, Limits, Url};
@@ -280,6 +280,7 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         lifetime: None,
         interval: None,
         health: Health::default(),
+        performance: Performance::default(),
         native: true,
         leaving: false,
         loads: Vec::new(),
