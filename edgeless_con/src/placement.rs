@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use edgeless_api::component::{Annotations, StatePolicy};
+use edgeless_api::component::{Annotations, ComponentSpec, StatePolicy};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::DomainId;
@@ -30,6 +30,15 @@ impl Needs {
             needs.resource_classes.entry(resource.class_type.clone()).or_insert_with(|| resource.name.clone());
         }
         needs
+    }
+
+    /// Adds what one more component needs.
+    pub fn add(&mut self, name: &str, spec: &ComponentSpec) {
+        let (needs, what) = match spec {
+            ComponentSpec::Function(function) => (&mut self.runtimes, &function.class.function_type),
+            ComponentSpec::Resource(resource) => (&mut self.resource_classes, &resource.class_type),
+        };
+        needs.entry(what.clone()).or_insert_with(|| name.to_string());
     }
 
     /// Why a domain cannot host the workflow; `None` if it may.
@@ -77,6 +86,14 @@ impl Miss {
             Self::Lacks(things) => things.len(),
             Self::NotReady(_) => usize::MAX - 1,
             Self::OutOfReach(_) => usize::MAX,
+        }
+    }
+
+    /// The reason, without the domain.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Lacks(things) => format!("it lacks {}", things.join(" and ")),
+            Self::Refused(reason) | Self::NotReady(reason) | Self::OutOfReach(reason) => reason.clone(),
         }
     }
 

@@ -250,6 +250,7 @@ impl Node {
             performance: Performance::default(),
             native: true,
             leaving: false,
+            loads: Vec::new(),
         };
         let (beat, beating, told) = (CancellationToken::new(), registry.clone(), registration.clone());
         let stop = beat.clone();
@@ -297,7 +298,7 @@ impl Controller {
             state: StateSpec { id: StateId::random(), policy: Default::default() },
             workflow: WorkflowId::random(),
         });
-        let context = StartContext { component, epoch: 1, name: "f".into(), provider: String::new() };
+        let context = StartContext::new(component, 1, "f");
         let start = Start { spec, context: Some(context) };
         wait_until("a node takes it", async || self.0.start(start.clone()).await.is_ok()).await;
         component
@@ -305,7 +306,7 @@ impl Controller {
 
     async fn patch(&self, from: ComponentId, to: ComponentId) {
         let outputs = BTreeMap::from([("out".to_string(), Target::Component(to))]);
-        self.0.patch(ComponentKind::Function, Patch { id: from.0, outputs }).await.unwrap();
+        self.0.patch(ComponentKind::Function, Patch::new(from.0, outputs)).await.unwrap();
     }
 
     async fn stop(&self, component: ComponentId) {

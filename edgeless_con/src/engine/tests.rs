@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use edgeless_api::component::StatePolicy;
 use edgeless_api::component::Target;
+use edgeless_api::error::Code;
 use edgeless_api::workflow::{Function, Resource};
 use edgeless_api::{FunctionClass, InstanceId};
 use edgeless_daemon::engine::Engine as _;
@@ -11,6 +12,7 @@ use edgeless_daemon::engine::Engine as _;
 use super::*;
 
 const LIFETIME: Duration = Duration::from_secs(6);
+const GRACE: Duration = Duration::from_secs(30);
 
 struct World {
     engine: Engine,
@@ -27,24 +29,28 @@ type Script<'a> = &'a mut dyn FnMut(&Effect) -> Option<Event>;
 /// A domain that does what it is told.
 fn obey(effect: &Effect) -> Option<Event> {
     Some(match effect {
-        Effect::Plan { workflow, items, peer } => {
+        Effect::Plan { workflow, ask, items, peer } => {
             let place = |(name, _): &(String, ComponentSpec)| Placement {
                 name: name.clone(),
                 domain: peer.domain.clone(),
                 node: NodeId(Uuid::nil()),
                 hostname: "here".into(),
             };
-            Event::Planned { workflow: *workflow, result: Ok(items.iter().map(place).collect()) }
+            Event::Planned { workflow: *workflow, ask: *ask, result: Ok(items.iter().map(place).collect()) }
         }
         Effect::Create { part, start, .. } => {
             let id = start.context.as_ref().unwrap().component;
             Event::Created { part: *part, result: Ok(ComponentRef::Component(id)) }
         }
         Effect::Patch { part, .. } => Event::Patched { part: *part, result: Ok(()) },
-        Effect::Activate { workflow, round, .. } => {
-            Event::Activated { workflow: *workflow, round: *round, result: Ok(()) }
+        Effect::Activate { workflow, site, round, .. } => {
+            Event::Activated { workflow: *workflow, site: *site, round: *round, result: Ok(()) }
         }
         Effect::Stop { part, .. } => Event::Stopped { part: *part, result: Ok(()) },
+        Effect::Release { part, .. } => {
+            Event::Released { part: *part, result: Ok(Some(Bytes::from_static(b"remembered"))) }
+        }
+        Effect::Nodes(_) | Effect::Probe { .. } | Effect::Follow(_) => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
 }
@@ -52,19 +58,24 @@ fn obey(effect: &Effect) -> Option<Event> {
 /// A domain that fails at one kind of effect.
 fn fail(effect: &Effect, error: Error) -> Option<Event> {
     Some(match effect {
-        Effect::Plan { workflow, .. } => Event::Planned { workflow: *workflow, result: Err(error) },
+        Effect::Plan { workflow, ask, .. } => Event::Planned { workflow: *workflow, ask: *ask, result: Err(error) },
         Effect::Create { part, .. } => Event::Created { part: *part, result: Err(error) },
         Effect::Patch { part, .. } => Event::Patched { part: *part, result: Err(error) },
-        Effect::Activate { workflow, round, .. } => {
-            Event::Activated { workflow: *workflow, round: *round, result: Err(error) }
+        Effect::Activate { workflow, site, round, .. } => {
+            Event::Activated { workflow: *workflow, site: *site, round: *round, result: Err(error) }
         }
         Effect::Stop { part, .. } => Event::Stopped { part: *part, result: Err(error) },
+        Effect::Release { part, .. } => Event::Released { part: *part, result: Err(error) },
+        Effect::Nodes(peer) => Event::Nodes { domain: peer.domain.clone(), result: Err(error) },
+        Effect::Probe { .. } | Effect::Follow(_) => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
 }
 
+/// Empty for what the controller asks by itself.
 fn in_words(effect: &Effect) -> String {
     match effect {
+        Effect::Nodes(_) => String::new(),
         Effect::Plan { peer, .. } => format!("plan at {}", peer.domain),
         Effect::Create { start, .. } => {
             let context = start.context.as_ref().unwrap();
@@ -73,6 +84,9 @@ fn in_words(effect: &Effect) -> String {
         Effect::Patch { part, .. } => format!("patch #{}", part.place),
         Effect::Activate { ids, .. } => format!("activate {}", ids.len()),
         Effect::Stop { part, .. } => format!("stop #{}", part.place),
+        Effect::Release { part, .. } => format!("release #{}", part.place),
+        Effect::Follow(peer) => format!("follow {}", peer.domain),
+        Effect::Probe { domain, urls } => format!("probe {domain} at {}", urls.len()),
         Effect::Reply { reply: Ok(_), .. } => "grant".into(),
         Effect::Reply { reply: Err(error), .. } => format!("refuse: {error}"),
         Effect::Forget(domain) => format!("forget {domain}"),
@@ -83,7 +97,7 @@ impl World {
     /// A controller whose configuration names `domains`.
     fn new(domains: &[&str]) -> Self {
         let orchestrators = domains.iter().map(|name| (DomainId(name.to_string()), url(name))).collect();
-        let settings = Settings { orchestrators, max_workflows: 3, max_domains: 4 };
+        let settings = Settings { orchestrators, max_workflows: 3, max_domains: 4, domain_grace: GRACE };
         let engine = Engine::new(settings, 7);
         Self { engine, now: Millis(0), tickets: 0, trace: Vec::new(), replies: Vec::new() }
     }
@@ -109,6 +123,7 @@ impl World {
         let mut effects = std::collections::VecDeque::from(self.engine.on(self.now, event));
         while let Some(effect) = effects.pop_front() {
             self.trace.push(in_words(&effect));
+            self.trace.retain(|step| !step.is_empty());
             let answer = script(&effect);
             if let Effect::Reply { ticket, reply } = effect {
                 self.replies.push((ticket, reply));
@@ -202,6 +217,12 @@ impl World {
         let ticket = self.ticket();
         self.on(Event::Limit { ticket, part, changes }, &mut obey);
         self.reply_to(ticket)
+    }
+
+    /// Whom to ask about the first component of a workflow.
+    fn peer_of(&self, workflow: WorkflowId) -> Result<Peer, String> {
+        let view = self.engine.view(workflow).unwrap();
+        view.peers[&view.components[0].domain].clone()
     }
 
     fn reply_to(&mut self, ticket: Ticket) -> Reply {
@@ -697,10 +718,10 @@ fn a_domain_out_of_reach_moves_nothing() {
         world.up("other", 1);
         world.pass(Duration::from_secs(1), &mut obey);
     }
-    assert!(world.engine.view(status.workflow).unwrap().peer.is_err(), "it has been silent for longer than allowed");
+    assert!(world.peer_of(status.workflow).is_err(), "it has been silent for longer than allowed");
     assert_eq!(world.engine.list(), [status.workflow]);
     world.up("d", 1);
-    assert!(world.engine.view(status.workflow).unwrap().peer.is_ok());
+    assert!(world.peer_of(status.workflow).is_ok());
     assert_eq!(world.take_trace(), Vec::<String>::new());
 }
 
@@ -930,8 +951,8 @@ fn a_followed_domain_that_also_announces_itself_is_not_reset() {
     let status = world.started(pair());
     assert!(!world.register("d", 1, 1).unwrap().reset);
     world.lost("d");
-    assert!(world.engine.view(status.workflow).unwrap().peer.is_ok(), "its announcement holds");
-    assert_eq!(world.engine.view(status.workflow).unwrap().peer.unwrap().url, url("d"), "as configured");
+    assert!(world.peer_of(status.workflow).is_ok(), "its announcement holds");
+    assert_eq!(world.peer_of(status.workflow).unwrap().url, url("d"), "as configured");
 }
 
 #[test]

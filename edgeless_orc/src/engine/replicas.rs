@@ -132,7 +132,7 @@ impl Engine {
     /// Something else is wanted of a component than before.
     pub(super) fn hurry(&mut self, id: ComponentId) {
         let Some(component) = self.components.get_mut(&id) else { return };
-        for (replica, slot) in &mut component.slots {
+        for (replica, slot) in component.slots.iter_mut() {
             slot.lane.hurry();
             if let Some(instance) = slot.instance_mut() {
                 instance.is_settled = false;

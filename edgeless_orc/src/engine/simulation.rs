@@ -389,7 +389,7 @@ impl Simulation {
             let component = &self.engine.components[id];
             assert_eq!(component.slots.len(), component.wanted as usize, "{:?}", component.slots);
             assert!((component.scale.min..=component.scale.max).contains(&component.wanted));
-            for (replica, slot) in &component.slots {
+            for (replica, slot) in component.slots.iter() {
                 let instance = slot.instance().expect("it runs").id;
                 let node = &self.nodes[&instance.node];
                 let running = &node.running[&instance.function];
