@@ -10,7 +10,8 @@
 //! - [`engine`]: desired against actual, pure.
 //! - `registry`: the nodes and their deadlines; plain data of the engine.
 //! - `shell`: does what the engine decides; `service`: turns requests into events; `logs`: what
-//!   components log, wherever they run; `limits`: what they may use; `announce`: tells a controller of the domain; `owner`: which
+//!   components log, wherever they run; `limits`: what they may use; `operations`:
+//!   what operators do; `announce`: tells a controller of the domain; `owner`: which
 //!   controller that is; `metrics`: what monitoring sees.
 
 mod announce;
@@ -19,6 +20,7 @@ pub mod engine;
 mod limits;
 mod logs;
 mod metrics;
+mod operations;
 mod orchestrator;
 mod owner;
 pub mod placement;

@@ -53,6 +53,9 @@ impl Metrics {
             | Note::NodeAdded { .. }
             | Note::NodeFailing { .. }
             | Note::Waiting { .. }
+            | Note::Cordoned { .. }
+            | Note::Moving { .. }
+            | Note::Scaled { .. }
             | Note::InstanceFailing { .. } => return,
         };
         counter.inc();

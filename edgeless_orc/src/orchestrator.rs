@@ -13,7 +13,7 @@ use edgeless_daemon::engine::Driver;
 use edgeless_daemon::tasks::Failure;
 use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 
 use crate::announce::Announcement;
 use crate::config::Config;
@@ -22,7 +22,7 @@ use crate::limits::Limiter;
 use crate::metrics::Metrics;
 use crate::owner::Owner;
 use crate::service::Service;
-use crate::shell::{Links, Shell};
+use crate::shell::{Links, ROWS, Shell};
 
 /// How soon the engine sees that a deadline has passed.
 const TICK: Duration = Duration::from_millis(100);
@@ -76,10 +76,12 @@ impl Daemon for Orchestrator {
         let driver = Driver::new(Engine::new(settings(&config)));
         let inbox = driver.inbox();
         let (published, capabilities) = watch::channel(DomainCapabilities::default());
+        let rows = broadcast::Sender::new(ROWS);
         let links = Links::new(config.limits.wire());
         let metrics = Arc::new(Metrics::new());
         let (replies, for_log) = (driver.replies(), metrics.clone());
-        let shell = Shell { links: links.clone(), replies, capabilities: published, metrics: for_log };
+        let shell =
+            Shell { links: links.clone(), replies, capabilities: published, rows: rows.clone(), metrics: for_log };
         let cancel = tasks.cancel().clone();
         tasks.vital("orchestration", async move {
             driver.run(shell, TICK, cancel).await;
@@ -95,12 +97,13 @@ impl Daemon for Orchestrator {
             domain: domain.clone(),
             keep_alive: baseline.keep_alive(),
             capabilities: capabilities.clone(),
+            rows,
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
             owner: owner.clone(),
             binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
-        let mut main = server().components(service.clone()).domain(service.clone());
+        let mut main = server().components(service.clone()).domain(service.clone()).operations(service.clone());
         let node_register_url = match nodes {
             Some((listener, url)) => {
                 servers.vital("node registration", server().node_registry(service).serve(listener));

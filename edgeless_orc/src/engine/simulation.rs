@@ -18,6 +18,7 @@ const COMPONENTS: u128 = 6;
 /// What runs on a model node.
 struct Running {
     component: ComponentId,
+    replica: u32,
     epoch: u64,
     wiring: BTreeMap<String, Target>,
     is_active: bool,
@@ -28,6 +29,37 @@ struct Model {
     about: Registration,
     is_reachable: bool,
     running: BTreeMap<Uuid, Running>,
+    rows: BTreeMap<ComponentId, Row>,
+}
+
+impl Model {
+    fn start(&mut self, start: Start, fresh: Uuid) -> Result<Outcome, Error> {
+        let StartContext { component, replica, epoch, .. } = start.context.unwrap();
+        let is_it = |running: &Running| running.component == component && running.replica == replica;
+        let known = self.running.iter().find(|(_, running)| is_it(running));
+        let known = known.map(|(instance, running)| (*instance, running.epoch)).filter(|_| self.about.native);
+        let function = match known {
+            Some((_, known)) if known > epoch => return Err(Error::rejected("an older epoch")),
+            Some((instance, known)) if known == epoch => instance,
+            older => {
+                if let Some((instance, _)) = older {
+                    self.running.remove(&instance);
+                }
+                let is_active = !self.about.native;
+                self.running.insert(fresh, Running { component, replica, epoch, wiring: BTreeMap::new(), is_active });
+                fresh
+            }
+        };
+        Ok(Outcome::Started(ComponentRef::Instance(InstanceId { node: self.about.node, function })))
+    }
+
+    fn learn(&mut self, row: Row) {
+        let known = self.rows.entry(row.component).or_insert_with(|| row.clone());
+        assert!(row.epoch != known.epoch || row.instances == known.instances, "two rows of one epoch");
+        if row.epoch >= known.epoch {
+            *known = row;
+        }
+    }
 }
 
 /// What a controller believes it asked for.
@@ -62,7 +94,7 @@ impl Simulation {
         let model = |n| {
             let is_native = n > plain;
             let about = Registration { native: is_native, lifetime: None, ..node(NodeId(Uuid::from_u128(n))) };
-            (about.node, Model { about, is_reachable: true, running: BTreeMap::new() })
+            (about.node, Model { about, is_reachable: true, running: BTreeMap::new(), rows: BTreeMap::new() })
         };
         Self {
             rng: SmallRng::seed_from_u64(seed),
@@ -82,7 +114,7 @@ impl Simulation {
             match effect {
                 Effect::Call(op, peer, call) => self.calls.push((op, peer.node, call)),
                 Effect::Reply(ticket, answer) => self.answered(ticket, &answer),
-                Effect::Forget(_) | Effect::Publish(_) | Effect::Note(_) => {}
+                Effect::Forget(_) | Effect::Publish(_) | Effect::PublishRows(_) | Effect::Note(_) => {}
             }
         }
     }
@@ -165,44 +197,54 @@ impl Simulation {
         self.send(Event::Done(op, result));
     }
 
-    fn execute(&mut self, id: NodeId, call: Call) -> Result<Option<ComponentRef>, Error> {
+    fn execute(&mut self, id: NodeId, call: Call) -> Result<Outcome, Error> {
         let fresh = Uuid::from_u128(self.rng.random());
+        let natives: BTreeSet<NodeId> =
+            self.nodes.values().filter(|node| node.about.native).map(|node| node.about.node).collect();
         let node = self.nodes.get_mut(&id).unwrap();
         if !node.is_reachable {
             return Err(Error::unavailable("the node is out of reach"));
         }
+        let is_native = node.about.native;
         let missing = || Error::not_found("no such instance");
         match call {
-            Call::Reset => node.running.clear(),
+            Call::Reset => {
+                node.running.clear();
+                node.rows.clear();
+            }
             Call::UpdatePeers(PeerUpdate::Add(peer, _)) => assert_ne!(peer, id, "a node is told of itself"),
             Call::UpdatePeers(_) => {}
-            Call::Create(start) => {
-                let context = start.context.unwrap();
-                let known = node.running.iter().find(|(_, running)| running.component == context.component);
-                let known = known.map(|(instance, running)| (*instance, running.epoch)).filter(|_| node.about.native);
-                let instance = match known {
-                    Some((_, epoch)) if epoch > context.epoch => return Err(Error::rejected("an older epoch")),
-                    Some((instance, epoch)) if epoch == context.epoch => instance,
-                    older => {
-                        if let Some((instance, _)) = older {
-                            node.running.remove(&instance);
-                        }
-                        let is_active = !node.about.native;
-                        let (component, epoch) = (context.component, context.epoch);
-                        node.running.insert(fresh, Running { component, epoch, wiring: BTreeMap::new(), is_active });
-                        fresh
+            Call::Create(start) => return node.start(*start, fresh),
+            Call::SetOutputs(_, patch) => {
+                for target in patch.outputs.values() {
+                    match target {
+                        Target::Row(row) => node.learn(row.clone()),
+                        Target::Instance(_) => assert!(!is_native),
+                        Target::Component(_) => panic!("a node is told of a component"),
                     }
-                };
-                return Ok(Some(ComponentRef::Instance(InstanceId { node: id, function: instance })));
+                }
+                node.running.get_mut(&patch.id).ok_or_else(missing)?.wiring = patch.outputs;
             }
-            Call::SetOutputs(_, patch) => node.running.get_mut(&patch.id).ok_or_else(missing)?.wiring = patch.outputs,
+            Call::SetRows(rows) => {
+                assert!(is_native && !rows.is_empty(), "a plain node is told rows");
+                for row in rows {
+                    let nodes = row.instances.iter().map(|at| at.node).filter(|at| natives.contains(at));
+                    assert!(nodes.into_iter().all(|at| row.addresses.contains_key(&at)), "a row without addresses");
+                    node.learn(row);
+                }
+            }
             Call::Activate(instance) => {
-                assert!(node.about.native, "a plain node is activated");
+                assert!(is_native, "a plain node is activated");
                 node.running.get_mut(&instance).ok_or_else(missing)?.is_active = true;
+            }
+            Call::Release { instance, .. } => {
+                assert!(is_native, "a plain node is asked to release");
+                node.running.remove(&instance).ok_or_else(missing)?;
+                return Ok(Outcome::Released(None));
             }
             Call::Stop(_, instance) => drop(node.running.remove(&instance.function)),
         }
-        Ok(None)
+        Ok(Outcome::Done)
     }
 
     /// A node crashes, or only falls silent; what was on its way to it may still have arrived.
@@ -265,37 +307,46 @@ impl Simulation {
         assert_eq!(known, self.desired.keys().collect::<BTreeSet<_>>());
         let mut seen = BTreeSet::new();
         for (id, desired) in &self.desired {
-            let instance = self.engine.components[id].status(*id).instance.expect("it runs");
-            let node = &self.nodes[&instance.node];
-            let running = &node.running[&instance.function];
-            assert_eq!(running.component, *id);
-            assert_eq!(running.is_active, desired.is_active || !node.about.native);
-            assert!(self.engine.registry.nodes[&instance.node].residents.contains(id));
-            self.check_wiring(running, desired, node.about.native);
-            seen.insert(instance.function);
+            let component = &self.engine.components[id];
+            assert_eq!(component.slots.len(), component.wanted as usize, "{:?}", component.slots);
+            assert!((component.scale.min..=component.scale.max).contains(&component.wanted));
+            for (replica, slot) in &component.slots {
+                let instance = slot.instance().expect("it runs").id;
+                let node = &self.nodes[&instance.node];
+                let running = &node.running[&instance.function];
+                assert_eq!((running.component, running.replica), (*id, *replica));
+                assert_eq!(running.is_active, desired.is_active || !node.about.native);
+                assert!(self.engine.registry.nodes[&instance.node].residents.contains(&(*id, *replica)));
+                self.check_wiring(node, running, desired);
+                seen.insert(instance.function);
+            }
+            assert_eq!(component.listed.len(), component.slots.len(), "all of them get events");
         }
         for (id, node) in &self.nodes {
             let left_over = node.running.keys().filter(|instance| !seen.contains(instance)).count();
-            let is_doubtful = self.engine.registry.nodes[id].is_doubtful;
-            assert!(left_over == 0 || is_doubtful, "{left_over} instances are left over on {id}");
+            let known = &self.engine.registry.nodes[id];
+            assert!(left_over == 0 || known.is_doubtful, "{left_over} instances are left over on {id}");
+            assert!(known.owed.is_empty() && known.telling_rows.is_empty() && known.strangers.is_empty());
+            assert_eq!(known.residents.len(), known.running.len());
         }
+        assert!(self.engine.homeless.is_empty());
+        assert!(self.engine.links.values().all(|link| link.untold.is_empty()));
     }
 
-    fn check_wiring(&self, running: &Running, desired: &Desired, is_native: bool) {
+    fn check_wiring(&self, node: &Model, running: &Running, desired: &Desired) {
+        let is_native = node.about.native;
         for (channel, target) in &desired.outputs {
-            let at = self
-                .engine
-                .components
-                .get(target)
-                .and_then(|target| target.row(ComponentId::random()).instances.first().copied());
+            let row = self.engine.row(*target);
             match running.wiring.get(channel) {
-                Some(Target::Row(Row { component, instances, .. })) => {
+                Some(Target::Row(Row { component, .. })) => {
                     assert!(is_native && component == target);
-                    assert_eq!(instances.first().copied(), at);
+                    assert_eq!(node.rows[target].instances, row.instances, "what it was told last");
                 }
-                Some(Target::Instance(instance)) => assert!(!is_native && (at.is_none() || at == Some(*instance))),
+                Some(Target::Instance(instance)) => {
+                    assert!(!is_native && (row.instances.is_empty() || row.instances.contains(instance)));
+                }
                 Some(Target::Component(_)) => panic!("a node is told of a component"),
-                None => assert!(!is_native && at.is_none(), "{channel} leads nowhere"),
+                None => assert!(!is_native && row.instances.is_empty(), "{channel} leads nowhere"),
             }
         }
     }
