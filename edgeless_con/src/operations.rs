@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use edgeless_api::client;
+use edgeless_api::decision::Decision;
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, NodeId};
 use edgeless_api::operations::{DrainProgress, Relocation};
@@ -100,5 +101,11 @@ impl Operations for Operator {
             )));
         }
         self.operations(&peer)?.move_component(component, node).await.map_err(of_domain(&peer.domain))
+    }
+
+    async fn why(&self, component: ComponentId) -> Result<Decision, Error> {
+        let view = self.inbox.read(move |engine, _| engine.part(component)).await??;
+        let peer = view.peer.map_err(Error::unavailable)?;
+        self.operations(&peer)?.why(component).await.map_err(of_domain(&peer.domain))
     }
 }

@@ -65,19 +65,22 @@ impl Engine {
     }
 
     /// The components in a lost domain that shall be elsewhere.
-    fn homeless(&self, now: Millis, domain: &DomainId, lost_for: Duration) -> Vec<(WorkflowId, Vec<usize>)> {
+    fn homeless(&mut self, now: Millis, domain: &DomainId, lost_for: Duration) -> Vec<(WorkflowId, Vec<usize>)> {
         let is_killed = self.domains.is_killed(domain);
         let mut homeless = Vec::new();
         for id in self.runs_in(domain) {
-            let Some(run) = self.runs.get(&id).filter(|run| run.running().is_some() && run.change.is_none()) else {
+            let Some(run) = self.runs.get_mut(&id).filter(|run| run.running().is_some() && run.change.is_none()) else {
                 continue;
             };
             let is_due = is_killed || run.relocate_after.is_some_and(|after| lost_for >= after);
             if !is_due || now < run.homeless.0 || self.searches.contains_key(&id) {
                 continue;
             }
-            let is_lost = |place: &usize| run.home(*place) == Some(domain) && !run.has_volumes(*place);
-            let places: Vec<usize> = (0..run.components.len()).filter(is_lost).collect();
+            let lost = (0..run.components.len()).filter(|place| run.home(*place) == Some(domain));
+            let (bound, places): (Vec<usize>, Vec<usize>) = lost.partition(|place| run.has_volumes(*place));
+            for place in bound {
+                run.waits(place, format!("its volumes are in {domain}, and cannot be moved: it waits for that domain"));
+            }
             if !places.is_empty() {
                 homeless.push((id, places));
             }

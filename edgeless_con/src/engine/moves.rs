@@ -11,6 +11,7 @@
 //! old one is stopped once they have. Like everything about a workflow this is derived again and again from what
 //! is there: a move holds nothing but the components that it is about and how far it is.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -251,7 +252,7 @@ impl Run {
     /// Asks the domain of a component for its state, once its senders keep what they have for it.
     fn hand_over(&mut self, now: Millis, place: usize, domains: &Domains, effects: &mut Vec<Effect>) -> Option<Millis> {
         if !std::mem::replace(&mut self.components.get_mut(place)?.is_parked, true) {
-            self.senders_are_stale(place, false);
+            self.senders_are_stale(place);
             self.derive_again();
         }
         let parked_by = *self.change.as_mut()?.parked_by.get_or_insert(now + SENDERS);
@@ -303,7 +304,7 @@ impl Run {
         let Some(change) = &mut self.change else { return };
         change.stage = Stage::Settling { until: now + SETTLING };
         let components = change.components.clone();
-        for place in components {
+        for place in components.iter().copied() {
             let Some(component) = self.components.get_mut(place) else { continue };
             component.is_parked = false;
             let Some(mut next) = component.next.take() else { continue };
@@ -317,7 +318,14 @@ impl Run {
                 let stop_by = now + SENDERS;
                 self.leftovers.push(Leftover { component: place, place: old, drains: true, stop_by });
             }
-            self.senders_are_stale(place, true);
+        }
+        // Those that have moved as well know the new places.
+        let senders = components.iter().filter_map(|place| self.components.get(*place)).flat_map(|own| &own.senders);
+        let senders: BTreeSet<usize> = senders.copied().filter(|sender| !components.contains(sender)).collect();
+        for sender in senders {
+            if let Some(sender) = self.components.get_mut(sender) {
+                sender.place.is_stale = true;
+            }
         }
         self.refresh_exports();
         self.derive_again();
@@ -326,18 +334,17 @@ impl Run {
     /// Waits for the end of the old places, and says that the move is done.
     fn advance_settling(&mut self, now: Millis, until: Millis, domains: &Domains) -> Option<Millis> {
         let components = self.change.as_ref().map(|change| change.components.clone()).unwrap_or_default();
-        let mut is_done = true;
-        for place in components {
-            let Some(component) = self.components.get(place) else { continue };
-            let step = component.place.step;
-            let is_near = |site: usize| self.domain_of(site).is_some_and(|domain| domains.reach(domain).is_some());
-            let mut left = self.leftovers.iter().filter(|left| left.component == place);
-            if step == Step::Held && (now >= until || !left.any(|left| is_near(left.place.site))) {
-                self.set_step(place, Step::Wired);
+        let is_near = |site: usize| self.domain_of(site).is_some_and(|domain| domains.reach(domain).is_some());
+        let mut left = self.leftovers.iter().filter(|left| components.contains(&left.component));
+        if now >= until || !left.any(|left| is_near(left.place.site)) {
+            for place in &components {
+                if self.components.get(*place).is_some_and(|own| own.place.step == Step::Held) {
+                    self.set_step(*place, Step::Wired);
+                }
             }
-            is_done &= step == Step::Active;
         }
-        if !is_done && now < until {
+        let is_active = |place: &usize| self.components.get(*place).is_none_or(|own| own.place.step == Step::Active);
+        if !components.iter().all(is_active) && now < until {
             return Some(until);
         }
         let status = self.status();
@@ -367,11 +374,19 @@ impl Run {
                     component.place.state = next.as_ref().and_then(|next| next.state.clone());
                 }
             }
-            if let Some(next) = next.filter(Place::is_anything) {
+            if let Some(here) = self.components.get_mut(place).map(|own| &mut own.place)
+                && std::mem::take(&mut here.may_be_gone)
+            {
+                // Who asks for it again is told that it is there, or is given a new one.
+                here.forget_failures();
+                self.set_step(place, Step::Unsure);
+            }
+            if let Some(mut next) = next.filter(Place::is_anything) {
+                next.forget_failures();
                 self.leftovers.push(Leftover { component: place, place: next, drains: false, stop_by: now });
             }
             if was_parked {
-                self.senders_are_stale(place, false);
+                self.senders_are_stale(place);
             }
             if let Some(component) = self.components.get_mut(place).filter(|own| own.place.step == Step::Held) {
                 let _ = component;
@@ -477,6 +492,7 @@ impl Run {
                 }
             }
             Err(error) if is_moving => self.not_released(now, place, error),
+            Err(error) if may_pass(&error) && !self.is_stopping() => self.set_step(place, Step::Unsure),
             Err(_) => {}
         }
     }
@@ -486,12 +502,10 @@ impl Run {
         let Some(component) = self.components.get_mut(place) else { return };
         if may_pass(&error) {
             component.place.failed(now, &error);
+            component.place.may_be_gone = true;
             if component.place.failures < ATTEMPTS {
                 return;
             }
-            // It may be gone: who asks for it again is told, or is given a new one.
-            component.place.forget_failures();
-            self.set_step(place, Step::Unsure);
             let error = error.context(format!("{home} does not say"));
             return self.cancel(now, error);
         }

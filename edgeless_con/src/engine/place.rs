@@ -46,6 +46,8 @@ pub(super) struct Place {
     pub(super) is_stale: bool,
     /// The domain was told that others have outputs to it.
     pub(super) is_exported: bool,
+    /// The domain was asked to hand it over and may have done so.
+    pub(super) may_be_gone: bool,
     /// The epoch under which an effect of it is under way.
     pub(super) busy: Option<u64>,
     pub(super) failures: u32,
@@ -66,6 +68,7 @@ impl Place {
             step: Step::Absent,
             is_stale: false,
             is_exported: false,
+            may_be_gone: false,
             busy: None,
             failures: 0,
             retry_at: Millis(0),

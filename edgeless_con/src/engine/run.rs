@@ -75,8 +75,9 @@ pub(super) fn components(workflow: &Workflow, rng: &mut StdRng) -> Result<Vec<Co
     };
     let mut all = Vec::with_capacity(places.len());
     for function in workflow.functions() {
-        let policy = placement::state_policy(&function.annotations)
-            .map_err(|error| error.context(format!("component '{}'", function.name)))?;
+        let in_component = |error: Error| error.context(format!("component '{}'", function.name));
+        let policy = placement::state_policy(&function.annotations).map_err(in_component)?;
+        placement::check_scale(&function.annotations, policy).map_err(in_component)?;
         let state = StateSpec { id: StateId(random_uuid(rng)), policy };
         let id = ComponentId(random_uuid(rng));
         all.push(Component::new(id, &function.name, Some(state), outputs(&function.outputs)));
@@ -631,6 +632,9 @@ impl Run {
         }
         let is_due = |own: &(usize, &Component)| own.1.place.site == site && own.1.place.step == Step::Wired;
         let due: Vec<_> = self.components.iter().enumerate().filter(is_due).collect();
+        if due.is_empty() {
+            return None;
+        }
         let ids = due.iter().map(|(_, component)| component.place.known_as.0).collect();
         let batch = due.into_iter().map(|(place, component)| (place, component.place.epoch)).collect();
         let activation = &mut self.sites.get_mut(site)?.activation;
@@ -776,13 +780,13 @@ impl Run {
         }
     }
 
-    /// Marks those that have outputs to a component: in other domains than that of its place, or all.
-    pub(super) fn senders_are_stale(&mut self, place: usize, all: bool) {
+    /// Marks those in other domains that have outputs to a component.
+    pub(super) fn senders_are_stale(&mut self, place: usize) {
         let Some(component) = self.components.get(place) else { return };
         let (home, senders) = (component.place.site, component.senders.clone());
         for sender in senders {
             let Some(sender) = self.components.get_mut(sender) else { continue };
-            if all || sender.place.site != home {
+            if sender.place.site != home {
                 sender.place.is_stale = true;
             }
             if let Some(next) = &mut sender.next {
@@ -798,7 +802,7 @@ impl Run {
         let places = std::iter::once(&mut component.place).chain(&mut component.next);
         let is_new = places.filter(|own| own.site == site).any(|own| own.heard(row.clone()));
         if is_new {
-            self.senders_are_stale(place, false);
+            self.senders_are_stale(place);
         }
         is_new
     }
@@ -1069,7 +1073,14 @@ impl Component {
 }
 
 impl Run {
-    /// What a component keeps in its domain, if that cannot be moved.
+    /// Why a component is not where it could run.
+    pub(super) fn waits(&mut self, place: usize, reason: String) {
+        if let Some(component) = self.components.get_mut(place) {
+            component.place.trouble = reason;
+        }
+    }
+
+    /// Whether a component keeps something in its domain that cannot be moved.
     pub(super) fn has_volumes(&self, place: usize) -> bool {
         let function = self.workflow.as_ref().and_then(|workflow| workflow.functions().get(place));
         function.is_some_and(|function| function.annotations.keys().any(|key| key.starts_with(VOLUME)))

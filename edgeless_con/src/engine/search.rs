@@ -148,6 +148,7 @@ fn fits(spec: &ComponentSpec, domain: &DomainCapabilities) -> bool {
     };
     let has = |needs: Requirements| {
         needs.labels.iter().all(|label| domain.labels.contains(label))
+            && (needs.any_labels.is_empty() || needs.any_labels.iter().any(|label| domain.labels.contains(label)))
             && needs.providers.iter().all(|provider| domain.resource_providers.contains(provider))
             && (!needs.tee || domain.num_tee > 0)
             && (!needs.tpm || domain.num_tpm > 0)
@@ -360,7 +361,13 @@ impl Engine {
                     let error = Error::unavailable("the workflow is being moved: try again in a moment");
                     return self.answer_all(search.askers, &Err(error));
                 }
-                run.begin_move(search.places.into_iter().zip(homes).collect(), search.askers, is_relocation);
+                let mut homes: Vec<(usize, DomainId)> = search.places.into_iter().zip(homes).collect();
+                // What was lost may have come back meanwhile.
+                let is_back = |place: usize| run.home(place).is_some_and(|home| self.domains.reach(home).is_some());
+                homes.retain(|(place, _)| !is_relocation || !is_back(*place));
+                if !homes.is_empty() {
+                    run.begin_move(homes, search.askers, is_relocation);
+                }
                 self.advance(now, id, Touched::All);
             }
         }

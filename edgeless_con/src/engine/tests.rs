@@ -11,6 +11,11 @@ use edgeless_daemon::engine::Engine as _;
 
 use super::*;
 
+mod losing;
+mod moving;
+mod simulation;
+mod split;
+
 const LIFETIME: Duration = Duration::from_secs(6);
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -182,6 +187,29 @@ impl World {
         }
     }
 
+    /// An orchestrator announces a domain that has these things.
+    fn register_as(
+        &mut self,
+        domain: &str,
+        capabilities: DomainCapabilities,
+        script: Script<'_>,
+    ) -> Result<DomainRegistered, Error> {
+        let registration = DomainRegistration {
+            domain: DomainId(domain.into()),
+            orchestrator_url: url(domain),
+            capabilities,
+            lifetime: LIFETIME,
+            counter: 0,
+            nonce: 1,
+        };
+        let ticket = self.ticket();
+        self.on(Event::Register { ticket, registration }, script);
+        match self.reply_to(ticket)? {
+            Answer::Registered(registered) => Ok(registered),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn start(&mut self, workflow: Workflow, request: Option<Uuid>, script: Script<'_>) -> Ticket {
         let ticket = self.ticket();
         self.on(Event::Start { ticket, workflow, request }, script);
@@ -246,6 +274,15 @@ impl World {
 
 fn url(domain: &str) -> Url {
     format!("http://{domain}.example:7011").parse().unwrap()
+}
+
+/// A domain that runs functions, or offers logs, and is told by what it lacks.
+fn only_functions() -> DomainCapabilities {
+    DomainCapabilities { resource_classes: BTreeSet::new(), ..everything() }
+}
+
+fn only_logs() -> DomainCapabilities {
+    DomainCapabilities { runtimes: BTreeSet::new(), ..everything() }
 }
 
 fn everything() -> DomainCapabilities {
