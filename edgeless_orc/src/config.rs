@@ -140,8 +140,8 @@ pub struct Proxy {
     pub redis_url: String,
     /// The age at which measurements are deleted; 0 keeps all.
     pub proxy_gc_period_seconds: u64,
-    /// Not available yet.
-    pub dataset_settings: Option<toml::Table>,
+    /// The history of the domain in files, if there shall be a copy.
+    pub dataset_settings: Option<DatasetSettings>,
 }
 
 impl Default for Proxy {
@@ -152,6 +152,27 @@ impl Default for Proxy {
             proxy_gc_period_seconds: 360,
             dataset_settings: None,
         }
+    }
+}
+
+/// The history of the domain in files.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatasetSettings {
+    /// What the names of the files begin with.
+    pub dataset_path: String,
+    /// Whether files that are there already are continued.
+    pub append: bool,
+    /// What each line begins with.
+    pub additional_fields: String,
+    /// What the first line of each file begins with.
+    pub additional_header: String,
+}
+
+impl Default for DatasetSettings {
+    fn default() -> Self {
+        let (dataset_path, additional_fields, additional_header) = Default::default();
+        Self { dataset_path, append: true, additional_fields, additional_header }
     }
 }
 
@@ -284,8 +305,14 @@ impl edgeless_daemon::config::Config for Config {
         if proxy.proxy_gc_period_seconds > LONGEST_KEPT {
             return Err(format!("proxy.proxy_gc_period_seconds: must be at most {LONGEST_KEPT}, a year; 0 keeps all"));
         }
-        if self.proxy.dataset_settings.is_some() {
-            return Err("proxy.dataset_settings: not available yet: remove the section".into());
+        if let Some(dataset) = &proxy.dataset_settings {
+            for (key, text) in
+                [("additional_fields", &dataset.additional_fields), ("additional_header", &dataset.additional_header)]
+            {
+                if text.contains(['\n', '\r']) {
+                    return Err(format!("proxy.dataset_settings.{key}: must be on one line"));
+                }
+            }
         }
         Ok(())
     }
@@ -413,6 +440,13 @@ proxy_type = "None"
 redis_url = ""
 # Measurements that are older, seconds, are deleted; 0 keeps all.
 # proxy_gc_period_seconds = 360
+# The history of the domain as CSV files, beside the copy. What their names begin with; whether files that
+# are there are continued; what each line, and the first one, begin with.
+# [proxy.dataset_settings]
+# dataset_path = ""
+# append = true
+# additional_fields = ""
+# additional_header = ""
 
 [collector]
 # What nodes measure of functions if their `performance_samples` is true, in Redis: "None" or "Redis".
@@ -449,11 +483,12 @@ mod tests {
             .lines()
             .filter(without_parent)
             .map(|line| {
-                line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || *rest == "[limits]").unwrap_or(line)
+                line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('[')).unwrap_or(line)
             })
             .collect();
         let config = parse(&uncommented.join("\n")).unwrap();
         assert_eq!(config.limits, Limits::default(), "what is commented out is valid too");
+        assert_eq!(config.proxy.dataset_settings, Some(DatasetSettings::default()));
         assert!(config.general.domain_register_url.is_some());
     }
 
@@ -504,7 +539,8 @@ mod tests {
             ("[proxy]\nredis_url = \"127.0.0.1\"", ["proxy.redis_url", "redis://"]),
             ("[proxy]\nredis_url = \"redis://:x@h:y\"", ["proxy.redis_url", "redis://["]),
             ("[proxy]\nproxy_gc_period_seconds = 40000000", ["proxy_gc_period_seconds", "at most"]),
-            ("[proxy.dataset_settings]\nappend = true", ["dataset_settings", "not available yet"]),
+            ("[proxy.dataset_settings]\nappend = 1", ["line 2", "append"]),
+            ("[proxy.dataset_settings]\nadditional_fields = \"a\\nb\"", ["additional_fields", "on one line"]),
             ("[collector]\ncollector_type = \"Redis\"", ["collector.redis_url", "name the server"]),
             ("[collector]\ncollector_type = \"file\"", ["collector.collector_type", "'file' is not known"]),
             ("[limits]\nmax_message_size = \"big\"", ["line 2", "max_message_size"]),

@@ -29,6 +29,7 @@ use edgeless_api::server::{Components, NodeManagement, Server, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine};
 use edgeless_api::{Limits, Url};
 use edgeless_daemon::{Daemon, Handle, Stopped, listen};
+use edgeless_orc::config::DatasetSettings;
 use edgeless_orc::{Config, Orchestrator};
 use futures_util::stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -427,6 +428,9 @@ async fn what_nodes_measure_arrives_and_ends() {
     let Some(redis) = Redis::start().await else { return };
     let mut config = config(&redis);
     config.proxy.proxy_gc_period_seconds = 100;
+    let directory = tempfile::tempdir().unwrap();
+    let dataset_path = directory.path().join("run-").display().to_string();
+    config.proxy.dataset_settings = Some(DatasetSettings { dataset_path, ..DatasetSettings::default() });
     config.collector.collector_type = "redis".into();
     config.collector.redis_url = format!("{}/1", redis.url());
     let orchestrator = Orchestrator::start(config).await.unwrap();
@@ -452,6 +456,13 @@ async fn what_nodes_measure_arrives_and_ends() {
         assert!((1..=100).contains(&left), "they end by themselves: {left}");
     }
     assert_eq!(redis.ask_in::<u32>(1, &["DBSIZE"]), 2, "a collector has nothing else");
+    let file = |name: &str| std::fs::read_to_string(directory.path().join(format!("run-{name}"))).unwrap();
+    wait_until("the samples are in a file", async || file("performance_samples.csv").lines().count() == 3).await;
+    assert!(file("application_logs.csv").ends_with(",hello\n"));
+    for name in ["capabilities.csv", "health_status.csv"] {
+        let id = node.id().to_string();
+        wait_until("the node is in a file", async || file(name).lines().any(|line| line.contains(&id))).await;
+    }
     until_metric(&orchestrator, "samples_written_total 6").await;
     until_metric(&orchestrator, "samples_left_out_total 4").await;
 }

@@ -101,3 +101,74 @@ impl Component {
         ComponentState { component, spec: self.spec.clone(), instances, outputs: self.outputs.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use edgeless_api::component::{ComponentRef, StartContext};
+    use edgeless_daemon::engine::{Engine as _, Millis, Ticket};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::engine::tests::{function, node};
+    use crate::engine::{Call, Effect, Event, Settings, Wanted};
+    use crate::placement::Strategy;
+
+    /// Lets something happen, and every call at a node succeed.
+    fn happen(engine: &mut Engine, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            for effect in engine.on(Millis(1), event) {
+                if let Effect::Call(op, peer, call) = effect {
+                    let instance = ComponentRef::Instance(InstanceId::random(peer.node));
+                    let created = matches!(call, Call::Create(_)).then_some(instance);
+                    events.push(Event::Done(op, Ok(created)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pages_are_the_whole_and_the_generation_tells_of_changes_only() {
+        let mut engine = Engine::new(Settings {
+            domain: edgeless_api::id::DomainId("d".into()),
+            keep_alive: std::time::Duration::from_secs(60),
+            strategy: Strategy::random(),
+            seed: 1,
+            max_nodes: 10,
+            max_components: 10,
+        });
+        let id = |number| NodeId(Uuid::from_u128(number));
+        for number in 1..=3 {
+            happen(&mut engine, Event::Register(Ticket(number as u64), Box::new(node(id(number)))));
+        }
+        for number in 11..=14 {
+            let component = ComponentId(Uuid::from_u128(number));
+            let context = StartContext { component, epoch: 1, name: "f".into(), provider: String::new() };
+            let wanted = Wanted { spec: function(&[]), context, is_held: true };
+            happen(&mut engine, Event::Start(Ticket(number as u64), Box::new(wanted)));
+        }
+        let whole = engine.page(Cursor::Start, 100);
+        assert_eq!((whole.nodes.len(), whole.components.len(), whole.next), (3, 4, None));
+        assert!(whole.components.iter().all(|component| component.instances.len() == 1));
+        for size in 1..8 {
+            let (mut nodes, mut components, mut cursor) = (vec![], vec![], Some(Cursor::Start));
+            while let Some(from) = cursor {
+                let page = engine.page(from, size);
+                assert!(page.nodes.len() + page.components.len() <= size);
+                nodes.extend(page.nodes);
+                components.extend(page.components);
+                cursor = page.next;
+            }
+            assert_eq!((&nodes, &components), (&whole.nodes, &whole.components), "pages of {size}");
+        }
+
+        let generation = engine.generation();
+        happen(&mut engine, Event::Tick);
+        happen(&mut engine, Event::Register(Ticket(1), Box::new(node(id(1)))));
+        assert_eq!(engine.generation(), generation, "nothing has changed");
+        let mut changed = node(id(1));
+        changed.capabilities.labels.push("new".into());
+        happen(&mut engine, Event::Register(Ticket(1), Box::new(changed)));
+        assert!(engine.generation() > generation);
+    }
+}

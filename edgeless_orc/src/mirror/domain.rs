@@ -16,7 +16,7 @@ use super::database::{BATCH, Database, Trouble};
 use super::document::{self, Change, Documents};
 use super::intent::{self, Found};
 use super::metrics::Metrics;
-use crate::engine::{Cursor, Engine};
+use crate::engine::{Cursor, Engine, Page};
 
 /// The nodes and components that are looked at at once.
 const PAGE: usize = 500;
@@ -75,8 +75,13 @@ impl Mirror {
             return Ok(());
         }
         let generation = self.known.as_ref().map(|(_, generation, _)| *generation);
+        let mut documents = Documents::default();
+        let looked = look(&self.inbox, generation, |page| {
+            page.nodes.iter().for_each(|node| documents.add_node(node));
+            page.components.iter().for_each(|component| documents.add_component(component));
+        });
         // An orchestrator that is too busy to be looked at is looked at later.
-        let Ok(Some((generation, documents))) = self.look(generation).await else { return Ok(()) };
+        let Ok(Some(generation)) = looked.await else { return Ok(()) };
         let change = match &self.known {
             Some((_, _, known)) => documents.since(known),
             None => documents.instead_of(stale(database, &documents).await?),
@@ -87,22 +92,6 @@ impl Mirror {
         self.known = Some((database.epoch, generation, documents));
         self.not_before = Instant::now() + began.elapsed().saturating_mul(REST);
         Ok(())
-    }
-
-    /// What is to be in the database; `None`: nothing has changed since this generation.
-    async fn look(&self, since: Option<u64>) -> Result<Option<(u64, Documents)>, Error> {
-        let generation = self.inbox.read(|engine, _| engine.generation()).await?;
-        if since == Some(generation) {
-            return Ok(None);
-        }
-        let (mut documents, mut cursor) = (Documents::default(), Some(Cursor::Start));
-        while let Some(from) = cursor {
-            let page = self.inbox.read(move |engine, _| engine.page(from, PAGE)).await?;
-            page.nodes.iter().for_each(|node| documents.add_node(node));
-            page.components.iter().for_each(|component| documents.add_component(component));
-            cursor = page.next;
-        }
-        Ok(Some((generation, documents)))
     }
 
     /// Takes intents for as long as there are some, and room for them.
@@ -131,6 +120,26 @@ impl Mirror {
         }
         Ok(())
     }
+}
+
+/// Looks at the whole domain, page by page, and tells from which generation on; `None`: nothing has
+/// changed since this one.
+pub(super) async fn look(
+    inbox: &Inbox<Engine>,
+    since: Option<u64>,
+    mut see: impl FnMut(&Page) + Send,
+) -> Result<Option<u64>, Error> {
+    let generation = inbox.read(|engine, _| engine.generation()).await?;
+    if since == Some(generation) {
+        return Ok(None);
+    }
+    let mut cursor = Some(Cursor::Start);
+    while let Some(from) = cursor {
+        let page = inbox.read(move |engine, _| engine.page(from, PAGE)).await?;
+        see(&page);
+        cursor = page.next;
+    }
+    Ok(Some(generation))
 }
 
 /// Reads the value of an intent and removes it.

@@ -9,10 +9,11 @@
 //! does or does not do, the domain goes on; what changed meanwhile is written afterwards.
 //! - [`document`]: the keys and values of the domain, pure; [`samples`]: those of measurements, pure.
 //! - [`keeper`]: the loop around one database; [`domain`]: what it does for the mirror; [`database`]: its
-//!   connection; [`reports`]: what nodes measured and is still to be written.
+//!   connection; [`reports`]: what nodes measured and is still to be written; [`dataset`]: files instead.
 //! - [`intent`]: what may be asked for, and the way to the engine; [`metrics`]: what monitoring sees.
 
 mod database;
+mod dataset;
 mod document;
 mod domain;
 mod intent;
@@ -31,6 +32,7 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::engine::Engine;
 use database::Database;
+use dataset::Dataset;
 use domain::Mirror;
 use keeper::Keeper;
 pub(crate) use metrics::Metrics;
@@ -74,6 +76,14 @@ pub(crate) fn start(
         tasks.helper("intents", async move {
             cancel.run_until_cancelled(intent::obey(incoming, ask, counted)).await;
         });
+        if let Some(settings) = &config.proxy.dataset_settings {
+            let dataset = Dataset::open(settings, Queue::new(metrics.clone()), inbox.clone())?;
+            let (queue, cancel) = (dataset.queue(), tasks.cancel().clone());
+            queues.push(queue);
+            tasks.helper("dataset", async move {
+                cancel.run_until_cancelled(dataset.run()).await;
+            });
+        }
         let domain = DomainId(config.general.domain_id.clone());
         let mirror = Mirror::new(domain, inbox.clone(), intents);
         let database = Database::new("proxy", client("proxy.redis_url", url)?, metrics.clone());

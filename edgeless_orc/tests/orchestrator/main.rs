@@ -740,7 +740,8 @@ fn the_program_writes_a_template_and_refuses_what_is_wrong() {
 
     for (file, text, part) in [
         ("key.toml", "[general]\ndomane_id = \"a\"", "domane_id"),
-        ("redis.toml", "[proxy]\nproxy_type = \"Redis\"", "not available yet"),
+        ("redis.toml", "[proxy]\nproxy_type = \"Redis\"", "name the server, such as redis://127.0.0.1:6379"),
+        ("proxy.toml", "[proxy]\nproxy_type = \"etcd\"", "'etcd' is not known: write \"None\" or \"Redis\""),
     ] {
         std::fs::write(dir.path().join(file), text).unwrap();
         let (code, error) = program(dir.path(), &["-c", file]);
