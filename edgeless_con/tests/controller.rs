@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use edgeless_api::client::{self, Connection, Options};
 use edgeless_api::component::{
-    Annotations, CONTAINER, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, Patch, Start, StatePolicy,
+    Annotations, CONTAINER, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, Patch, Row, Start, StatePolicy,
     Target,
 };
 use edgeless_api::domain::{DomainCapabilities, DomainRegistration, DomainState};
@@ -261,6 +261,10 @@ impl Domain for Told {
             native: true,
             cordoned: false,
         }])
+    }
+
+    async fn watch_rows(&self, _controller: u64) -> Result<Values<Vec<Row>>, Error> {
+        Ok(Box::pin(futures_util::stream::pending()))
     }
 }
 
