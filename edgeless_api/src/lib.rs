@@ -3,8 +3,8 @@
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
 //! - [`workflow`], [`component`], [`binary`], [`annotation`], [`requirements`], [`amount`], [`scale`], [`node`],
-//!   [`domain`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users, controllers,
-//!   orchestrators and nodes speak about. A value of these types is valid.
+//!   [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users,
+//!   controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
@@ -23,6 +23,7 @@ pub mod id;
 pub mod node;
 pub mod operations;
 pub mod peer;
+pub mod relocate;
 pub mod requirements;
 pub mod scale;
 pub mod server;

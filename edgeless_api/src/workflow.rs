@@ -7,6 +7,7 @@ use crate::annotation::AnnotationError;
 use crate::binary::Binary;
 use crate::component::{Annotations, FunctionClass, is_of_container};
 use crate::id::{ComponentId, DomainId, WorkflowId};
+use crate::relocate;
 use crate::requirements::{self, Requirements};
 use crate::scale::{self, Scale};
 
@@ -189,6 +190,9 @@ impl Workflow {
                 found(format!("{place}.{annotations_key}"), error.to_string());
             }
         }
+        if let Err(reason) = relocate::parse(&self.annotations) {
+            found("annotations".into(), reason);
+        }
         for (index, function) in self.functions.iter().enumerate() {
             let place = format!("functions[{index}].class_specification");
             if function.class.id.is_empty() {
@@ -224,8 +228,9 @@ impl Workflow {
                 warnings.push(Problem { place: format!("functions[{index}].annotations"), reason });
             }
         }
-        if !self.annotations.is_empty() {
-            warnings.push(Problem { place: "annotations".into(), reason: "has no effect on a workflow".into() });
+        for key in self.annotations.keys().filter(|key| *key != relocate::KEY.0) {
+            let reason = format!("the annotation '{key}' has no effect on a workflow; there is: {}", relocate::KEY.0);
+            warnings.push(Problem { place: "annotations".into(), reason });
         }
         warnings
     }
@@ -304,6 +309,22 @@ mod tests {
     #[test]
     fn an_empty_workflow_is_refused() {
         assert!(refusal(vec![]).contains("no component"));
+    }
+
+    #[test]
+    fn what_is_asked_of_the_whole_is_checked() {
+        let workflow = |key: &str, value: &str| {
+            Workflow::new(vec![function("a", &[])], vec![], Annotations::from([(key.into(), value.into())]))
+        };
+        assert_eq!(workflow("relocate", "after:1m").unwrap().warnings(), []);
+        assert!(
+            workflow("relocate", "soon").unwrap_err().to_string().starts_with("annotations: annotation 'relocate'")
+        );
+        let warnings = workflow("realocate", "after:1m").unwrap().warnings();
+        assert_eq!(
+            warnings[0].to_string(),
+            "annotations: the annotation 'realocate' has no effect on a workflow; there is: relocate"
+        );
     }
 
     #[test]

@@ -242,9 +242,11 @@ impl Host {
             }
             match end {
                 End::Stopped => {
+                    let began = Instant::now();
                     if tokio::time::timeout(self.grace, instance.stop()).await.is_err() {
                         self.hand.log.push(Level::Warn, "edgeless", "the stop handler did not end in time");
                     }
+                    self.hand.metrics.stop(began.elapsed());
                 }
                 // What was cut off in the middle is in no state to be asked anything.
                 End::CutOff => {

@@ -13,6 +13,7 @@ use edgeless_api::{Error, Url};
 use tokio_util::sync::CancellationToken;
 
 use crate::capabilities::HealthMeter;
+use crate::samples::Samples;
 
 /// The shortest pause between two announcements.
 const SHORTEST: Duration = Duration::from_millis(50);
@@ -31,10 +32,12 @@ pub struct Announcer {
     /// Between two announcements, if the orchestrator does not say.
     interval: Duration,
     registered: Arc<AtomicBool>,
+    samples: Samples,
 }
 
 impl Announcer {
-    /// Announces to the orchestrator at `url`; `registered` tells whether it knows the node.
+    /// Announces to the orchestrator at `url`, and tells it of `samples`; `registered` tells whether it
+    /// knows the node.
     ///
     /// # Errors
     /// The address cannot be used.
@@ -43,9 +46,11 @@ impl Announcer {
         registration: Registration,
         interval: Duration,
         registered: Arc<AtomicBool>,
+        samples: Samples,
     ) -> Result<Self, Error> {
         let connection = Connection::lazy(url, Options { deadline: DEADLINE, ..Options::default() })?;
-        Ok(Self { registry: NodeRegistry::new(connection), url: url.clone(), registration, interval, registered })
+        let registry = NodeRegistry::new(connection);
+        Ok(Self { registry, url: url.clone(), registration, interval, registered, samples })
     }
 
     /// Announces until cancelled.
@@ -61,10 +66,20 @@ impl Announcer {
         );
         loop {
             self.registration.health = meter.measure();
+            let performance = self.samples.take();
+            let registration = Registration { performance: performance.clone(), ..self.registration.clone() };
             let announced = tokio::select! {
-                () = cancel.cancelled() => return,
-                announced = self.registry.update_node(self.registration.clone()) => announced,
+                () = cancel.cancelled() => {
+                    // The goodbye may tell it.
+                    self.samples.put_back(performance);
+                    return;
+                }
+                announced = self.registry.update_node(registration) => announced,
             };
+            if announced.is_err() {
+                // If it did arrive, a repeat does no harm.
+                self.samples.put_back(performance);
+            }
             let pause = match announced {
                 Ok(Registered { keep_alive }) => {
                     if !self.registered.swap(true, Ordering::Relaxed) {
@@ -94,7 +109,8 @@ impl Announcer {
     /// What says goodbye when the node is about to stop.
     pub fn farewell(&self) -> Farewell {
         let registration = Registration { leaving: true, ..self.registration.clone() };
-        Farewell { registry: self.registry.clone(), registration, registered: self.registered.clone() }
+        let (registry, registered) = (self.registry.clone(), self.registered.clone());
+        Farewell { registry, registration, registered, samples: self.samples.clone() }
     }
 }
 
@@ -103,6 +119,7 @@ pub struct Farewell {
     registry: NodeRegistry,
     registration: Registration,
     registered: Arc<AtomicBool>,
+    samples: Samples,
 }
 
 impl Farewell {
@@ -110,7 +127,8 @@ impl Farewell {
     /// that is away finds out by itself.
     pub async fn say(self) {
         if self.registered.load(Ordering::Relaxed) {
-            let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(self.registration)).await;
+            let registration = Registration { performance: self.samples.take(), ..self.registration };
+            let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(registration)).await;
             if !matches!(said, Ok(Ok(_))) {
                 tracing::debug!("the orchestrator did not hear the goodbye");
             }

@@ -10,6 +10,7 @@ use edgeless_api::id::NodeId;
 use edgeless_api::url::{self, Url};
 use serde::{Deserialize, Deserializer};
 
+use crate::mirror;
 use crate::placement::Strategy;
 
 /// The whole file.
@@ -133,14 +134,14 @@ impl Baseline {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Proxy {
-    /// `None`, in any case.
+    /// `None` or `Redis`, in any case.
     pub proxy_type: String,
-    /// The database.
+    /// The database; it holds nothing but the mirror of this domain, or what has other keys.
     pub redis_url: String,
     /// The age at which measurements are deleted; 0 keeps all.
     pub proxy_gc_period_seconds: u64,
-    /// Not available yet.
-    pub dataset_settings: Option<toml::Table>,
+    /// The history of the domain in files, if there shall be a copy.
+    pub dataset_settings: Option<DatasetSettings>,
 }
 
 impl Default for Proxy {
@@ -154,11 +155,44 @@ impl Default for Proxy {
     }
 }
 
+/// The history of the domain in files.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DatasetSettings {
+    /// What the names of the files begin with.
+    pub dataset_path: String,
+    /// Whether files that are there already are continued.
+    pub append: bool,
+    /// What each line begins with.
+    pub additional_fields: String,
+    /// What the first line of each file begins with.
+    pub additional_header: String,
+}
+
+impl Default for DatasetSettings {
+    fn default() -> Self {
+        let (dataset_path, additional_fields, additional_header) = Default::default();
+        Self { dataset_path, append: true, additional_fields, additional_header }
+    }
+}
+
+impl Proxy {
+    /// The database, if there shall be a copy.
+    pub fn database(&self) -> Option<String> {
+        is_redis(&self.proxy_type).then(|| self.redis_url.clone())
+    }
+
+    /// For how long measurements are kept; `None`: for ever.
+    pub fn keep_for(&self) -> Option<Duration> {
+        (self.proxy_gc_period_seconds > 0).then(|| Duration::from_secs(self.proxy_gc_period_seconds))
+    }
+}
+
 /// A store for the measurements of nodes.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Collector {
-    /// `None`, in any case.
+    /// `None` or `Redis`, in any case.
     pub collector_type: String,
     /// The database.
     pub redis_url: String,
@@ -167,6 +201,13 @@ pub struct Collector {
 impl Default for Collector {
     fn default() -> Self {
         Self { collector_type: "None".into(), redis_url: String::new() }
+    }
+}
+
+impl Collector {
+    /// The database, if measurements shall be stored.
+    pub fn database(&self) -> Option<String> {
+        is_redis(&self.collector_type).then(|| self.redis_url.clone())
     }
 }
 
@@ -253,17 +294,25 @@ impl edgeless_daemon::config::Config for Config {
                 return Err(format!("{key}: {seconds} is not between 1 and 86400 seconds"));
             }
         }
-        none_or_later("proxy.proxy_type", &self.proxy.proxy_type)?;
-        none_or_later("collector.collector_type", &self.collector.collector_type)?;
-        for (key, url) in
-            [("proxy.redis_url", &self.proxy.redis_url), ("collector.redis_url", &self.collector.redis_url)]
-        {
-            if !url.is_empty() && !url.starts_with("redis://") {
-                return Err(format!("{key}: '{url}' is not a URL of the form redis://<host>:<port>"));
-            }
+        let (proxy, collector) = (&self.proxy, &self.collector);
+        check_database("proxy.proxy_type", &proxy.proxy_type, "proxy.redis_url", &proxy.redis_url)?;
+        check_database(
+            "collector.collector_type",
+            &collector.collector_type,
+            "collector.redis_url",
+            &collector.redis_url,
+        )?;
+        if proxy.proxy_gc_period_seconds > LONGEST_KEPT {
+            return Err(format!("proxy.proxy_gc_period_seconds: must be at most {LONGEST_KEPT}, a year; 0 keeps all"));
         }
-        if self.proxy.dataset_settings.is_some() {
-            return Err("proxy.dataset_settings: not available yet: remove the section".into());
+        if let Some(dataset) = &proxy.dataset_settings {
+            for (key, text) in
+                [("additional_fields", &dataset.additional_fields), ("additional_header", &dataset.additional_header)]
+            {
+                if text.contains(['\n', '\r']) {
+                    return Err(format!("proxy.dataset_settings.{key}: must be on one line"));
+                }
+            }
         }
         Ok(())
     }
@@ -313,11 +362,21 @@ impl Config {
     }
 }
 
-fn none_or_later(key: &str, value: &str) -> Result<(), String> {
-    match value.to_ascii_lowercase().as_str() {
-        "none" => Ok(()),
-        "redis" => Err(format!("{key}: Redis is not available yet: write \"None\"")),
-        _ => Err(format!("{key}: '{value}' is not known: write \"None\"")),
+/// The longest time that measurements may be kept before they are deleted, seconds.
+const LONGEST_KEPT: u64 = 366 * 86_400;
+
+fn is_redis(kind: &str) -> bool {
+    kind.eq_ignore_ascii_case("redis")
+}
+
+fn check_database(key: &str, kind: &str, url_key: &str, url: &str) -> Result<(), String> {
+    if !is_redis(kind) && !kind.eq_ignore_ascii_case("none") {
+        return Err(format!("{key}: '{kind}' is not known: write \"None\" or \"Redis\""));
+    }
+    match url.is_empty() {
+        true if is_redis(kind) => Err(format!("{url_key}: name the server, such as redis://127.0.0.1:6379")),
+        true => Ok(()),
+        false => mirror::client(url_key, url).map(drop).map_err(|error| error.message),
     }
 }
 
@@ -368,19 +427,30 @@ invocation_url_announced = ""
 
 [baseline]
 # How a node is chosen among those that can run a component: "Random", weighted by the speed of the
-# nodes, or "RoundRobin".
+# nodes, "RoundRobin", "LeastLoaded", or "Locality", which keeps together what talks to each other.
 orchestration_strategy = "Random"
 # A node that is silent for this time is lost, and its components are started elsewhere.
 keep_alive_interval_secs = 2
 
 [proxy]
-# A copy of the orchestrator's state for other programs. Only "None" is available yet.
+# A copy of the domain's state in Redis, for other programs, which may also ask for something there:
+# "None" or "Redis". The server may go and come; the domain goes on in any case.
 proxy_type = "None"
+# The server, such as "redis://127.0.0.1:6379". A domain needs a database of its own.
 redis_url = ""
+# Measurements that are older, seconds, are deleted; 0 keeps all.
 # proxy_gc_period_seconds = 360
+# The history of the domain as CSV files, beside the copy. What their names begin with; whether files that
+# are there are continued; what each line, and the first one, begin with.
+# [proxy.dataset_settings]
+# dataset_path = ""
+# append = true
+# additional_fields = ""
+# additional_header = ""
 
 [collector]
-# A store for the measurements of nodes. Only "None" is available yet.
+# What nodes measure of functions if their `performance_samples` is true, in Redis: "None" or "Redis".
+# The copy above has it as well.
 collector_type = "None"
 redis_url = ""
 
@@ -413,11 +483,12 @@ mod tests {
             .lines()
             .filter(without_parent)
             .map(|line| {
-                line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || *rest == "[limits]").unwrap_or(line)
+                line.strip_prefix("# ").filter(|rest| rest.contains(" = ") || rest.starts_with('[')).unwrap_or(line)
             })
             .collect();
         let config = parse(&uncommented.join("\n")).unwrap();
         assert_eq!(config.limits, Limits::default(), "what is commented out is valid too");
+        assert_eq!(config.proxy.dataset_settings, Some(DatasetSettings::default()));
         assert!(config.general.domain_register_url.is_some());
     }
 
@@ -431,7 +502,13 @@ mod tests {
         let config = parse("[general]\nagent_url = \"\"\n[baseline]\norchestration_strategy = \"RoundRobin\"").unwrap();
         assert_eq!(config.baseline.orchestration_strategy.name, "RoundRobin");
         assert_eq!(config.general.agent_url, None);
-        assert!(parse("[proxy]\nproxy_type = \"none\"\nredis_url = \"redis://127.0.0.1:6379\"").is_ok());
+        let proxy = parse("[proxy]\nproxy_type = \"none\"\nredis_url = \"redis://127.0.0.1:6379\"").unwrap().proxy;
+        assert_eq!(proxy.database(), None);
+        let text = "[proxy]\nproxy_type = \"REDIS\"\nredis_url = \"redis://:secret@h/1\"\nproxy_gc_period_seconds = 0";
+        let proxy = parse(text).unwrap().proxy;
+        assert_eq!((proxy.database().as_deref(), proxy.keep_for()), (Some("redis://:secret@h/1"), None));
+        let error = parse("[proxy]\nredis_url = \"http://:secret@h\"").unwrap_err();
+        assert!(error.contains("proxy.redis_url") && !error.contains("secret"), "{error}");
     }
 
     #[test]
@@ -457,11 +534,15 @@ mod tests {
             ("[limits]\nmax_forwarded = 0", ["limits.max_forwarded", "between 1"]),
             ("[baseline]\norchestration_strategy = \"Fastest\"", ["Fastest", "Random, RoundRobin"]),
             ("[baseline]\nkeep_alive_interval_secs = 0", ["keep_alive_interval_secs", "between 1"]),
-            ("[proxy]\nproxy_type = \"REDIS\"", ["proxy.proxy_type", "not available yet"]),
-            ("[proxy]\nproxy_type = \"sqlite\"", ["sqlite", "\"None\""]),
+            ("[proxy]\nproxy_type = \"REDIS\"", ["proxy.redis_url", "redis://127.0.0.1:6379"]),
+            ("[proxy]\nproxy_type = \"sqlite\"", ["sqlite", "\"None\" or \"Redis\""]),
             ("[proxy]\nredis_url = \"127.0.0.1\"", ["proxy.redis_url", "redis://"]),
-            ("[proxy.dataset_settings]\nappend = true", ["dataset_settings", "not available yet"]),
-            ("[collector]\ncollector_type = \"Redis\"", ["collector.collector_type", "not available yet"]),
+            ("[proxy]\nredis_url = \"redis://:x@h:y\"", ["proxy.redis_url", "redis://["]),
+            ("[proxy]\nproxy_gc_period_seconds = 40000000", ["proxy_gc_period_seconds", "at most"]),
+            ("[proxy.dataset_settings]\nappend = 1", ["line 2", "append"]),
+            ("[proxy.dataset_settings]\nadditional_fields = \"a\\nb\"", ["additional_fields", "on one line"]),
+            ("[collector]\ncollector_type = \"Redis\"", ["collector.redis_url", "name the server"]),
+            ("[collector]\ncollector_type = \"file\"", ["collector.collector_type", "'file' is not known"]),
             ("[limits]\nmax_message_size = \"big\"", ["line 2", "max_message_size"]),
         ] {
             let error = parse(text).unwrap_err();

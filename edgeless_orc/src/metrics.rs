@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::engine::Note;
+use crate::mirror;
 
 /// What becomes of an event at the forwarder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -75,6 +76,7 @@ pub(crate) struct Metrics {
     nodes_lost: Counter,
     code_sent: Counter,
     forwarded: Family<OutcomeLabels, Counter>,
+    pub(crate) mirror: mirror::Metrics,
 }
 
 impl Metrics {
@@ -94,7 +96,9 @@ impl Metrics {
         let code_sent = counter("code_sent", "Starts that carried the code to a node");
         let forwarded = Family::default();
         registry.register("events", "Events at the forwarder, by what became of them", forwarded.clone());
-        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent, forwarded }
+        let mirror = mirror::Metrics::default();
+        mirror.register(&mut registry);
+        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent, forwarded, mirror }
     }
 
     /// Counts an event at the forwarder.

@@ -23,6 +23,7 @@ use crate::engine::{Engine, Settings};
 use crate::forwarder::{EngineRows, Forwarder, Identity, Locate};
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
+use crate::mirror;
 use crate::nested::{self, Agent, Announcer, Farewell, Parent};
 use crate::owner::Owner;
 use crate::service::Service;
@@ -114,6 +115,7 @@ impl Daemon for Orchestrator {
             (Some(forwarder), None) => Border::Private(forwarder.clone()),
             (Some(forwarder), Some(_)) => Border::Nested(forwarder.clone()),
         };
+        let reports = mirror::start(&config, &inbox, &tasks, &metrics.mirror)?;
         let service = Arc::new(Service {
             inbox: inbox.clone(),
             limiter: Limiter::new(inbox.clone(), links.clone()),
@@ -126,6 +128,7 @@ impl Daemon for Orchestrator {
             owner: owner.clone(),
             border,
             binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
+            reports,
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
         let mut main = server().components(service.clone()).domain(service.clone()).operations(service.clone());

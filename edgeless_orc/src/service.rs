@@ -30,6 +30,7 @@ use crate::border::Border;
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
 use crate::limits::Limiter;
 use crate::logs::{self, Follow};
+use crate::mirror::Reports;
 use crate::owner::{Listening, Owner};
 use crate::shell::Links;
 
@@ -54,6 +55,8 @@ pub(crate) struct Service {
     pub(crate) owner: Owner,
     /// The code of the components.
     pub(crate) binaries: Binaries,
+    /// Where what nodes measure goes; the engine has no use for it.
+    pub(crate) reports: Reports,
 }
 
 impl Service {
@@ -389,9 +392,14 @@ impl Domain for Service {
 
 #[async_trait]
 impl NodeRegistry for Service {
-    async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
+    async fn update_node(&self, mut node: Registration) -> Result<Registered, Error> {
+        let (id, health) = (node.node, node.health.clone());
+        let (performance, is_leaving) = (std::mem::take(&mut node.performance), node.leaving);
         match self.ask(|ticket| Event::Register(ticket, Box::new(node))).await? {
-            Reply::Registered(registered) => Ok(registered),
+            Reply::Registered(registered) => {
+                self.reports.add(id, (!is_leaving).then_some(health), performance);
+                Ok(registered)
+            }
             other => Err(unexpected(&other)),
         }
     }

@@ -242,6 +242,7 @@ fn registration(node: NodeId, url: &Url, label: &str) -> Registration {
         health: Health::default(),
         native: true,
         leaving: false,
+        performance: edgeless_api::node::Performance::default(),
         loads: Vec::new(),
     }
 }
@@ -481,6 +482,28 @@ async fn a_start_is_repeatable_and_what_is_late_is_refused() {
     assert!(error.message.contains("is of another node"), "{error}");
     let missing = agent.patch(ComponentKind::Function, Patch::new(Uuid::nil(), BTreeMap::new())).await.unwrap_err();
     assert_eq!(missing.code, Code::NotFound);
+}
+
+/// A parent of EDGELESS 1.x knows no third step.
+#[tokio::test]
+async fn what_nobody_activates_emits_after_a_second() {
+    let parent = Orchestrator::start(config("top")).await.unwrap();
+    let inner = Orchestrator::start(child("leaf", parent.url())).await.unwrap();
+    let node = Node::join(inner.url(), "a").await;
+    Controller::of(&parent).until_node("a").await;
+    let agent = client::Components::new(connection(inner.agent_url().unwrap()));
+    let spec = ComponentSpec::Function(FunctionSpec {
+        class: FunctionClass { id: "old".into(), function_type: "RUST_WASM".into(), ..FunctionClass::default() },
+        annotations: Annotations::new(),
+        state: StateSpec { id: StateId::random(), policy: Default::default() },
+        workflow: WorkflowId::random(),
+    });
+    let id = agent.start(Start { spec, context: None }).await.unwrap();
+    let (_, inside) = node.runs("old").unwrap();
+    assert!(node.see(|seen| seen.activated.is_empty()));
+    wait_until("it emits", async || node.see(|seen| seen.activated == [inside.function])).await;
+    agent.stop(ComponentKind::Function, id).await.unwrap();
+    assert_eq!(node.see(|seen| seen.stopped.clone()), [ComponentRef::Instance(inside)]);
 }
 
 #[tokio::test]

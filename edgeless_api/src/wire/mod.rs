@@ -15,6 +15,7 @@ pub(crate) mod guest;
 pub(crate) mod node;
 pub(crate) mod operations;
 mod peer;
+mod performance;
 pub(crate) mod status;
 mod workflow;
 

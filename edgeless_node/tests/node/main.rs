@@ -23,6 +23,7 @@ mod images;
 mod links;
 mod promises;
 mod resources;
+mod samples;
 mod services;
 mod support;
 mod wire;

@@ -105,7 +105,8 @@ impl Forwarder {
         self.table(|table, now| readdress::patch(table, now, &self.me.url, patch))
     }
 
-    /// Looks after the calls that nodes have in hand, until it is dropped.
+    /// Looks after the calls that nodes of the domain have in hand, until it is dropped. The time of those that
+    /// others have runs out, unless somebody says that their node is lost.
     pub(crate) async fn watch(self: Arc<Self>) {
         loop {
             tokio::time::sleep(LOST).await;
@@ -114,9 +115,7 @@ impl Forwarder {
                 table.callees()
             });
             for node in callees {
-                // One that is not of the domain is not looked after here: its time runs out.
-                let is_lost = matches!(self.rows.contact(node).await, Ok(None)) && self.was_own(node);
-                if is_lost {
+                if matches!(self.rows.contact(node).await, Ok(None)) {
                     self.fail_calls(node).await;
                 }
             }
@@ -133,11 +132,6 @@ impl Forwarder {
         for (caller, stream, call) in self.table(|table, _| table.take_calls_of(node)) {
             self.fail_call(caller, stream, call.called).await;
         }
-    }
-
-    /// A node that nobody outside has told or heard of can only have been one of the domain.
-    fn was_own(&self, node: NodeId) -> bool {
-        self.table(|table, _| table.address(node).is_none() && !table.is_foreign(node))
     }
 
     async fn fail_call(&self, caller: Uuid, stream: u64, called: Uuid) {
@@ -251,14 +245,14 @@ impl Forwarder {
             }
             kind => kind,
         };
-        let source = self.disguise(&event, place.target);
+        let source = self.disguise(&event, &place);
         let failed = failed(&event);
         let event = Event { source, target: place.target, kind, ..event };
         self.dispatch(&place.way, Outgoing { event, failed }).await;
     }
 
     /// The source of an event as the other side shall see it, and for a call the way back of its reply.
-    fn disguise(&self, event: &Event, target: InstanceId) -> InstanceId {
+    fn disguise(&self, event: &Event, place: &Place) -> InstanceId {
         if event.source == InstanceId::NONE {
             return InstanceId::NONE;
         }
@@ -266,7 +260,8 @@ impl Forwarder {
             let alias = table.source(now, event.source);
             if let Kind::Call { stream, remaining, .. } = event.kind {
                 let until = now + remaining.unwrap_or(CALL).min(CALL * 10);
-                table.expect(alias, stream, event.target.function, target, until);
+                let is_own = place.way.agent.is_some();
+                table.expect((alias, stream), event.target.function, place.target, is_own, until);
             }
             InstanceId { node: self.me.node, function: alias }
         })

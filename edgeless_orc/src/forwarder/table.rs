@@ -39,6 +39,8 @@ pub(crate) struct Call {
     pub(crate) called: Uuid,
     /// The instance that was chosen to answer.
     pub(crate) callee: InstanceId,
+    /// It is on a node of the domain.
+    is_own: bool,
     /// Nobody waits for it any longer than this.
     until: Instant,
 }
@@ -235,11 +237,18 @@ impl Table {
         self.rows.get(&component)
     }
 
-    /// Takes note of a call, so that its reply finds back. Of too many, the one that has the least time left
-    /// is forgotten.
-    pub(crate) fn expect(&mut self, caller: Uuid, stream: u64, called: Uuid, callee: InstanceId, until: Instant) {
+    /// Takes note of a call, so that its reply finds back, until nobody waits for it any more. Of too many, the
+    /// one that has the least time left is forgotten.
+    pub(crate) fn expect(
+        &mut self,
+        (caller, stream): (Uuid, u64),
+        called: Uuid,
+        callee: InstanceId,
+        is_own: bool,
+        until: Instant,
+    ) {
         self.take_call(caller, stream);
-        self.calls.insert((caller, stream), Call { called, callee, until });
+        self.calls.insert((caller, stream), Call { called, callee, is_own, until });
         self.deadlines.insert((until, caller, stream));
         if self.calls.len() > self.limit
             && let Some((_, caller, stream)) = self.deadlines.first().copied()
@@ -269,9 +278,9 @@ impl Table {
         }
     }
 
-    /// The nodes that have calls in hand.
+    /// The nodes of the domain that have calls in hand.
     pub(crate) fn callees(&self) -> BTreeSet<NodeId> {
-        self.calls.values().map(|call| call.callee.node).collect()
+        self.calls.values().filter(|call| call.is_own).map(|call| call.callee.node).collect()
     }
 
     /// Takes the calls that a node has in hand, each with its caller's alias and its stream.
@@ -282,11 +291,6 @@ impl Table {
             self.take_call(*caller, *stream);
         }
         found
-    }
-
-    /// Whether a node is named by the row of a component elsewhere.
-    pub(crate) fn is_foreign(&self, node: NodeId) -> bool {
-        self.rows.values().flat_map(|row| &row.instances).any(|instance| instance.node == node)
     }
 
     /// Where a node of others takes events. What an orchestrator said counts more than what the node said.
@@ -424,11 +428,11 @@ mod tests {
         let (mut table, now) = table(2);
         let (caller, called) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let later = |seconds| now + Duration::from_secs(seconds);
-        table.expect(caller, 1, called, instance(1), later(1));
-        table.expect(caller, 2, called, instance(1), later(3));
-        table.expect(caller, 2, called, instance(2), later(3));
+        table.expect((caller, 1), called, instance(1), true, later(1));
+        table.expect((caller, 2), called, instance(1), true, later(3));
+        table.expect((caller, 2), called, instance(2), true, later(3));
         assert_eq!(table.call(caller, 2).map(|call| call.callee), Some(instance(2)));
-        table.expect(caller, 3, called, instance(1), later(2));
+        table.expect((caller, 3), called, instance(1), false, later(2));
         assert_eq!(table.call(caller, 1), None, "of too many the first that ends");
         table.expire(later(2));
         assert_eq!((table.call(caller, 3), table.deadlines.len()), (None, 1));

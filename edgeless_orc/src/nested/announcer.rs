@@ -131,6 +131,7 @@ impl Announcer {
             providers: aggregate::providers(&nodes),
             capabilities: aggregate::capabilities(&self.domain, &nodes),
             loads: loads.clone(),
+            performance: edgeless_api::node::Performance::default(),
             ..self.farewell().registration
         };
         self.parent.registry.update_node(Registration { leaving: false, ..registration }).await
@@ -151,6 +152,7 @@ impl Announcer {
             native: true,
             leaving: true,
             loads: vec![],
+            performance: edgeless_api::node::Performance::default(),
         };
         let (parent, agent, cancel) = (self.parent.clone(), self.agent.clone(), self.cancel.clone());
         Farewell { parent, registration, agent, cancel }

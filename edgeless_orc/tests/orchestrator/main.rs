@@ -22,7 +22,7 @@ use edgeless_api::component::{
 use edgeless_api::domain::{DomainRegistered, DomainRegistration};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
-use edgeless_api::node::{Capabilities, Health, PeerUpdate, ProviderSpec, Registration};
+use edgeless_api::node::{Capabilities, Health, PeerUpdate, Performance, ProviderSpec, Registration};
 use edgeless_api::server::{Components, DomainRegistry, NodeManagement, Server, Values};
 use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, State};
 use edgeless_api::{Binary, Digest, Limits, Url};
@@ -302,6 +302,7 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         lifetime: None,
         interval: None,
         health: Health::default(),
+        performance: Performance::default(),
         native: true,
         leaving: false,
         loads: Vec::new(),
@@ -739,7 +740,8 @@ fn the_program_writes_a_template_and_refuses_what_is_wrong() {
 
     for (file, text, part) in [
         ("key.toml", "[general]\ndomane_id = \"a\"", "domane_id"),
-        ("redis.toml", "[proxy]\nproxy_type = \"Redis\"", "not available yet"),
+        ("redis.toml", "[proxy]\nproxy_type = \"Redis\"", "name the server, such as redis://127.0.0.1:6379"),
+        ("proxy.toml", "[proxy]\nproxy_type = \"etcd\"", "'etcd' is not known: write \"None\" or \"Redis\""),
     ] {
         std::fs::write(dir.path().join(file), text).unwrap();
         let (code, error) = program(dir.path(), &["-c", file]);
