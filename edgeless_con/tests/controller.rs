@@ -327,6 +327,10 @@ impl Operations for Told {
         self.asked.lock().unwrap().push(format!("move {component} {node}"));
         Ok(())
     }
+
+    async fn watch_rows(&self, _controller: u64) -> Result<Values<Vec<Row>>, Error> {
+        Ok(Box::pin(futures_util::stream::pending()))
+    }
 }
 
 /// A controller with one orchestrator in reach.
