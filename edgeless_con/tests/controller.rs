@@ -328,9 +328,6 @@ impl Operations for Told {
         Ok(())
     }
 
-    async fn watch_rows(&self, _controller: u64) -> Result<Values<Vec<Row>>, Error> {
-        Ok(Box::pin(futures_util::stream::pending()))
-    }
 }
 
 /// A controller with one orchestrator in reach.
