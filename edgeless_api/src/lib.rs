@@ -2,15 +2,19 @@
 //! them.
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
-//! - [`workflow`], [`component`], [`binary`], [`requirements`], [`node`], [`domain`], [`status`], [`event`],
-//!   [`peer`], [`guest`], [`operations`]: what users, controllers, orchestrators and nodes speak about. A value of these types is valid.
+//! - [`workflow`], [`component`], [`binary`], [`annotation`], [`requirements`], [`amount`], [`scale`], [`node`],
+//!   [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users,
+//!   controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
 
+pub mod amount;
+pub mod annotation;
 pub mod binary;
 pub mod client;
 pub mod component;
+pub mod decision;
 pub mod domain;
 pub mod error;
 pub mod event;
@@ -19,7 +23,9 @@ pub mod id;
 pub mod node;
 pub mod operations;
 pub mod peer;
+pub mod relocate;
 pub mod requirements;
+pub mod scale;
 pub mod server;
 pub mod status;
 pub mod url;

@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use crate::annotation::AnnotationError;
 use crate::binary::Binary;
 use crate::component::{Annotations, FunctionClass, is_of_container};
 use crate::id::{ComponentId, DomainId, WorkflowId};
-use crate::requirements::{KEYS, Requirements};
+use crate::relocate;
+use crate::requirements::{self, Requirements};
+use crate::scale::{self, Scale};
 
 /// A function in a workflow.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +69,21 @@ pub struct InvalidWorkflow(pub Vec<Problem>);
 pub const MAX_NAME: usize = 256;
 /// The most components of a workflow.
 pub const MAX_COMPONENTS: usize = 10_000;
-/// The annotations of functions that have a meaning, besides those that restrict placement.
-pub const ANNOTATIONS: [&str; 3] = ["init-payload", "max_instances", "state"];
+/// The annotations of functions that have a meaning, besides those about placement and instances.
+pub const ANNOTATIONS: [&str; 2] = ["init-payload", "state"];
+
+/// All annotations of functions that have a meaning, whatever their type.
+fn known_annotations() -> impl Iterator<Item = &'static str> {
+    let keys = requirements::KEYS.into_iter().chain(scale::KEYS).map(|(key, _)| key);
+    ANNOTATIONS.into_iter().chain(keys)
+}
+
+/// Checks the annotations of a component that everybody understands alike.
+fn check_annotations(annotations: &Annotations) -> Result<(), AnnotationError> {
+    Requirements::parse(annotations)?;
+    Scale::parse(annotations)?;
+    Ok(())
+}
 
 impl Workflow {
     /// Checks what a user or a peer sent.
@@ -122,7 +138,7 @@ impl Workflow {
             found.ok_or_else(|| problem("functions".into(), format!("there is no function '{name}'")))?;
         let mut annotations = function.annotations.clone();
         annotations.extend(changes.clone());
-        Requirements::parse(&annotations)
+        check_annotations(&annotations)
             .map_err(|error| problem(format!("functions[{index}].annotations"), error.to_string()))?;
         function.annotations = annotations;
         Ok(())
@@ -170,9 +186,12 @@ impl Workflow {
                     found(place, format!("'{target}' is not a component of this workflow; there are: {known}"));
                 }
             }
-            if let Err(error) = Requirements::parse(annotations) {
+            if let Err(error) = check_annotations(annotations) {
                 found(format!("{place}.{annotations_key}"), error.to_string());
             }
+        }
+        if let Err(reason) = relocate::parse(&self.annotations) {
+            found("annotations".into(), reason);
         }
         for (index, function) in self.functions.iter().enumerate() {
             let place = format!("functions[{index}].class_specification");
@@ -202,15 +221,16 @@ impl Workflow {
                     reason: format!("the class '{}' does not list the output '{channel}'", function.class.id),
                 });
             }
-            let known: Vec<_> = ANNOTATIONS.into_iter().chain(KEYS.map(|(key, _)| key)).collect();
+            let known: Vec<_> = known_annotations().collect();
             let has_effect = |key: &str| known.contains(&key) || is_of_container(&function.class.function_type, key);
             for key in function.annotations.keys().filter(|key| !has_effect(key)) {
                 let reason = format!("the annotation '{key}' has no effect; there are: {}", known.join(", "));
                 warnings.push(Problem { place: format!("functions[{index}].annotations"), reason });
             }
         }
-        if !self.annotations.is_empty() {
-            warnings.push(Problem { place: "annotations".into(), reason: "has no effect on a workflow".into() });
+        for key in self.annotations.keys().filter(|key| *key != relocate::KEY.0) {
+            let reason = format!("the annotation '{key}' has no effect on a workflow; there is: {}", relocate::KEY.0);
+            warnings.push(Problem { place: "annotations".into(), reason });
         }
         warnings
     }
@@ -292,6 +312,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_asked_of_the_whole_is_checked() {
+        let workflow = |key: &str, value: &str| {
+            Workflow::new(vec![function("a", &[])], vec![], Annotations::from([(key.into(), value.into())]))
+        };
+        assert_eq!(workflow("relocate", "after:1m").unwrap().warnings(), []);
+        assert!(
+            workflow("relocate", "soon").unwrap_err().to_string().starts_with("annotations: annotation 'relocate'")
+        );
+        let warnings = workflow("realocate", "after:1m").unwrap().warnings();
+        assert_eq!(
+            warnings[0].to_string(),
+            "annotations: the annotation 'realocate' has no effect on a workflow; there is: relocate"
+        );
+    }
+
+    #[test]
     fn an_undeclared_channel_is_a_warning() {
         let workflow = Workflow::new(vec![function("a", &[("out", "a")])], vec![], Annotations::new()).unwrap();
         let warnings = workflow.warnings();
@@ -308,14 +344,21 @@ mod tests {
 
     #[test]
     fn an_annotation_that_nobody_knows_is_a_warning() {
-        let known = ANNOTATIONS.into_iter().chain(["tee", "label_match_all"]);
-        let mut annotations: Annotations = known.map(|key| (key.to_string(), String::new())).collect();
+        let value = |key| match key {
+            "cpu" | "max_instances" | "min_instances" => "1",
+            "memory" => "64MiB",
+            "partition_by" => "payload",
+            "spread" => "node",
+            _ => "",
+        };
+        let mut annotations: Annotations =
+            known_annotations().map(|key| (key.to_string(), value(key).to_string())).collect();
         let warnings = |annotations: &Annotations| {
             let function = Function { annotations: annotations.clone(), ..function("a", &[]) };
             Workflow::new(vec![function], vec![], Annotations::new()).unwrap().warnings()
         };
         assert_eq!(warnings(&annotations), []);
-        let container = Annotations::from([("memory".into(), String::new()), ("env:A".into(), String::new())]);
+        let container = Annotations::from([("pids".into(), String::new()), ("env:A".into(), String::new())]);
         assert_eq!(warnings(&container).len(), 2, "of a module");
         annotations.insert("node_id_mach_any".into(), String::new());
         let warnings = warnings(&annotations);

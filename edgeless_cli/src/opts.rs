@@ -51,7 +51,7 @@ pub(crate) enum Command {
     /// Start, stop and look at workflows.
     #[command(subcommand)]
     Workflow(Workflow),
-    /// Look at what a component may use, and change it while it runs.
+    /// Move components, and look at what they may use and change it while they run.
     #[command(subcommand)]
     Component(Component),
     /// Build functions, and send events to their instances.
@@ -60,9 +60,27 @@ pub(crate) enum Command {
     /// Look at orchestration domains.
     #[command(subcommand)]
     Domain(Domain),
-    /// Look at nodes.
+    /// Look at nodes, and take them out of use.
     #[command(subcommand)]
     Node(Node),
+    /// Show what would move, and move nothing.
+    #[command(after_help = "\
+Examples:
+  edgeless_cli plan --lose shop-7
+  edgeless_cli plan --add-workflow examples/noop/workflow.json")]
+    Plan(Plan),
+}
+
+/// What could happen.
+#[derive(clap::Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct Plan {
+    /// A node is lost: where would its components go? An id, or a host name that one node has.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) lose: Option<String>,
+    /// A workflow is started: where would its components go? The same as `workflow start --dry-run`.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) add_workflow: Option<PathBuf>,
 }
 
 /// What can be done with workflows.
@@ -182,6 +200,30 @@ Examples:
         #[arg(value_name = "KEY=VALUE")]
         changes: Vec<Change>,
     },
+    /// Show the decision that placed a component: every node of its domain, and the rule that excluded it or its score.
+    #[command(after_help = "\
+Example:
+  edgeless_cli component why $WORKFLOW_ID/resize")]
+    Why {
+        /// The id of a component, as `workflow inspect` shows it after MAP, or WORKFLOW_ID/NAME.
+        #[arg(value_name = "ID")]
+        component: Named,
+    },
+    /// Move a component to a node of its domain, with the state that it saved and without losing an event.
+    ///
+    /// Done when the component runs there. Where the node cannot run it, the reason is on stderr, and the component
+    /// stays where it is.
+    #[command(after_help = "\
+Examples:
+  edgeless_cli component move $WORKFLOW_ID/resize shop-7
+  edgeless_cli component move $ID 0b1c4e7a-9f3e-4a52-8d5b-3c6a4b6f1e02")]
+    Move {
+        /// The id of a component, as `workflow inspect` shows it after MAP, or WORKFLOW_ID/NAME.
+        #[arg(value_name = "ID")]
+        component: Named,
+        /// The id of a node, or a host name that one node has.
+        node: String,
+    },
 }
 
 /// What can be done with functions.
@@ -261,6 +303,32 @@ pub(crate) enum Node {
     List {
         /// The id of a domain.
         domain: Option<String>,
+    },
+    /// Show a node, and what runs on it.
+    Inspect {
+        /// The id of a node, or a host name that one node has.
+        node: String,
+    },
+    /// Let nothing new be placed on a node. What runs there stays.
+    Cordon {
+        /// The id of a node, or a host name that one node has.
+        node: String,
+    },
+    /// Let components be placed on a node again.
+    Uncordon {
+        /// The id of a node, or a host name that one node has.
+        node: String,
+    },
+    /// Move everything that runs on a node elsewhere, one by one and without losing an event.
+    ///
+    /// Cordons the node first, and says at the end that it is empty. What can run nowhere else stays and is named: the
+    /// exit code is 1 then. After Ctrl-C, what has not moved yet stays, and the node stays cordoned.
+    #[command(after_help = "\
+Example:
+  edgeless_cli node drain shop-7 && ssh shop-7 poweroff")]
+    Drain {
+        /// The id of a node, or a host name that one node has.
+        node: String,
     },
 }
 

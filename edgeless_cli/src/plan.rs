@@ -32,6 +32,7 @@ pub(crate) enum Question {
     Component(opts::Component),
     Domain(opts::Domain),
     Node(opts::Node),
+    Plan(opts::Plan),
 }
 
 /// How long a controller may take to look something up: a little more than it gives its domains.
@@ -44,11 +45,19 @@ impl Question {
         use opts::Workflow::{Inspect, List, Logs, Migrate, MigrateComponent, Start, Stop};
         match self {
             Self::Workflow(Start(start)) => Duration::from_secs(start.timeout),
-            Self::Workflow(Stop { .. } | Migrate { .. } | MigrateComponent { .. }) | Self::Component(_) => DO,
-            Self::Workflow(List | Inspect { .. } | Logs { .. }) | Self::Domain(_) | Self::Node(_) => LOOK,
+            Self::Workflow(Migrate { .. } | MigrateComponent { .. })
+            | Self::Component(opts::Component::Move { .. })
+            | Self::Node(opts::Node::Drain { .. }) => MOVE,
+            Self::Workflow(Stop { .. }) | Self::Component(_) => DO,
+            Self::Workflow(List | Inspect { .. } | Logs { .. }) | Self::Domain(_) | Self::Node(_) | Self::Plan(_) => {
+                LOOK
+            }
         }
     }
 }
+
+/// How long it may take to move something, which may have to be loaded and started there.
+const MOVE: Duration = Duration::from_secs(120);
 
 /// Where the controller is, and how long it may think.
 #[derive(Debug)]
@@ -75,6 +84,7 @@ pub(crate) fn decide(opts: Opts, url_variable: Option<String>) -> Result<Plan, F
         (None, Some(Command::Component(component))) => Question::Component(component),
         (None, Some(Command::Domain(domain))) => Question::Domain(domain),
         (None, Some(Command::Node(node))) => Question::Node(node),
+        (None, Some(Command::Plan(plan))) => Question::Plan(plan),
     };
     let options = Options { deadline: question.deadline(), ..Options::default() };
     let url = config::controller_url(opts.config_file.as_deref(), opts.controller_url, url_variable)?;

@@ -36,6 +36,9 @@ pub struct Config {
     pub max_workflows: usize,
     /// The most domains at a time.
     pub max_domains: usize,
+    /// How long a domain is out of reach before it is seen whether anything of it is left.
+    #[serde(with = "humantime_serde")]
+    pub domain_grace: Duration,
     /// How long an orchestrator may take to start one component.
     #[serde(with = "humantime_serde")]
     pub call_timeout: Duration,
@@ -66,6 +69,7 @@ impl Default for Config {
             code_memory: ByteSize::mib(256),
             max_workflows: 10_000,
             max_domains: 1_000,
+            domain_grace: Duration::from_secs(30),
             call_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(5),
         }
@@ -114,6 +118,9 @@ impl Config {
         }
         if self.max_message_size < ByteSize::kib(64) || self.max_message_size > ByteSize::gib(2) {
             return Err(format!("max_message_size: {} is not between 64KiB and 2GiB", self.max_message_size));
+        }
+        if self.domain_grace < Duration::from_millis(100) {
+            return Err("domain_grace: must be 100ms or longer".into());
         }
         if self.call_timeout < Duration::from_millis(100) {
             return Err("call_timeout: must be 100ms or longer".into());
@@ -179,6 +186,11 @@ max_workflows = 10000
 # The most orchestration domains at a time; further ones are refused.
 max_domains = 1000
 
+# How long a domain must be out of reach before it is seen whether anything of it is left. If its
+# orchestrator and all its nodes are gone, its components are started in other domains; a domain of
+# which something answers, or nothing is known, keeps them.
+domain_grace = "30s"
+
 # How long an orchestrator may take to start one component. A start that takes longer is undone.
 call_timeout = "30s"
 
@@ -224,6 +236,7 @@ mod tests {
             ("orchestrators = [{ domain_id = \"a\", orchestrator_url = \"http://a:0\" }]", ["[0].orch", "dialled"]),
             ("orchestrators = [{ domain_id = \"a\" }]", ["line 1", "orchestrator_url"]),
             ("max_message_size = \"1KiB\"", ["max_message_size", "64KiB"]),
+            ("domain_grace = \"0s\"", ["domain_grace", "100ms"]),
             ("call_timeout = \"1ms\"", ["call_timeout", "100ms"]),
             ("call_timeout = 3", ["line 1", "call_timeout"]),
         ] {

@@ -1,18 +1,25 @@
 //! The controller: takes workflows from users and gives their components to orchestration domains.
 //!
 //! - [`config`]: the keys of `controller.toml`.
-//! - [`engine`]: every decision, as a pure function of events; [`placement`] is its choice of domain.
-//! - `shell`: does what the engine decides. `follow`: watches the domains of the configuration.
-//! - `service`: what users and orchestrators ask, in terms of the engine; `limits`: what components may use.
+//! - [`engine`]: every decision, as a pure function of events; [`placement`] is its choice of domain,
+//!   [`cut`] that of several.
+//! - `shell`: does what the engine decides. `follow`: watches the domains of the configuration; `rows`: where
+//!   components run to which other domains have outputs; `probe`: what is left of a domain.
+//! - `service`: what users and orchestrators ask, in terms of the engine; `limits`: what components may use;
+//!   `operations`: what operators ask of domains.
 //!
 //! [`Controller`] puts them together. Nothing here knows a node: nodes are their domain's concern.
 
 pub mod config;
+pub mod cut;
 pub mod engine;
 mod follow;
 mod limits;
 mod metrics;
+mod operations;
 pub mod placement;
+mod probe;
+mod rows;
 mod service;
 mod shell;
 
@@ -36,6 +43,8 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, Orchestrator};
 use engine::{Engine, Settings};
 use metrics::Metrics;
+use operations::Operator;
+use rows::Followers;
 use service::Service;
 use shell::{Executor, Peers};
 
@@ -152,11 +161,18 @@ impl Controller {
         let orchestrators: Vec<_> = orchestrators.map(|own| (own.domain_id, own.orchestrator_url)).collect();
         let connect = |(domain, url): &(DomainId, Url)| Ok((domain.clone(), Connection::lazy(url, options)?));
         let watched = orchestrators.iter().map(connect).collect::<Result<Vec<_>, Error>>()?;
-        let settings = Settings { orchestrators, max_workflows: config.max_workflows, max_domains: config.max_domains };
+        let settings = Settings {
+            orchestrators,
+            max_workflows: config.max_workflows,
+            max_domains: config.max_domains,
+            domain_grace: config.domain_grace,
+        };
         let driver = Driver::new(Engine::new(settings, rand::random()));
         let inbox = driver.inbox();
         let metrics = Arc::new(Metrics::default());
-        let executor = Executor::new(peers.clone(), driver.replies(), metrics.clone());
+        let nonce = rand::random();
+        let followers = Followers::new(inbox.clone(), nonce);
+        let executor = Executor::new(peers.clone(), driver.replies(), metrics.clone(), followers);
         let engine = self.engine.clone();
         self.tasks.vital("engine", async move {
             driver.run(executor, TICK, engine).await;
@@ -164,9 +180,10 @@ impl Controller {
         });
 
         let binaries = Binaries::new(bytes(config.code_memory), "'code_memory' of the controller");
+        let operator = Arc::new(Operator::new(inbox.clone(), peers.clone()));
         let service = Arc::new(Service::new(inbox.clone(), peers, binaries));
         let engine_needed = Arc::new(self.engine.clone().drop_guard());
-        let mut workflows = Server::new(limits, cancel.clone()).workflows(service.clone());
+        let mut workflows = Server::new(limits, cancel.clone()).workflows(service.clone()).operations(operator);
         if let Some((listener, _)) = ports.registry {
             let server = Server::new(limits, cancel.clone()).domain_registry(service);
             let engine_needed = engine_needed.clone();
@@ -187,7 +204,6 @@ impl Controller {
             self.tasks.helper("metrics", metrics::refresh(metrics.clone(), inbox.clone(), cancel.clone()));
             self.tasks.vital("status port", edgeless_daemon::status::serve(listener, metrics, cancel.clone()));
         }
-        let nonce = rand::random();
         for (domain, connection) in watched {
             self.tasks.helper("domain watch", follow::follow(domain, connection, nonce, inbox.clone(), cancel.clone()));
         }

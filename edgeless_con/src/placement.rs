@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use edgeless_api::component::{Annotations, StatePolicy};
+use edgeless_api::component::{Annotations, ComponentSpec, StatePolicy};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::DomainId;
+use edgeless_api::scale::Scale;
 use edgeless_api::workflow::Workflow;
 
 /// What the components of a workflow ask of a domain; each with one component that asks for it.
@@ -30,6 +31,15 @@ impl Needs {
             needs.resource_classes.entry(resource.class_type.clone()).or_insert_with(|| resource.name.clone());
         }
         needs
+    }
+
+    /// Adds what one more component needs.
+    pub fn add(&mut self, name: &str, spec: &ComponentSpec) {
+        let (needs, what) = match spec {
+            ComponentSpec::Function(function) => (&mut self.runtimes, &function.class.function_type),
+            ComponentSpec::Resource(resource) => (&mut self.resource_classes, &resource.class_type),
+        };
+        needs.entry(what.clone()).or_insert_with(|| name.to_string());
     }
 
     /// Why a domain cannot host the workflow; `None` if it may.
@@ -77,6 +87,14 @@ impl Miss {
             Self::Lacks(things) => things.len(),
             Self::NotReady(_) => usize::MAX - 1,
             Self::OutOfReach(_) => usize::MAX,
+        }
+    }
+
+    /// The reason, without the domain.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Lacks(things) => format!("it lacks {}", things.join(" and ")),
+            Self::Refused(reason) | Self::NotReady(reason) | Self::OutOfReach(reason) => reason.clone(),
         }
     }
 
@@ -144,6 +162,22 @@ pub fn state_policy(annotations: &Annotations) -> Result<StatePolicy, Error> {
             Err(Error::rejected(format!("annotation 'state' has the value '{other}': {known}")))
         }
     }
+}
+
+/// Checks that several instances do not overwrite each other's state.
+///
+/// # Errors
+/// They would, or the numbers of instances cannot be understood.
+pub fn check_scale(annotations: &Annotations, policy: StatePolicy) -> Result<(), Error> {
+    let scale = Scale::parse(annotations).map_err(Error::rejected)?;
+    if scale.is_multiple() && policy != StatePolicy::Transient {
+        return Err(Error::rejected(format!(
+            "annotation 'max_instances' is {}, and several instances would overwrite each other's saved state: annotate \
+             it with state=transient as well, or keep to one instance",
+            scale.max
+        )));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -243,5 +277,22 @@ mod tests {
             assert!(policy(later).unwrap_err().message.contains("not available yet"));
         }
         assert!(policy("elsewhere").unwrap_err().message.contains("'elsewhere'"));
+    }
+
+    #[test]
+    fn several_instances_that_keep_state_are_refused() {
+        let scale = |key: &str, value: &str, policy| {
+            check_scale(&BTreeMap::from([(key.to_string(), value.to_string())]), policy).map_err(|error| error.message)
+        };
+        assert_eq!(scale("max_instances", "3", StatePolicy::Transient), Ok(()));
+        assert_eq!(scale("min_instances", "0", StatePolicy::NodeLocal), Ok(()));
+        for key in ["max_instances", "min_instances"] {
+            let error = scale(key, "3", StatePolicy::NodeLocal).unwrap_err();
+            assert!(
+                error.starts_with("annotation 'max_instances' is 3") && error.contains("state=transient"),
+                "{error}"
+            );
+        }
+        assert!(scale("max_instances", "-1", StatePolicy::Transient).unwrap_err().contains("1 to 1000"));
     }
 }

@@ -55,8 +55,40 @@ impl Service {
         self.inbox.read(move |engine, _| engine.view(workflow)).await?
     }
 
-    async fn statuses(&self, peer: &Peer, ids: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {
-        quick(self.peers.link(peer)?.components.status(ids)).await
+    async fn statuses(&self, peer: Peer, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
+        quick(self.peers.link(&peer)?.components.status(&ids)).await
+    }
+
+    /// Asks each domain about those of its components that are wanted.
+    async fn each<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        view: &WorkflowView,
+        is_wanted: impl Fn(&ComponentView) -> bool,
+        ask: impl Fn(Peer, Vec<Uuid>) -> F,
+    ) -> BTreeMap<DomainId, Result<T, Error>> {
+        let mut ids: BTreeMap<&DomainId, Vec<Uuid>> = BTreeMap::new();
+        for component in view.components.iter().filter(|component| is_wanted(component)) {
+            ids.entry(&component.domain).or_default().push(component.id.0);
+        }
+        let questions: Vec<_> =
+            ids.into_iter().map(|(domain, ids)| (domain.clone(), view.peers.get(domain), ids)).collect();
+        let answers = questions.into_iter().map(|(domain, peer, ids)| {
+            let question = peer.map(|peer| peer.clone().map(|peer| ask(peer, ids)));
+            async move {
+                let answer = match question {
+                    Some(Ok(question)) => question.await,
+                    Some(Err(reason)) => Err(Error::unavailable(reason)),
+                    None => Err(Error::bug(format!("the domain {domain} is not known"))),
+                };
+                (domain, answer)
+            }
+        });
+        futures_util::future::join_all(answers).await.into_iter().collect()
+    }
+
+    async fn lines(&self, peer: Peer, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
+        let lines = quick(self.peers.link(&peer)?.components.logs(&ids, follow)).await;
+        lines.map_err(|error| error.context(format!("domain {}", peer.domain)))
     }
 
     async fn nodes_of(&self, peer: Peer) -> Result<Vec<NodeInfo>, Error> {
@@ -86,25 +118,32 @@ fn silent(component: &ComponentView, state: State, reason: &str) -> ComponentSta
     }
 }
 
-/// What a domain says of the components of a workflow, in their order, with what it does not say
-/// filled in.
-fn merge(view: &WorkflowView, answer: Result<Vec<ComponentStatus>, Error>) -> Vec<ComponentStatus> {
-    let (mut known, state, reason) = match answer {
-        Ok(statuses) => {
-            let known: HashMap<ComponentId, _> =
-                statuses.into_iter().map(|status| (status.component, status)).collect();
-            (known, State::Waiting, format!("the domain {} does not run it yet", view.domain))
-        }
-        Err(error) if error.code == Code::Unimplemented => {
-            let reason = format!("the domain {} speaks only EDGELESS 1.2: no more is known", view.domain);
-            (HashMap::new(), State::Running, reason)
-        }
-        Err(error) => (HashMap::new(), State::Waiting, error.message),
-    };
-    let status = |component: &ComponentView| match known.remove(&component.id) {
+/// What domains say of the components of a workflow, in their order, with what they do not say filled in.
+fn merge(
+    view: &WorkflowView,
+    answers: BTreeMap<DomainId, Result<Vec<ComponentStatus>, Error>>,
+) -> Vec<ComponentStatus> {
+    let mut known: HashMap<(DomainId, ComponentId), ComponentStatus> = HashMap::new();
+    let mut others: HashMap<DomainId, (State, String)> = HashMap::new();
+    for (domain, answer) in answers {
+        let other = match answer {
+            Ok(statuses) => {
+                known.extend(statuses.into_iter().map(|status| ((domain.clone(), status.component), status)));
+                (State::Waiting, format!("the domain {domain} does not run it yet"))
+            }
+            Err(error) if error.code == Code::Unimplemented => {
+                (State::Running, format!("the domain {domain} speaks only EDGELESS 1.2: no more is known"))
+            }
+            Err(error) => (State::Waiting, error.message),
+        };
+        others.insert(domain, other);
+    }
+    let status = |component: &ComponentView| match known.remove(&(component.domain.clone(), component.id)) {
         Some(status) => ComponentStatus { name: component.name.clone(), ..status },
-        None if component.is_up => silent(component, state, &reason),
-        None => silent(component, State::Waiting, &reason),
+        None => {
+            let (state, reason) = others.get(&component.domain).map_or((State::Waiting, ""), |(s, r)| (*s, r));
+            silent(component, if component.is_up { state } else { State::Waiting }, reason)
+        }
     };
     view.components.iter().map(status).collect()
 }
@@ -134,8 +173,14 @@ impl Workflows for Service {
         self.inbox.read(move |engine, _| engine.domains(domain.as_ref())).await
     }
 
-    async fn migrate(&self, _: WorkflowId, _: DomainId, _: Option<String>) -> Result<WorkflowStatus, Error> {
-        Err(Error::unimplemented("migration is not available yet"))
+    async fn migrate(
+        &self,
+        workflow: WorkflowId,
+        domain: DomainId,
+        component: Option<String>,
+    ) -> Result<WorkflowStatus, Error> {
+        let event = |ticket| Event::Migrate { ticket, workflow, domain, component };
+        self.ask(event, |answer| if let Answer::Migrated(status) = answer { Some(status) } else { None }).await
     }
 
     async fn plan(&self, workflow: Workflow) -> Result<Vec<Placement>, Error> {
@@ -145,12 +190,8 @@ impl Workflows for Service {
 
     async fn status(&self, workflow: WorkflowId) -> Result<Vec<ComponentStatus>, Error> {
         let view = self.view(workflow).await?;
-        let ids: Vec<_> = view.components.iter().map(|component| component.id.0).collect();
-        let answer = match &view.peer {
-            Ok(peer) => self.statuses(peer, &ids).await,
-            Err(reason) => Err(Error::unavailable(reason)),
-        };
-        Ok(merge(&view, answer))
+        let answers = self.each(&view, |_| true, |peer, ids| self.statuses(peer, ids)).await;
+        Ok(merge(&view, answers))
     }
 
     async fn logs(
@@ -160,17 +201,29 @@ impl Workflows for Service {
         follow: bool,
     ) -> Result<Values<LogLine>, Error> {
         let view = self.view(workflow).await?;
-        let is_asked = |own: &&ComponentView| component.as_ref().is_none_or(|name| own.name == *name);
-        let ids: Vec<_> = view.components.iter().filter(is_asked).map(|component| component.id.0).collect();
-        if ids.is_empty() {
+        let is_asked = |own: &ComponentView| component.as_ref().is_none_or(|name| own.name == *name);
+        if !view.components.iter().any(is_asked) {
             let names: Vec<_> = view.components.iter().map(|component| component.name.as_str()).collect();
-            let asked: String = component.unwrap_or_default().chars().take(80).collect();
+            let asked: String = component.as_deref().unwrap_or_default().chars().take(80).collect();
             let names = names.join(", ");
             return Err(Error::not_found(format!("there is no component '{asked}' in {workflow}; there are: {names}")));
         }
-        let peer = view.peer.map_err(Error::unavailable)?;
-        let lines = quick(self.peers.link(&peer)?.components.logs(&ids, follow)).await;
-        lines.map_err(|error| error.context(format!("domain {}", peer.domain)))
+        let answers = self.each(&view, is_asked, |peer, ids| self.lines(peer, ids, follow)).await;
+        let (mut streams, mut failed) = (Vec::new(), None);
+        for (domain, answer) in answers {
+            match answer {
+                Ok(lines) => streams.push(lines),
+                Err(error) => {
+                    tracing::debug!(%workflow, %domain, reason = %error, "no lines of a domain");
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        match failed {
+            // The lines of the other domains are worth more than an error about this one.
+            Some(error) if streams.is_empty() => Err(error),
+            _ => Ok(Box::pin(futures_util::stream::select_all(streams))),
+        }
     }
 
     async fn nodes(&self, domain: Option<DomainId>) -> Result<Vec<NodeInfo>, Error> {
@@ -211,20 +264,26 @@ mod tests {
     fn view() -> WorkflowView {
         let component = |name: &str, is_up, trouble: &str| ComponentView {
             name: name.into(),
+            domain: DomainId("d".into()),
             id: ComponentId::random(),
             epoch: 1,
             is_up,
             trouble: trouble.into(),
         };
         let components = vec![component("a", true, ""), component("b", true, ""), component("c", false, "no node")];
-        WorkflowView { domain: DomainId("d".into()), peer: Err("away".into()), components }
+        let peers = BTreeMap::from([(DomainId("d".into()), Err("away".into()))]);
+        WorkflowView { peers, components }
+    }
+
+    fn answer(answer: Result<Vec<ComponentStatus>, Error>) -> BTreeMap<DomainId, Result<Vec<ComponentStatus>, Error>> {
+        BTreeMap::from([(DomainId("d".into()), answer)])
     }
 
     #[test]
     fn what_a_domain_does_not_report_is_filled_in_where_it_belongs() {
         let view = view();
         let reported = ComponentStatus { name: "?".into(), ..silent(&view.components[1], State::Failed, "trap") };
-        let merged = merge(&view, Ok(vec![reported]));
+        let merged = merge(&view, answer(Ok(vec![reported])));
         let told: Vec<_> = merged.iter().map(|s| (s.name.as_str(), s.state, s.reason.as_str())).collect();
         assert_eq!(
             told,
@@ -238,9 +297,9 @@ mod tests {
 
     #[test]
     fn a_domain_that_cannot_be_asked_is_the_reason() {
-        let away = merge(&view(), Err(Error::unavailable("cannot reach it")));
+        let away = merge(&view(), answer(Err(Error::unavailable("cannot reach it"))));
         assert_eq!((away[0].state, away[0].reason.as_str()), (State::Waiting, "cannot reach it"));
-        let old = merge(&view(), Err(Error::unimplemented("what?")));
+        let old = merge(&view(), answer(Err(Error::unimplemented("what?"))));
         assert_eq!((old[0].state, old[2].state), (State::Running, State::Waiting));
         assert!(old[0].reason.contains("EDGELESS 1.2"));
     }

@@ -18,6 +18,8 @@ use tokio::sync::Semaphore;
 
 use crate::engine::{Effect, Engine, Event, Peer, Reply};
 use crate::metrics::Metrics;
+use crate::probe::probe;
+use crate::rows::Followers;
 
 /// The most calls to one domain at a time. A start may carry code: this bounds the memory it takes.
 const CALLS: usize = 32;
@@ -39,6 +41,7 @@ pub(crate) struct Link {
     url: edgeless_api::Url,
     pub(crate) components: client::Components,
     pub(crate) domain: client::Domain,
+    pub(crate) operations: client::Operations,
     supply: Supply,
     calls: Arc<Semaphore>,
 }
@@ -60,7 +63,8 @@ impl Peers {
             url: peer.url.clone(),
             supply: Supply::new(components.clone()),
             components,
-            domain: client::Domain::new(connection),
+            domain: client::Domain::new(connection.clone()),
+            operations: client::Operations::new(connection),
             calls: Arc::new(Semaphore::new(CALLS)),
         };
         table.insert(peer.domain.clone(), link.clone());
@@ -102,27 +106,27 @@ where
 }
 
 /// The shell of the controller's engine.
-#[derive(Clone)]
 pub(crate) struct Executor {
     peers: Peers,
     replies: Replies<Reply>,
     metrics: Arc<Metrics>,
+    followers: Followers,
 }
 
 impl Executor {
-    pub(crate) fn new(peers: Peers, replies: Replies<Reply>, metrics: Arc<Metrics>) -> Self {
-        Self { peers, replies, metrics }
+    pub(crate) fn new(peers: Peers, replies: Replies<Reply>, metrics: Arc<Metrics>, followers: Followers) -> Self {
+        Self { peers, replies, metrics, followers }
     }
 }
 
 impl Shell<Engine> for Executor {
     fn run(&mut self, effect: Effect) -> Option<Running<Engine>> {
         Some(match effect {
-            Effect::Plan { peer, workflow, items } => {
+            Effect::Plan { peer, workflow, ask, items } => {
                 let link = self.peers.link(&peer);
                 // Carries no code, so that it need not wait behind starts that do.
                 let plan = async move { quick(link?.domain.plan(items)).await };
-                Box::pin(async move { Event::Planned { workflow, result: plan.await.map_err(brief) } })
+                Box::pin(async move { Event::Planned { workflow, ask, result: plan.await.map_err(brief) } })
             }
             Effect::Create { peer, part, start, native } => {
                 let (link, metrics) = (self.peers.link(&peer), self.metrics.clone());
@@ -140,11 +144,11 @@ impl Shell<Engine> for Executor {
                     Event::Patched { part, result }
                 })
             }
-            Effect::Activate { peer, workflow, round, ids } => {
+            Effect::Activate { peer, workflow, site, round, ids } => {
                 let link = self.peers.link(&peer);
                 Box::pin(async move {
                     let result = call(link, |link| async move { link.components.activate(&ids).await }).await;
-                    Event::Activated { workflow, round, result }
+                    Event::Activated { workflow, site, round, result }
                 })
             }
             Effect::Stop { peer, part, kind, id } => {
@@ -155,11 +159,35 @@ impl Shell<Engine> for Executor {
                     Event::Stopped { part, result }
                 })
             }
+            Effect::Release { peer, part, id, grace } => {
+                let link = self.peers.link(&peer);
+                Box::pin(async move {
+                    let release = |link: Link| async move { link.components.release(id.0, grace).await };
+                    let result = call(link, release).await;
+                    Event::Released { part, result }
+                })
+            }
+            Effect::Follow(peer) => {
+                match self.peers.link(&peer) {
+                    Ok(link) => self.followers.follow(peer.domain, link.domain),
+                    Err(error) => tracing::error!(domain = %peer.domain, %error, "the domain cannot be followed"),
+                }
+                return None;
+            }
+            Effect::Nodes(peer) => {
+                let link = self.peers.link(&peer);
+                let nodes = async move { quick(link?.domain.nodes()).await };
+                Box::pin(async move { Event::Nodes { domain: peer.domain, result: nodes.await.map_err(brief) } })
+            }
+            Effect::Probe { domain, urls } => {
+                Box::pin(async move { Event::Probed { domain, pulse: probe(urls).await } })
+            }
             Effect::Reply { ticket, reply } => {
                 self.replies.answer(ticket, reply);
                 return None;
             }
             Effect::Forget(domain) => {
+                self.followers.forget(&domain);
                 self.peers.forget(&domain);
                 return None;
             }

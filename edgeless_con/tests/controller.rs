@@ -464,7 +464,7 @@ async fn what_is_not_there_is_named() {
     assert_eq!(error.code, Code::NotFound);
     assert!(error.message.ends_with("there are: f, l"), "{error}");
     let error = user.migrate(status.workflow, DomainId("domain-1".into()), None).await.unwrap_err();
-    assert_eq!(error.message, "migration is not available yet");
+    assert_eq!(error, Error::rejected("the workflow runs in domain-1 already"));
 }
 
 #[tokio::test]

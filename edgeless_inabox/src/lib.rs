@@ -8,5 +8,5 @@ pub mod cluster;
 pub mod layout;
 pub mod platform;
 
-pub use cluster::Cluster;
+pub use cluster::{Cluster, Domain};
 pub use platform::{Configs, Platform};

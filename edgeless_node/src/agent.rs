@@ -260,7 +260,8 @@ impl Agent {
     async fn create(&self, spec: ComponentSpec, context: &StartContext, is_untold: bool) -> Result<Arc<Hosted>, Error> {
         let id = InstanceId::random(self.router.node());
         let cancel = self.cancel.child_token();
-        let log = Log::new(&context.name, self.options.log_lines);
+        let samples = self.router.metrics().samples().clone();
+        let log = Log::new(&context.name, self.options.log_lines).with_samples(id.function, samples);
         let outputs = Outputs::new(id, self.router.clone(), cancel.clone());
         let base = Context {
             id,

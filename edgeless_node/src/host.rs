@@ -290,9 +290,11 @@ impl Host {
             }
             match end {
                 End::Stopped | End::Drained => {
+                    let began = Instant::now();
                     if !self.has_stopped(instance.as_ref()).await {
                         self.hand.log.push(Level::Warn, "edgeless", "the stop handler did not end in time");
                     }
+                    self.hand.metrics.stop(began.elapsed());
                 }
                 // What was cut off in the middle is in no state to be asked anything.
                 End::CutOff => {

@@ -19,7 +19,8 @@
 //! - [`rows`] and [`partition`]: where components run, and which of several instances gets an event;
 //!   [`requests`]: what the orchestrator is asked for on behalf of events.
 //! - [`backends`]: servers of this node that stand behind its HTTP ingress.
-//! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event.
+//! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
+//!   [`samples`]: what the orchestrator is told of single measurements.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
@@ -46,6 +47,7 @@ pub mod resources;
 pub mod router;
 pub mod rows;
 pub mod runtimes;
+pub mod samples;
 pub mod starts;
 pub mod state;
 
@@ -72,6 +74,7 @@ use resources::Surroundings;
 use router::{Options as RouterOptions, Router};
 use runtimes::container::{self, Containers};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
+use samples::Samples;
 use starts::StartTimes;
 use state::StateStore;
 
@@ -224,7 +227,10 @@ impl Node {
     ) -> Result<Self, Error> {
         let id = config.general.node_id;
         let limits = config.limits.api();
-        let metrics = Arc::new(Metrics::new(id, config.limits.max_series));
+        let metrics = {
+            let samples = Samples::new(config.telemetry.performance_samples);
+            Arc::new(Metrics::with_samples(id, config.limits.max_series, samples))
+        };
         let options = RouterOptions {
             emit_wait: config.limits.emit_wait,
             call_timeout: config.limits.call_timeout,
@@ -278,6 +284,7 @@ impl Node {
         tracing::info!("Start AgentAPI GRPC Server at {agent_url}");
 
         let registered = Arc::new(AtomicBool::new(false));
+        let samples = metrics.samples().clone();
         let metrics_url = metrics_listener.map(|(listener, url)| {
             let status = Arc::new(NodeStatus { metrics, registered: registered.clone() });
             front.vital("metrics server", status::serve(listener, status, front.cancel().clone()));
@@ -295,11 +302,12 @@ impl Node {
             lifetime: None,
             interval: Some(interval),
             health: edgeless_api::node::Health::default(),
+            performance: edgeless_api::node::Performance::default(),
             native: true,
             leaving: false,
             loads: Vec::new(),
         };
-        let announcer = Announcer::new(register_url, registration, interval, registered, agent.clone())?;
+        let announcer = Announcer::new(register_url, registration, interval, registered, samples, agent.clone())?;
         let farewell = announcer.farewell();
         front.helper("registration", announcer.run(front.cancel().clone()));
 

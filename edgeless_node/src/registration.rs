@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::capabilities::HealthMeter;
+use crate::samples::Samples;
 
 /// The shortest pause between two announcements.
 const SHORTEST: Duration = Duration::from_millis(50);
@@ -36,10 +37,12 @@ pub struct Announcer {
     interval: Duration,
     registered: Arc<AtomicBool>,
     agent: Arc<Agent>,
+    samples: Samples,
 }
 
 impl Announcer {
-    /// Announces to the orchestrator at `url`; `registered` tells whether it knows the node.
+    /// Announces to the orchestrator at `url`, and tells it of `samples`; `registered` tells whether it
+    /// knows the node.
     ///
     /// # Errors
     /// The address cannot be used.
@@ -48,11 +51,12 @@ impl Announcer {
         registration: Registration,
         interval: Duration,
         registered: Arc<AtomicBool>,
+        samples: Samples,
         agent: Arc<Agent>,
     ) -> Result<Self, Error> {
         let connection = Connection::lazy(url, Options { deadline: DEADLINE, ..Options::default() })?;
         let registry = NodeRegistry::new(connection);
-        Ok(Self { registry, url: url.clone(), registration, interval, registered, agent })
+        Ok(Self { registry, url: url.clone(), registration, interval, registered, agent, samples })
     }
 
     /// Announces until cancelled.
@@ -70,10 +74,20 @@ impl Announcer {
             let announced_at = Instant::now();
             self.registration.health = meter.measure();
             self.registration.loads = self.agent.loads();
+            let performance = self.samples.take();
+            let registration = Registration { performance: performance.clone(), ..self.registration.clone() };
             let announced = tokio::select! {
-                () = cancel.cancelled() => return,
-                announced = self.registry.update_node(self.registration.clone()) => announced,
+                () = cancel.cancelled() => {
+                    // The goodbye may tell it.
+                    self.samples.put_back(performance);
+                    return;
+                }
+                announced = self.registry.update_node(registration) => announced,
             };
+            if announced.is_err() {
+                // If it did arrive, a repeat does no harm.
+                self.samples.put_back(performance);
+            }
             let pause = match announced {
                 Ok(Registered { keep_alive }) => {
                     if !self.registered.swap(true, Ordering::Relaxed) {
@@ -107,7 +121,8 @@ impl Announcer {
     /// What says goodbye when the node is about to stop.
     pub fn farewell(&self) -> Farewell {
         let registration = Registration { leaving: true, loads: Vec::new(), ..self.registration.clone() };
-        Farewell { registry: self.registry.clone(), registration, registered: self.registered.clone() }
+        let (registry, registered) = (self.registry.clone(), self.registered.clone());
+        Farewell { registry, registration, registered, samples: self.samples.clone() }
     }
 }
 
@@ -116,6 +131,7 @@ pub struct Farewell {
     registry: NodeRegistry,
     registration: Registration,
     registered: Arc<AtomicBool>,
+    samples: Samples,
 }
 
 impl Farewell {
@@ -123,7 +139,8 @@ impl Farewell {
     /// that is away finds out by itself.
     pub async fn say(self) {
         if self.registered.load(Ordering::Relaxed) {
-            let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(self.registration)).await;
+            let registration = Registration { performance: self.samples.take(), ..self.registration };
+            let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(registration)).await;
             if !matches!(said, Ok(Ok(_))) {
                 tracing::debug!("the orchestrator did not hear the goodbye");
             }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use edgeless_api::component::Annotations;
 use edgeless_api::error::{Code, Error};
-use edgeless_api::id::ComponentId;
+use edgeless_api::id::{ComponentId, InstanceId};
 use edgeless_api::status::Limit;
 use edgeless_daemon::engine::{Inbox, Ticket};
 use edgeless_daemon::turns::Turns;
@@ -46,18 +46,23 @@ impl Limiter {
         let view = self.inbox.read(move |engine, _| engine.view(&[id]).pop()).await?;
         let unknown = || Error::not_found(format!("component {id} is not known in this domain"));
         let view = view.ok_or_else(unknown)?;
-        let Some(instance) = view.status.instance else {
-            return self.keep(|ticket| Event::Limit { ticket, id, changes, at: None }).await;
-        };
-        let Some(peer) = view.peer else {
+        if view.status.instances.is_empty() {
+            return self.keep(|ticket| Event::Limit { ticket, id, changes, at: Vec::new() }).await;
+        }
+        let is_asked = |at: InstanceId| view.peers.iter().any(|(_, instance)| *instance == at);
+        if let Some(plain) = view.status.instances.iter().find(|one| !is_asked(one.instance)) {
             return Err(Error::unimplemented(format!(
                 "node {} speaks only EDGELESS 1.2: limits of what it runs cannot be changed",
-                instance.node
+                plain.instance.node
             )));
-        };
-        let limits = self.at_node(&peer, instance.function, changes.clone()).await?;
+        }
+        let mut limits = Vec::new();
+        for (peer, instance) in &view.peers {
+            limits = self.at_node(peer, instance.function, changes.clone()).await?;
+        }
         if !changes.is_empty() {
-            self.keep(|ticket| Event::Limit { ticket, id, changes, at: Some(instance) }).await?;
+            let at = view.peers.into_iter().map(|(_, instance)| instance).collect();
+            self.keep(|ticket| Event::Limit { ticket, id, changes, at }).await?;
         }
         Ok(limits)
     }

@@ -142,10 +142,13 @@ impl Follow {
         let now = Instant::now();
         let mut known = std::mem::take(&mut self.instances);
         let mut sources = BTreeMap::new();
-        for view in views {
-            let (Some(peer), Some(id)) = (view.peer, view.status.instance) else { continue };
+        let running = views.into_iter().flat_map(|view| {
+            let name = view.status.name;
+            view.peers.into_iter().map(move |(peer, id)| (name.clone(), peer, id))
+        });
+        for (name, peer, id) in running {
             let mut instance = known.remove(&id.function).unwrap_or(Instance {
-                name: view.status.name,
+                name,
                 ask_at: Some(now),
                 until: None,
                 is_remarked: false,

@@ -13,9 +13,9 @@ use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_api::node::Registration;
 use edgeless_daemon::engine::Millis;
+use uuid::Uuid;
 
 use crate::engine::{Lane, Peer};
-use crate::placement::Candidate;
 
 /// The longest name that a node may give to anything.
 const NAME: usize = 256;
@@ -52,13 +52,21 @@ pub(crate) enum Stray {
 }
 
 /// A node of the domain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Node {
     pub(crate) about: Registration,
     pub(crate) incarnation: u64,
     pub(crate) stage: Stage,
-    /// The components that run there or are being started there.
-    pub(crate) residents: BTreeSet<ComponentId>,
+    /// The replicas that run there or are being started there.
+    pub(crate) residents: BTreeSet<(ComponentId, u32)>,
+    /// Those that run, by their instance.
+    pub(crate) running: BTreeMap<Uuid, (ComponentId, u32)>,
+    /// The nodes that may send events to it or get some from it, as far as they were told of each other.
+    acquaintances: BTreeSet<NodeId>,
+    /// The components whose rows it must be told.
+    pub(crate) owed: BTreeSet<ComponentId>,
+    /// Those whose rows it is being told.
+    pub(crate) telling_rows: BTreeSet<ComponentId>,
     /// The nodes about which it must be told the latest: that they are there, or gone.
     pub(crate) strangers: BTreeSet<NodeId>,
     /// The one that it is being told about.
@@ -71,10 +79,33 @@ pub(crate) struct Node {
     pub(crate) management: Lane,
     /// The removal of its strays.
     pub(crate) cleaning: Lane,
+    /// The rows that it is told.
+    pub(crate) routing: Lane,
     deadline: Millis,
 }
 
 impl Node {
+    fn new(about: Registration, deadline: Millis) -> Self {
+        Self {
+            incarnation: 0,
+            stage: Stage::Resetting,
+            residents: BTreeSet::new(),
+            running: BTreeMap::new(),
+            acquaintances: BTreeSet::new(),
+            owed: BTreeSet::new(),
+            telling_rows: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            telling: None,
+            strays: VecDeque::new(),
+            is_doubtful: false,
+            management: Lane::default(),
+            cleaning: Lane::default(),
+            routing: Lane::default(),
+            deadline,
+            about,
+        }
+    }
+
     pub(crate) fn home(&self) -> Home {
         Home { node: self.about.node, incarnation: self.incarnation }
     }
@@ -87,6 +118,11 @@ impl Node {
     /// Whether it has been told the latest about another node. It need not be told about itself.
     pub(crate) fn knows(&self, other: NodeId) -> bool {
         !self.strangers.contains(&other) && self.telling != Some(other)
+    }
+
+    /// Whether it must still be told where a component runs.
+    pub(crate) fn owes(&self, id: ComponentId) -> bool {
+        self.owed.contains(&id) || self.telling_rows.contains(&id)
     }
 
     pub(crate) fn first_stray(&self) -> Option<&Stray> {
@@ -122,9 +158,15 @@ pub(crate) enum Arrival {
 }
 
 /// The nodes of the domain, in the order of their ids.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Registry {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Those that speak only EDGELESS 1.2.
+    plain: BTreeSet<NodeId>,
+    /// On which nothing new is placed, also after a restart.
+    cordoned: BTreeSet<NodeId>,
+    /// When each of them is lost unless it announces itself again.
+    deadlines: BTreeSet<(Millis, NodeId)>,
     pub(crate) keep_alive: Duration,
     limit: usize,
     incarnations: u64,
@@ -132,7 +174,15 @@ pub(crate) struct Registry {
 
 impl Registry {
     pub(crate) fn new(keep_alive: Duration, limit: usize) -> Self {
-        Self { nodes: BTreeMap::new(), keep_alive, limit, incarnations: 0 }
+        Self {
+            nodes: BTreeMap::new(),
+            plain: BTreeSet::new(),
+            cordoned: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            keep_alive,
+            limit,
+            incarnations: 0,
+        }
     }
 
     /// What an announcement means.
@@ -147,6 +197,12 @@ impl Registry {
             Some(known) if known.about.nonce == about.nonce => Arrival::Refreshed,
             // The goodbye of a process that another one has replaced, or that was given up.
             _ if about.leaving => Arrival::Stale,
+            Some(known) if known.about.agent_url != about.agent_url => {
+                return Err(Error::rejected(format!(
+                    "node id {} is in use by the node at {}: choose another node_id",
+                    about.node, known.about.agent_url
+                )));
+            }
             Some(_) => Arrival::Restarted,
             None if self.nodes.len() >= self.limit => {
                 return Err(Error::exhausted(format!(
@@ -158,59 +214,125 @@ impl Registry {
         })
     }
 
-    /// Adds a node, about which every other one must be told.
-    pub(crate) fn add(&mut self, now: Millis, about: Registration) {
+    /// All nodes, but of what runs there only that on one of them.
+    pub(crate) fn excerpt(&self, id: NodeId) -> Self {
+        let part = |(other, node): (&NodeId, &Node)| {
+            let is_whole = *other == id;
+            let node = Node {
+                residents: if is_whole { node.residents.clone() } else { BTreeSet::new() },
+                running: if is_whole { node.running.clone() } else { BTreeMap::new() },
+                // A node without residents would be reset.
+                is_doubtful: false,
+                incarnation: node.incarnation,
+                stage: node.stage,
+                ..Node::new(node.about.clone(), node.deadline)
+            };
+            (*other, node)
+        };
+        Self {
+            nodes: self.nodes.iter().map(part).collect(),
+            plain: self.plain.clone(),
+            cordoned: self.cordoned.clone(),
+            deadlines: BTreeSet::new(),
+            ..*self
+        }
+    }
+
+    /// Adds a node, and tells whom of the others this concerns.
+    pub(crate) fn add(&mut self, now: Millis, about: Registration) -> BTreeSet<NodeId> {
         self.incarnations += 1;
         let id = about.node;
-        self.make_strangers(id);
-        let node = Node {
-            incarnation: self.incarnations,
-            stage: Stage::Resetting,
-            residents: BTreeSet::new(),
-            strangers: BTreeSet::new(),
-            telling: None,
-            strays: VecDeque::new(),
-            is_doubtful: false,
-            management: Lane::default(),
-            cleaning: Lane::default(),
-            deadline: now + self.lifetime(&about),
-            about,
-        };
+        let deadline = now + self.lifetime(&about);
+        if !about.native {
+            self.plain.insert(id);
+        }
+        self.deadlines.insert((deadline, id));
+        let node = Node { incarnation: self.incarnations, ..Node::new(about, deadline) };
         self.nodes.insert(id, node);
+        let others = self.to_be_told(id);
+        self.make_stranger(id, &others);
+        others
     }
 
-    /// Removes a node, about which every other one must be told.
-    pub(crate) fn remove(&mut self, id: NodeId) -> Option<Node> {
+    /// Removes a node, and whom of the others this concerns.
+    pub(crate) fn remove(&mut self, id: NodeId) -> Option<(Node, BTreeSet<NodeId>)> {
+        let others = self.to_be_told(id);
         let node = self.nodes.remove(&id)?;
-        self.make_strangers(id);
-        Some(node)
+        self.deadlines.remove(&(node.deadline, id));
+        self.plain.remove(&id);
+        let others = &others | &node.acquaintances;
+        self.make_stranger(id, &others);
+        for other in &node.acquaintances {
+            if let Some(other) = self.nodes.get_mut(other) {
+                other.acquaintances.remove(&id);
+            }
+        }
+        Some((node, others))
     }
 
-    /// Takes over what a known node announces and returns what it announced before.
-    pub(crate) fn refresh(&mut self, now: Millis, about: Registration) -> Option<Registration> {
+    /// Takes over what a known node announces and returns what it announced before, and whom of the others
+    /// this concerns.
+    pub(crate) fn refresh(&mut self, now: Millis, about: Registration) -> Option<(Registration, BTreeSet<NodeId>)> {
         let deadline = now + self.lifetime(&about);
         let id = about.node;
-        let moved = self.nodes.get(&id)?.about.invocation_url != about.invocation_url;
-        if moved {
-            self.make_strangers(id);
-        }
         let node = self.nodes.get_mut(&id)?;
+        self.deadlines.remove(&(node.deadline, id));
+        self.deadlines.insert((deadline, id));
         node.deadline = deadline;
-        Some(std::mem::replace(&mut node.about, about))
+        let has_moved = node.about.invocation_url != about.invocation_url;
+        let before = std::mem::replace(&mut node.about, about);
+        if !has_moved {
+            return Some((before, BTreeSet::new()));
+        }
+        let others = &node.acquaintances.clone() | &self.to_be_told(id);
+        self.make_stranger(id, &others);
+        Some((before, others))
     }
 
-    /// Every other node must be told about this one.
-    fn make_strangers(&mut self, id: NodeId) {
-        for (other, node) in &mut self.nodes {
-            if *other != id {
+    /// The nodes that must be told of a node before they can do with it: those of ours learn of each other
+    /// from rows, and from who dials them.
+    fn to_be_told(&self, id: NodeId) -> BTreeSet<NodeId> {
+        let is_native = self.nodes.get(&id).is_some_and(|node| node.about.native);
+        let mut others = if is_native { self.plain.clone() } else { self.nodes.keys().copied().collect() };
+        others.remove(&id);
+        others
+    }
+
+    /// These nodes must be told about this one.
+    fn make_stranger(&mut self, id: NodeId, others: &BTreeSet<NodeId>) {
+        for other in others {
+            if let Some(node) = self.nodes.get_mut(other) {
                 node.strangers.insert(id);
             }
         }
     }
 
-    /// After a reset, a node must be told about every other one.
+    /// One of two nodes was told of the other.
+    pub(crate) fn acquaint(&mut self, one: NodeId, other: NodeId) {
+        if one == other {
+            return;
+        }
+        for (own, other) in [(one, other), (other, one)] {
+            if self.nodes.contains_key(&other)
+                && let Some(node) = self.nodes.get_mut(&own)
+            {
+                node.acquaintances.insert(other);
+            }
+        }
+    }
+
+    /// Places nothing new on a node, or does again; tells whether that is a change.
+    pub(crate) fn cordon(&mut self, id: NodeId, is_cordoned: bool) -> bool {
+        if is_cordoned { self.cordoned.insert(id) } else { self.cordoned.remove(&id) }
+    }
+
+    pub(crate) fn is_cordoned(&self, id: NodeId) -> bool {
+        self.cordoned.contains(&id)
+    }
+
+    /// After a reset, a node must be told about the others.
     pub(crate) fn meet(&mut self, id: NodeId) {
-        let others: BTreeSet<NodeId> = self.nodes.keys().copied().filter(|other| *other != id).collect();
+        let others = self.to_be_told(id);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.stage = Stage::Meeting;
             node.is_doubtful = false;
@@ -239,7 +361,7 @@ impl Registry {
 
     /// The nodes whose deadline has passed.
     pub(crate) fn silent(&self, now: Millis) -> Vec<NodeId> {
-        self.nodes.iter().filter(|(_, node)| node.deadline <= now).map(|(id, _)| *id).collect()
+        self.deadlines.iter().take_while(|(deadline, _)| *deadline <= now).map(|(_, id)| *id).collect()
     }
 
     /// The process of a node that runs at present.
@@ -247,20 +369,12 @@ impl Registry {
         self.nodes.get(&home.node).filter(|node| node.incarnation == home.incarnation)
     }
 
-    /// The nodes on which components may be placed.
-    pub(crate) fn ready(&self) -> impl Iterator<Item = Candidate<'_>> {
-        self.nodes.values().filter(|node| node.stage == Stage::Ready).map(|node| Candidate {
-            node: node.about.node,
-            capabilities: &node.about.capabilities,
-            providers: &node.about.providers,
-        })
-    }
-
-    /// What the nodes have together.
+    /// What the nodes have together on which components may be placed.
     pub(crate) fn capabilities(&self) -> DomainCapabilities {
         let mut sum = DomainCapabilities::default();
-        for node in self.ready() {
-            sum.add(node.capabilities, node.providers);
+        let is_open = |node: &&Node| node.stage == Stage::Ready && !self.is_cordoned(node.about.node);
+        for node in self.nodes.values().filter(is_open) {
+            sum.add(&node.about.capabilities, &node.about.providers);
         }
         sum
     }

@@ -8,24 +8,30 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
+use bytes::Bytes;
+use edgeless_api::component::{
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext,
+};
 use edgeless_api::domain::{DomainCapabilities, DomainState};
 use edgeless_api::error::Error;
-use edgeless_api::id::{ComponentId, DomainId};
+use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
-use edgeless_api::status::{ComponentStatus, Limit, LogLine, Placement};
+use edgeless_api::status::{ComponentStatus, Limit, LogLine, OutputBooks, Placement, State, Usage};
+use edgeless_api::url::Url;
 use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::{Inbox, Ticket};
 use futures_util::future::join_all;
 use futures_util::stream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use uuid::Uuid;
 
+use crate::border::Border;
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
 use crate::limits::Limiter;
 use crate::logs::{self, Follow};
-use crate::owner::Owner;
+use crate::mirror::Reports;
+use crate::owner::{Listening, Owner};
 use crate::shell::Links;
 
 /// The time that a node has to say how its components are.
@@ -39,20 +45,26 @@ pub(crate) struct Service {
     pub(crate) domain: DomainId,
     pub(crate) keep_alive: Duration,
     pub(crate) capabilities: watch::Receiver<DomainCapabilities>,
+    /// The rows that have changed for other domains.
+    pub(crate) rows: broadcast::Sender<Vec<Row>>,
     /// Bounds those who follow the domain.
     pub(crate) watchers: Arc<Semaphore>,
+    /// Where rows go out and patches come in.
+    pub(crate) border: Border,
     /// The controller that the domain works for.
     pub(crate) owner: Owner,
     /// The code of the components.
     pub(crate) binaries: Binaries,
+    /// Where what nodes measure goes; the engine has no use for it.
+    pub(crate) reports: Reports,
 }
 
 impl Service {
-    async fn ask(&self, event: impl FnOnce(Ticket) -> Event) -> Result<Reply, Error> {
+    pub(crate) async fn ask(&self, event: impl FnOnce(Ticket) -> Event) -> Result<Reply, Error> {
         self.inbox.ask(event).await?
     }
 
-    async fn done(&self, event: impl FnOnce(Ticket) -> Event) -> Result<(), Error> {
+    pub(crate) async fn done(&self, event: impl FnOnce(Ticket) -> Event) -> Result<(), Error> {
         match self.ask(event).await? {
             Reply::Done => Ok(()),
             other => Err(unexpected(&other)),
@@ -63,7 +75,23 @@ impl Service {
         let ids: Vec<ComponentId> = ids.into_iter().map(ComponentId).collect();
         self.inbox.read(move |engine, _| engine.view(&ids)).await
     }
+
+    /// What the nodes know of these components, added to what is known here.
+    pub(crate) async fn complete(&self, views: Vec<View>) -> Vec<ComponentStatus> {
+        let answers: Answers = join_all(
+            by_peer(&views)
+                .into_iter()
+                .map(|(peer, instances)| async move { (peer.node, self.status_at(&peer, &instances).await) }),
+        )
+        .await
+        .into_iter()
+        .collect();
+        views.into_iter().map(|view| merged(view, &answers)).collect()
+    }
 }
+
+/// What each node that was asked says of its instances.
+type Answers = BTreeMap<NodeId, Result<Vec<ComponentStatus>, Error>>;
 
 fn unexpected(reply: &Reply) -> Error {
     Error::bug(format!("the engine answered {reply:?} to a question about something else"))
@@ -93,46 +121,33 @@ fn wanted(start: Start) -> Wanted {
 
 #[async_trait]
 impl Components for Service {
-    async fn start(&self, mut start: Start) -> Result<ComponentRef, Error> {
-        if let ComponentSpec::Function(function) = &mut start.spec {
-            function.class.binary = self.binaries.keep(std::mem::take(&mut function.class.binary))?;
-        }
-        let wanted = Box::new(wanted(start));
-        match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
-            Reply::Started(id) => Ok(ComponentRef::Component(id)),
-            other => Err(unexpected(&other)),
-        }
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        self.border.admit_controller()?;
+        self.begin(start).await.map(ComponentRef::Component)
     }
 
     async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error> {
-        let id = component(id)?;
-        self.done(|ticket| Event::Stop(ticket, kind, id)).await
+        self.border.admit_controller()?;
+        self.halt(kind, component(id)?).await
     }
 
     async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
-        self.done(|ticket| Event::Patch(ticket, kind, patch)).await
+        self.border.admit_controller()?;
+        self.wire(kind, self.border.incoming(patch)).await
     }
 
     async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
-        let ids = ids.into_iter().map(ComponentId).collect();
-        self.done(|ticket| Event::Activate(ticket, ids)).await
+        self.border.admit_controller()?;
+        self.open(ids.into_iter().map(ComponentId).collect()).await
+    }
+
+    async fn release(&self, component: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
+        self.border.admit_controller()?;
+        self.release_own(ComponentId(component), grace).await
     }
 
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
-        let views = self.view(ids).await?;
-        let answers: BTreeMap<_, _> = join_all(
-            by_peer(&views)
-                .into_iter()
-                .map(|(peer, instances)| async move { (peer.node, self.status_at(&peer, &instances).await) }),
-        )
-        .await
-        .into_iter()
-        .collect();
-        let merge = |view: View| match view.peer.as_ref().and_then(|peer| answers.get(&peer.node)) {
-            Some(answer) => merged(view.status, answer),
-            None => view.status,
-        };
-        Ok(views.into_iter().map(merge).collect())
+        Ok(self.complete(self.view(ids).await?).await)
     }
 
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
@@ -154,7 +169,53 @@ impl Components for Service {
     }
 }
 
+/// What controllers ask for, and a parent in its own way.
 impl Service {
+    pub(crate) async fn begin(&self, mut start: Start) -> Result<ComponentId, Error> {
+        if let ComponentSpec::Function(function) = &mut start.spec {
+            function.class.binary = self.binaries.keep(std::mem::take(&mut function.class.binary))?;
+        }
+        let wanted = Box::new(wanted(start));
+        match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
+            Reply::Started(id) => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn halt(&self, kind: ComponentKind, id: ComponentId) -> Result<(), Error> {
+        self.done(|ticket| Event::Stop(ticket, kind, id)).await
+    }
+
+    pub(crate) async fn wire(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
+        self.done(|ticket| Event::Patch(ticket, kind, patch)).await
+    }
+
+    pub(crate) async fn open(&self, ids: Vec<ComponentId>) -> Result<(), Error> {
+        self.done(|ticket| Event::Activate(ticket, ids)).await
+    }
+
+    /// Whether one of these components is still there.
+    pub(crate) async fn is_any_left(&self, ids: &[Uuid]) -> bool {
+        self.view(ids.to_vec()).await.is_ok_and(|views| !views.is_empty())
+    }
+
+    /// Lets the instances of a component come to their ends, and tells the state that was saved last. It is stopped
+    /// next: until then the engine takes it for running.
+    pub(crate) async fn release_own(&self, id: ComponentId, grace: Duration) -> Result<Option<Bytes>, Error> {
+        let unknown = || Error::not_found(format!("component {id} is not known in this domain"));
+        let view = self.view(vec![id.0]).await?.pop().ok_or_else(unknown)?;
+        if view.peers.is_empty() {
+            return Err(Error::unavailable(format!("component {id} does not run at present: try again later")));
+        }
+        let mut saved = None;
+        for (peer, instance) in view.peers {
+            let state = self.links.to(&peer)?.components.release(instance.function, grace).await?;
+            // Only a component with one instance saves its state.
+            saved = saved.or(state);
+        }
+        Ok(saved)
+    }
+
     async fn status_at(&self, peer: &Peer, instances: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {
         let link = self.links.to(peer)?;
         tokio::time::timeout(ASK, link.components.status(instances)).await.unwrap_or_else(|_| Err(late(peer)))
@@ -168,47 +229,116 @@ pub(crate) fn late(peer: &Peer) -> Error {
 /// The instances to ask each node about.
 fn by_peer(views: &[View]) -> Vec<(Peer, Vec<Uuid>)> {
     let mut peers: BTreeMap<_, (Peer, Vec<Uuid>)> = BTreeMap::new();
-    for view in views {
-        if let (Some(peer), Some(instance)) = (&view.peer, view.status.instance) {
-            peers.entry(peer.node).or_insert_with(|| (peer.clone(), vec![])).1.push(instance.function);
-        }
+    for (peer, instance) in views.iter().flat_map(|view| &view.peers) {
+        peers.entry(peer.node).or_insert_with(|| (peer.clone(), vec![])).1.push(instance.function);
     }
     peers.into_values().collect()
 }
 
-/// Where a component stands: its place as the orchestrator knows it, the rest as its node does.
-fn merged(own: ComponentStatus, answer: &Result<Vec<ComponentStatus>, Error>) -> ComponentStatus {
-    let Some(instance) = own.instance else { return own };
-    match answer {
-        Ok(statuses) => match statuses.iter().find(|at_node| at_node.instance == Some(instance)) {
-            Some(at_node) => ComponentStatus {
-                component: own.component,
-                name: own.name,
-                epoch: own.epoch,
-                instance: own.instance,
-                // A node that did not find out in time leaves what was asked for.
-                limits: if at_node.limits.is_empty() { own.limits } else { at_node.limits.clone() },
-                ..at_node.clone()
-            },
-            None => ComponentStatus { reason: format!("node {} does not know its instance", instance.node), ..own },
-        },
-        Err(error) => {
-            ComponentStatus { reason: format!("node {} does not say how it is: {error}", instance.node), ..own }
+/// Where a component stands: its places as the orchestrator knows them, the rest as its nodes do.
+fn merged(view: View, answers: &Answers) -> ComponentStatus {
+    let mut status = view.status;
+    let mut told = Vec::new();
+    for (peer, instance) in view.peers {
+        match said(instance, answers.get(&peer.node)) {
+            Some(Ok(at_node)) => told.push(at_node),
+            Some(Err(reason)) => status.reason = reason,
+            None => {}
         }
+    }
+    let Some(first) = told.first() else { return status };
+    // Of several, the one that runs says how the component is.
+    let best = told.iter().find(|one| one.state == State::Running).unwrap_or(first);
+    status.state = best.state;
+    if status.reason.is_empty() {
+        let failed = told.iter().find(|one| !one.reason.is_empty());
+        status.reason = failed.map(|one| one.reason.clone()).unwrap_or_default();
+    }
+    // A node that did not find out in time leaves what was asked for.
+    if !first.limits.is_empty() {
+        status.limits = first.limits.clone();
+    }
+    status.usage = told.iter().filter_map(|one| one.usage).reduce(add_usage);
+    status.handled = told.iter().map(|one| one.handled).sum();
+    for one in &mut status.instances {
+        if let Some(at_node) = told.iter().find(|at_node| at_node.instance == Some(one.instance)) {
+            one.state = at_node.state;
+            one.handled = at_node.handled;
+        }
+    }
+    for at_node in told {
+        status.restarts += at_node.restarts;
+        status.dropped += at_node.dropped;
+        status.log.extend(at_node.log);
+        at_node.outputs.into_iter().for_each(|books| add_books(&mut status.outputs, books));
+    }
+    status.log.sort_by_key(|line| line.at);
+    status
+}
+
+/// What a node says of an instance; `None`: it was not asked.
+fn said(
+    instance: InstanceId,
+    answer: Option<&Result<Vec<ComponentStatus>, Error>>,
+) -> Option<Result<ComponentStatus, String>> {
+    let node = instance.node;
+    Some(match answer? {
+        Ok(statuses) => statuses
+            .iter()
+            .find(|at_node| at_node.instance == Some(instance))
+            .cloned()
+            .ok_or_else(|| format!("node {node} does not know its instance")),
+        Err(error) => Err(format!("node {node} does not say how it is: {error}")),
+    })
+}
+
+fn add_usage(one: Usage, other: Usage) -> Usage {
+    Usage {
+        cpu: one.cpu + other.cpu,
+        memory: one.memory + other.memory,
+        processes: one.processes + other.processes,
+        received: one.received + other.received,
+        sent: one.sent + other.sent,
     }
 }
 
-#[async_trait]
-impl Domain for Service {
-    async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
+/// Adds the books of an output of one instance to those of the others.
+fn add_books(all: &mut Vec<OutputBooks>, books: OutputBooks) {
+    let Some(sum) = all.iter_mut().find(|known| known.output == books.output) else { return all.push(books) };
+    sum.produced += books.produced;
+    sum.handled += books.handled;
+    sum.queued += books.queued;
+    sum.in_flight += books.in_flight;
+    sum.delayed += books.delayed;
+    sum.expired += books.expired;
+    sum.unknown += books.unknown;
+    sum.handed_over += books.handed_over;
+    for (cause, count) in books.dropped {
+        *sum.dropped.entry(cause).or_default() += count;
+    }
+}
+
+impl Service {
+    /// A controller follows the domain from now on. For another one than before, the domain starts afresh.
+    async fn follow(&self, controller: u64) -> Result<(OwnedSemaphorePermit, Listening), Error> {
+        self.border.admit_controller()?;
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             Error::exhausted("too many follow this domain already: raise limits.max_watchers of its orchestrator")
         })?;
         let listening = self.owner.listen(controller)?;
         if listening.changes_hands {
             tracing::warn!("another controller follows this domain: what ran for the one before is stopped");
+            self.border.start_afresh();
             self.inbox.tell(Event::StopAll).await?;
         }
+        Ok((permit, listening))
+    }
+}
+
+#[async_trait]
+impl Domain for Service {
+    async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
+        let (permit, listening) = self.follow(controller).await?;
         let mut capabilities = self.capabilities.clone();
         capabilities.mark_changed();
         let (domain, nonce, keep_alive) = (self.domain.clone(), listening.nonce, self.keep_alive);
@@ -240,14 +370,61 @@ impl Domain for Service {
     async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
         self.inbox.read(|engine, _| engine.nodes()).await
     }
+
+    async fn watch_rows(&self, controller: u64) -> Result<Values<Vec<Row>>, Error> {
+        let held = self.follow(controller).await?;
+        let changes = self.rows.subscribe();
+        let inbox = self.inbox.clone();
+        let border = self.border.clone();
+        let begin = (true, changes, inbox, border, held);
+        let rows = stream::try_unfold(begin, |(is_new, mut changes, inbox, border, held)| async move {
+            let changed = if is_new { None } else { next_rows(&mut changes).await };
+            let rows = match changed {
+                Some(rows) => rows,
+                // All of them, at first and whenever some changes were missed.
+                None => inbox.read(|engine, _| engine.exported_rows()).await?,
+            };
+            Ok(Some((border.outgoing(rows), (false, changes, inbox, border, held))))
+        });
+        Ok(Box::pin(rows))
+    }
 }
 
 #[async_trait]
 impl NodeRegistry for Service {
-    async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
+    async fn update_node(&self, mut node: Registration) -> Result<Registered, Error> {
+        let (id, health) = (node.node, node.health.clone());
+        let (performance, is_leaving) = (std::mem::take(&mut node.performance), node.leaving);
         match self.ask(|ticket| Event::Register(ticket, Box::new(node))).await? {
-            Reply::Registered(registered) => Ok(registered),
+            Reply::Registered(registered) => {
+                self.reports.add(id, (!is_leaving).then_some(health), performance);
+                Ok(registered)
+            }
             other => Err(unexpected(&other)),
         }
+    }
+
+    async fn wake(&self, components: Vec<ComponentId>) -> Result<(), Error> {
+        self.done(|ticket| Event::Wake(ticket, components)).await
+    }
+
+    async fn locate(&self, node: NodeId) -> Result<Option<Url>, Error> {
+        match self.border.locate(node) {
+            Some(forwarder) => Ok(Some(forwarder)),
+            None => self.inbox.read(move |engine, _| engine.locate(node)).await,
+        }
+    }
+}
+
+/// The rows that change next; `None`: some changes were missed.
+async fn next_rows(changes: &mut broadcast::Receiver<Vec<Row>>) -> Option<Vec<Row>> {
+    match changes.recv().await {
+        Ok(rows) => Some(rows),
+        Err(broadcast::error::RecvError::Lagged(_)) => {
+            *changes = changes.resubscribe();
+            None
+        }
+        // The orchestrator stops, which ends this stream.
+        Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
     }
 }

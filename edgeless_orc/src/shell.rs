@@ -8,23 +8,25 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgeless_api::client::{self, Connection};
-use edgeless_api::component::ComponentRef;
+use edgeless_api::component::{ComponentRef, Row};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::Error;
 use edgeless_api::id::NodeId;
 use edgeless_api::url::Url;
 use edgeless_daemon::engine::{Replies, Running};
 use edgeless_daemon::supply::Supply;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Answer, Call, Effect, Engine, Event, Peer};
+use crate::engine::{Answer, Call, Effect, Engine, Event, Outcome, Peer};
 use crate::metrics::Metrics;
 
 /// A start may compile code.
 const CREATE: Duration = Duration::from_secs(60);
 /// Anything else is quick.
 const CALL: Duration = Duration::from_secs(10);
+/// The most changes of rows that a follower may lag behind before it is told all rows again.
+pub(crate) const ROWS: usize = 256;
 
 /// The services of one node.
 #[derive(Clone)]
@@ -82,6 +84,8 @@ pub(crate) struct Shell {
     pub(crate) links: Links,
     pub(crate) replies: Replies<Answer>,
     pub(crate) capabilities: watch::Sender<DomainCapabilities>,
+    /// The rows that have changed for other domains.
+    pub(crate) rows: broadcast::Sender<Vec<Row>>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -104,6 +108,10 @@ impl edgeless_daemon::engine::Shell<Engine> for Shell {
                 self.metrics.nodes.set(capabilities.num_nodes.into());
                 self.capabilities.send_replace(capabilities);
             }
+            Effect::PublishRows(rows) => {
+                // Without followers nobody needs them: who comes is told all rows first.
+                self.rows.send(rows).ok();
+            }
             Effect::Note(note) => {
                 self.metrics.count(&note);
                 if note.is_warning() {
@@ -117,13 +125,12 @@ impl edgeless_daemon::engine::Shell<Engine> for Shell {
     }
 }
 
-async fn within_deadline(
-    peer: &Peer,
-    call: Call,
-    link: &Link,
-    metrics: &Metrics,
-) -> Result<Option<ComponentRef>, Error> {
-    let deadline = if matches!(call, Call::Create(_)) { CREATE } else { CALL };
+async fn within_deadline(peer: &Peer, call: Call, link: &Link, metrics: &Metrics) -> Result<Outcome, Error> {
+    let deadline = match &call {
+        Call::Create(_) => CREATE,
+        Call::Release { grace, .. } => CALL + *grace,
+        _ => CALL,
+    };
     let late = || Error::timeout(format!("{} did not answer in {} seconds", peer.agent_url, deadline.as_secs()));
     let gone = || Error::unavailable(format!("node {} was lost", peer.node));
     let call = tokio::time::timeout(deadline, perform(peer, call, link, metrics));
@@ -131,17 +138,21 @@ async fn within_deadline(
     performed.map_or_else(|| Err(gone()), |result| result.unwrap_or_else(|_| Err(late())))
 }
 
-async fn perform(peer: &Peer, call: Call, link: &Link, metrics: &Metrics) -> Result<Option<ComponentRef>, Error> {
+async fn perform(peer: &Peer, call: Call, link: &Link, metrics: &Metrics) -> Result<Outcome, Error> {
     match call {
         Call::Create(start) => {
             let carries = || metrics.count_code();
-            return link.supply.start(*start, peer.native, carries).await.map(Some);
+            return link.supply.start(*start, peer.native, carries).await.map(Outcome::Started);
         }
         Call::Reset => link.management.reset().await?,
         Call::UpdatePeers(update) => link.management.update_peers(update).await?,
         Call::SetOutputs(kind, patch) => link.components.patch(kind, patch).await?,
         Call::Activate(instance) => link.components.activate(&[instance]).await?,
         Call::Stop(kind, instance) => link.components.stop(kind, ComponentRef::Instance(instance)).await?,
+        Call::SetRows(rows) => link.components.set_rows(rows).await?,
+        Call::Release { instance, grace } => {
+            return link.components.release(instance, grace).await.map(Outcome::Released);
+        }
     }
-    Ok(None)
+    Ok(Outcome::Done)
 }

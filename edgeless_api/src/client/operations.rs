@@ -3,6 +3,7 @@
 use tonic::transport::Channel;
 
 use super::Connection;
+use crate::decision::Decision;
 use crate::error::Error;
 use crate::id::{ComponentId, NodeId};
 use crate::operations::{DrainProgress, Relocation};
@@ -75,5 +76,14 @@ impl Operations {
     pub async fn move_component(&self, component: ComponentId, node: NodeId) -> Result<(), Error> {
         let request = pb::MoveRequest { component_id: component.to_string(), node_id: node.to_string() };
         self.answer(self.operations.clone().r#move(request).await)?.into()
+    }
+
+    /// Why a component is where it is, or where it would be placed now.
+    ///
+    /// # Errors
+    /// See [`Operations`].
+    pub async fn why(&self, component: ComponentId) -> Result<Decision, Error> {
+        let request = pb::WhyRequest { component_id: component.to_string() };
+        self.answer(self.operations.clone().why(request).await)?.try_into()
     }
 }

@@ -7,11 +7,12 @@ use async_trait::async_trait;
 use tonic::Request;
 
 use super::{Adapter, Server, Values, Wire, WireStream, answer};
+use crate::decision::Decision;
 use crate::error::Error;
 use crate::id::{ComponentId, NodeId};
 use crate::operations::{DrainProgress, Relocation};
 use crate::status::ComponentStatus;
-use crate::wire::operations::{outcome, relocation_list};
+use crate::wire::operations::{outcome, relocation_list, why_response};
 use crate::wire::status::status_list;
 use crate::wire::{pb, uuid};
 
@@ -28,6 +29,10 @@ pub trait Operations: Send + Sync + 'static {
     async fn plan_loss(&self, node: NodeId) -> Result<Vec<Relocation>, Error>;
     /// Moves a component to a node of its domain; done when it runs there.
     async fn move_component(&self, component: ComponentId, node: NodeId) -> Result<(), Error>;
+    /// Why a component is where it is, or where it would be placed now.
+    async fn why(&self, _component: ComponentId) -> Result<Decision, Error> {
+        Err(Error::unimplemented("placements are not explained here"))
+    }
 }
 
 impl Server {
@@ -70,5 +75,10 @@ impl<T: Operations> pb::operations_server::Operations for Adapter<T> {
         let component = ComponentId(uuid(&request.component_id, "component_id")?);
         let node = NodeId(uuid(&request.node_id, "node_id")?);
         answer(outcome(self.service.move_component(component, node).await))
+    }
+
+    async fn why(&self, request: Request<pb::WhyRequest>) -> Wire<pb::WhyResponse> {
+        let component = ComponentId(uuid(&request.into_inner().component_id, "component_id")?);
+        answer(why_response(self.service.why(component).await))
     }
 }

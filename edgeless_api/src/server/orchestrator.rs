@@ -25,13 +25,9 @@ pub trait NodeRegistry: Send + Sync + 'static {
     /// A node is there, or still there, or says goodbye.
     async fn update_node(&self, node: Registration) -> Result<Registered, Error>;
     /// Events wait for components that run nowhere.
-    async fn wake(&self, _components: Vec<ComponentId>) -> Result<(), Error> {
-        Err(Error::unimplemented("components cannot be woken here"))
-    }
+    async fn wake(&self, components: Vec<ComponentId>) -> Result<(), Error>;
     /// Where a node takes events; `None`: there is no such node.
-    async fn locate(&self, _node: NodeId) -> Result<Option<Url>, Error> {
-        Err(Error::unimplemented("nodes cannot be asked for here"))
-    }
+    async fn locate(&self, node: NodeId) -> Result<Option<Url>, Error>;
 }
 
 /// Shows the domain to a controller.
@@ -45,9 +41,7 @@ pub trait Domain: Send + Sync + 'static {
     /// The nodes.
     async fn nodes(&self) -> Result<Vec<NodeInfo>, Error>;
     /// Where the components run to which other domains have outputs: all of them at first, then those that change.
-    async fn watch_rows(&self, _controller: u64) -> Result<Values<Vec<Row>>, Error> {
-        Err(Error::unimplemented("rows cannot be followed here"))
-    }
+    async fn watch_rows(&self, controller: u64) -> Result<Values<Vec<Row>>, Error>;
 }
 
 impl Server {

@@ -1,6 +1,7 @@
 //! What operators do with nodes and components.
 
-use super::{error::refusal, pb, uuid};
+use super::{error::refusal, pb, required, uuid};
+use crate::decision::{Decision, Outcome, Verdict};
 use crate::error::Error;
 use crate::id::{ComponentId, NodeId};
 use crate::operations::{DrainProgress, Relocation};
@@ -93,5 +94,62 @@ pub(crate) fn relocations(list: pb::RelocationList) -> Result<Vec<Relocation>, E
     match list.response_error {
         Some(error) => Err(error.into()),
         None => list.relocations.into_iter().map(TryInto::try_into).collect(),
+    }
+}
+
+impl From<Verdict> for pb::Verdict {
+    fn from(verdict: Verdict) -> Self {
+        let outcome = match verdict.outcome {
+            Outcome::Chosen(score) => pb::verdict::Outcome::Chosen(score),
+            Outcome::Excluded(rule) => pb::verdict::Outcome::Excluded(rule),
+            Outcome::Score(score) => pb::verdict::Outcome::Score(score),
+        };
+        Self { node_id: verdict.node.to_string(), hostname: verdict.hostname, outcome: Some(outcome) }
+    }
+}
+
+impl TryFrom<pb::Verdict> for Verdict {
+    type Error = Error;
+
+    fn try_from(verdict: pb::Verdict) -> Result<Self, Error> {
+        let outcome = match required(verdict.outcome, "outcome")? {
+            pb::verdict::Outcome::Chosen(score) => Outcome::Chosen(score),
+            pb::verdict::Outcome::Excluded(rule) => Outcome::Excluded(rule),
+            pb::verdict::Outcome::Score(score) => Outcome::Score(score),
+        };
+        Ok(Self { node: NodeId(uuid(&verdict.node_id, "node_id")?), hostname: verdict.hostname, outcome })
+    }
+}
+
+/// The answer to why. A refusal is an answer; whatever else went wrong is an error.
+pub(crate) fn why_response(decision: Result<Decision, Error>) -> Result<pb::WhyResponse, Error> {
+    match decision {
+        Ok(Decision { component, strategy, outcome, nodes }) => Ok(pb::WhyResponse {
+            response_error: None,
+            component,
+            strategy,
+            outcome,
+            nodes: nodes.into_iter().map(Into::into).collect(),
+        }),
+        Err(error) if error.code.is_refusal() => Ok(pb::WhyResponse {
+            response_error: Some(refusal("Request rejected", &error)),
+            ..pb::WhyResponse::default()
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+impl TryFrom<pb::WhyResponse> for Decision {
+    type Error = Error;
+
+    fn try_from(response: pb::WhyResponse) -> Result<Self, Error> {
+        let pb::WhyResponse { response_error, component, strategy, outcome, nodes } = response;
+        match response_error {
+            Some(error) => Err(error.into()),
+            None => {
+                let nodes = nodes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
+                Ok(Self { component, strategy, outcome, nodes })
+            }
+        }
     }
 }

@@ -1,22 +1,46 @@
-//! `component`: what one component may use, and changes to that while it runs.
+//! `component`: moves one component, shows what it may use, and changes that while it runs.
 
-use edgeless_api::client::Workflows;
+use edgeless_api::client::{Operations, Workflows};
+use edgeless_api::decision::{self, Decision, Outcome};
 use edgeless_api::status::Limit;
-use edgeless_api::{ComponentId, Error};
+use edgeless_api::{ComponentId, Error, NodeId};
 use serde::Serialize;
 
-use super::unless_offered;
+use super::{node, unless_offered};
 use crate::failure::Failure;
 use crate::opts::{Component, Named};
-use crate::output::{Console, Report, Style, one_line, or_dash, table};
+use crate::output::{Console, Progress, Report, Style, one_line, or_dash, table};
 
-/// Looks at the limits of a component, or changes them first.
-pub(crate) async fn run(command: Component, workflows: &Workflows, console: &Console) -> Result<(), Failure> {
-    let Component::Limits { component, changes } = command;
-    let component = find(component, workflows).await?;
-    let changes = changes.into_iter().map(|change| (change.key, change.value)).collect();
-    let limits = workflows.limits(component, changes).await.map_err(unless_offered("limits"))?;
-    console.report(&Limits { component, limits })
+/// Does it.
+pub(crate) async fn run(
+    command: Component,
+    workflows: &Workflows,
+    operations: &Operations,
+    console: &Console,
+) -> Result<(), Failure> {
+    match command {
+        Component::Limits { component, changes } => {
+            let component = find(component, workflows).await?;
+            let changes = changes.into_iter().map(|change| (change.key, change.value)).collect();
+            let limits = workflows.limits(component, changes).await.map_err(unless_offered("limits"))?;
+            console.report(&Limits { component, limits })
+        }
+        Component::Why { component } => {
+            let component = find(component, workflows).await?;
+            let decision = operations.why(component).await.map_err(unless_offered("explanation"))?;
+            console.report(&Why { id: component, ..decision.into() })
+        }
+        Component::Move { component, node } => {
+            let component = find(component, workflows).await?;
+            let node = node::find(&node, workflows).await?;
+            let moved = {
+                let _progress = Progress::begin(format!("moving component {component}"), console);
+                operations.move_component(component, node.node).await.map_err(unless_offered("moves"))
+            };
+            moved?;
+            console.line(format!("component {component} moved to node {}", node.node))
+        }
+    }
 }
 
 async fn find(component: Named, workflows: &Workflows) -> Result<ComponentId, Error> {
@@ -31,6 +55,56 @@ async fn find(component: Named, workflows: &Workflows) -> Result<ComponentId, Er
         let (name, names) = (one_line(&name), names.join(", "));
         Error::not_found(format!("there is no component '{name}' in {workflow}; there are: {names}"))
     })
+}
+
+/// A decision, as it is shown.
+#[derive(Serialize)]
+struct Why {
+    #[serde(rename = "component")]
+    id: ComponentId,
+    name: String,
+    strategy: String,
+    outcome: String,
+    nodes: Vec<Verdict>,
+}
+
+#[derive(Serialize)]
+struct Verdict {
+    node: NodeId,
+    hostname: String,
+    verdict: &'static str,
+    why: String,
+}
+
+impl From<Decision> for Why {
+    fn from(decision: Decision) -> Self {
+        let Decision { component, strategy, outcome, nodes } = decision;
+        let id = ComponentId(uuid::Uuid::nil());
+        Self { id, name: component, strategy, outcome, nodes: nodes.into_iter().map(Verdict::from).collect() }
+    }
+}
+
+impl From<decision::Verdict> for Verdict {
+    fn from(verdict: decision::Verdict) -> Self {
+        let (word, why) = match verdict.outcome {
+            Outcome::Chosen(score) => ("chosen", score),
+            Outcome::Excluded(rule) => ("excluded", rule),
+            Outcome::Score(score) => ("feasible", score),
+        };
+        Self { node: verdict.node, hostname: verdict.hostname, verdict: word, why }
+    }
+}
+
+impl Report for Why {
+    fn text(&self, style: Style) -> String {
+        let (name, strategy, outcome) = (one_line(&self.name), one_line(&self.strategy), one_line(&self.outcome));
+        let row = |verdict: &Verdict| {
+            let node = verdict.node.to_string();
+            vec![node, or_dash(&verdict.hostname), verdict.verdict.to_string(), or_dash(&verdict.why)]
+        };
+        let nodes = table(style, &["NODE", "HOSTNAME", "VERDICT", "WHY"], self.nodes.iter().map(row).collect());
+        format!("'{name}' [{strategy}]: {outcome}\n{nodes}")
+    }
 }
 
 #[derive(Serialize)]

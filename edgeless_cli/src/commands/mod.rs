@@ -4,10 +4,11 @@ mod component;
 mod domain;
 mod function;
 mod node;
+mod plan;
 mod workflow;
 
 use clap::CommandFactory;
-use edgeless_api::client::{Connection, Workflows};
+use edgeless_api::client::{Connection, Operations, Workflows};
 use edgeless_api::{Code, Error};
 
 use crate::config;
@@ -33,12 +34,14 @@ fn in_runtime(command: impl Future<Output = Result<(), Failure>>) -> Result<(), 
 }
 
 async fn ask(question: Question, controller: Controller, console: &Console) -> Result<(), Failure> {
-    let workflows = Workflows::new(Connection::lazy(&controller.url, controller.options)?);
+    let connection = Connection::lazy(&controller.url, controller.options)?;
+    let (workflows, operations) = (Workflows::new(connection.clone()), Operations::new(connection));
     let answer = match question {
         Question::Workflow(command) => workflow::run(command, &workflows, console).await,
-        Question::Component(command) => component::run(command, &workflows, console).await,
+        Question::Component(command) => component::run(command, &workflows, &operations, console).await,
         Question::Domain(command) => domain::run(command, &workflows, console).await,
-        Question::Node(command) => node::run(command, &workflows, console).await,
+        Question::Node(command) => node::run(command, &workflows, &operations, console).await,
+        Question::Plan(command) => plan::run(command, &workflows, &operations, console).await,
     };
     let hint = "is edgeless_con_d running? cli.toml or --controller-url says where it is";
     answer.map_err(|failure| failure.with_hint(hint))

@@ -1,18 +1,96 @@
-//! `node`: the nodes, as their orchestrators see them.
+//! `node`: the nodes, as their orchestrators see them, and their removal from use.
 
-use edgeless_api::client::Workflows;
+use edgeless_api::client::{Operations, Workflows};
 use edgeless_api::node::NodeInfo;
-use edgeless_api::{DomainId, NodeId, Url};
+use edgeless_api::status::{ComponentStatus, State};
+use edgeless_api::{ComponentId, DomainId, Error, NodeId, Url};
+use futures_util::StreamExt;
 use serde::Serialize;
 
 use super::unless_offered;
-use crate::failure::Failure;
+use crate::failure::{Failure, INTERRUPTED};
 use crate::opts::Node;
-use crate::output::{Console, Report, Style, fitting_table, one_line, or_dash};
+use crate::output::{Console, Report, Style, fitting_table, one_line, or_dash, table};
 
-/// Looks at nodes.
-pub(crate) async fn run(command: Node, workflows: &Workflows, console: &Console) -> Result<(), Failure> {
-    let Node::List { domain } = command;
+/// Does it.
+pub(crate) async fn run(
+    command: Node,
+    workflows: &Workflows,
+    operations: &Operations,
+    console: &Console,
+) -> Result<(), Failure> {
+    match command {
+        Node::List { domain } => list(domain, workflows, console).await,
+        Node::Inspect { node } => {
+            let node = find(&node, workflows).await?;
+            let residents = operations.residents(node.node).await.map_err(unless_offered("list of what runs there"))?;
+            console.report(&Details { node: node.into(), runs: residents.into_iter().map(Resident::from).collect() })
+        }
+        Node::Cordon { node } => cordon(&node, true, workflows, operations, console).await,
+        Node::Uncordon { node } => cordon(&node, false, workflows, operations, console).await,
+        Node::Drain { node } => drain(&node, workflows, operations, console).await,
+    }
+}
+
+/// A node, by its id or by its host name.
+pub(super) async fn find(wanted: &str, workflows: &Workflows) -> Result<NodeInfo, Error> {
+    let nodes = workflows.nodes(None).await.map_err(unless_offered("list of nodes"))?;
+    let is_it = |node: &NodeInfo| node.node.to_string() == wanted || node.capabilities.hostname() == wanted;
+    let mut found = nodes.into_iter().filter(is_it);
+    let wanted = one_line(wanted);
+    match (found.next(), found.count()) {
+        (Some(node), 0) => Ok(node),
+        (Some(_), others) => Err(Error::rejected(format!(
+            "{} nodes have the host name {wanted}: name one by its id, which `edgeless_cli node list` shows",
+            others + 1
+        ))),
+        (None, _) => Err(Error::not_found(format!("there is no node {wanted}: `edgeless_cli node list` shows all"))),
+    }
+}
+
+async fn cordon(
+    node: &str,
+    cordoned: bool,
+    workflows: &Workflows,
+    operations: &Operations,
+    console: &Console,
+) -> Result<(), Failure> {
+    let node = find(node, workflows).await?.node;
+    operations.cordon(node, cordoned).await.map_err(unless_offered("cordons"))?;
+    console.line(format!("node {node} {}", if cordoned { "cordoned" } else { "uncordoned" }))
+}
+
+async fn drain(node: &str, workflows: &Workflows, operations: &Operations, console: &Console) -> Result<(), Failure> {
+    let node = find(node, workflows).await?.node;
+    let mut progress = operations.drain(node).await.map_err(unless_offered("drains"))?;
+    let mut stuck = 0;
+    loop {
+        let next = tokio::select! {
+            next = progress.next() => next,
+            _ = tokio::signal::ctrl_c() => {
+                console.note(format!("interrupted: what has not moved yet stays, and node {node} stays cordoned"));
+                return Err(Failure::Said(INTERRUPTED));
+            }
+        };
+        let Some(step) = next.transpose()? else { break };
+        let component = one_line(&step.component);
+        if !step.reason.is_empty() {
+            stuck += 1;
+            console.error(format!("'{component}' stays: {}", one_line(&step.reason)));
+        } else if !component.is_empty() {
+            console.note(format!("'{component}' moved ({} of {})", step.moved, step.total));
+        }
+    }
+    match stuck {
+        0 => console.line(format!("node {node} is empty")),
+        1 => Err(Failure::Refused(format!("node {node} is cordoned and not empty: 1 component has no other place"))),
+        _ => Err(Failure::Refused(format!(
+            "node {node} is cordoned and not empty: {stuck} components have no other place"
+        ))),
+    }
+}
+
+async fn list(domain: Option<String>, workflows: &Workflows, console: &Console) -> Result<(), Failure> {
     let nodes = workflows.nodes(domain.map(DomainId)).await.map_err(unless_offered("list of nodes"))?;
     let mut nodes: Vec<Row> = nodes.into_iter().map(Row::from).collect();
     nodes.sort_by(|a, b| (&a.domain, &a.hostname, a.node).cmp(&(&b.domain, &b.hostname, b.node)));
@@ -44,6 +122,7 @@ struct Row {
     agent_url: Url,
     invocation_url: Url,
     native: bool,
+    cordoned: bool,
 }
 
 #[derive(Serialize)]
@@ -83,7 +162,66 @@ impl From<NodeInfo> for Row {
             agent_url: info.agent_url,
             invocation_url: info.invocation_url,
             native: info.native,
+            cordoned: info.cordoned,
         }
+    }
+}
+
+/// Something that runs on a node.
+#[derive(Serialize)]
+struct Resident {
+    component: ComponentId,
+    name: String,
+    state: State,
+    handled: u64,
+    reason: String,
+}
+
+impl From<ComponentStatus> for Resident {
+    fn from(status: ComponentStatus) -> Self {
+        let ComponentStatus { component, name, state, handled, reason, .. } = status;
+        Self { component, name, state, handled, reason }
+    }
+}
+
+/// One node and what runs there.
+#[derive(Serialize)]
+struct Details {
+    node: Row,
+    runs: Vec<Resident>,
+}
+
+impl Report for Details {
+    fn text(&self, style: Style) -> String {
+        let node = &self.node;
+        let labels = node.labels.iter().map(|label| one_line(label)).collect::<Vec<_>>().join(", ");
+        let mut text = format!(
+            "node {} ({}) in {}{}\n{} CPUs, {} MiB, labels [{labels}], runtimes [{}], agent {}, invocation {}\n",
+            node.node,
+            or_dash(&node.hostname),
+            or_dash(&node.domain),
+            if node.cordoned { ", cordoned" } else { "" },
+            node.num_cpus.saturating_mul(node.num_cores),
+            node.mem_size,
+            or_dash(&node.runtimes.join(", ")),
+            node.agent_url,
+            node.invocation_url,
+        );
+        if self.runs.is_empty() {
+            text += "nothing runs here\n";
+            return text;
+        }
+        let row = |resident: &Resident| {
+            vec![
+                or_dash(&resident.name),
+                resident.component.to_string(),
+                resident.state.to_string(),
+                resident.handled.to_string(),
+                or_dash(&resident.reason),
+            ]
+        };
+        let header = ["NAME", "COMPONENT", "STATE", "HANDLED", "REASON"];
+        text + &table(style, &header, self.runs.iter().map(row).collect())
     }
 }
 
@@ -99,8 +237,18 @@ impl Report for Nodes {
         if self.0.is_empty() {
             return String::new();
         }
-        let header =
-            ["NODE", "HOSTNAME", "DOMAIN", "RUNTIMES", "PROVIDERS", "COMPONENTS", "CPUS", "MEMORY/MiB", "AGENT"];
+        let header = [
+            "NODE",
+            "HOSTNAME",
+            "DOMAIN",
+            "RUNTIMES",
+            "PROVIDERS",
+            "COMPONENTS",
+            "PLACEMENT",
+            "CPUS",
+            "MEMORY/MiB",
+            "AGENT",
+        ];
         fitting_table(style, &header, self.0.iter().map(Row::cells).collect(), &SPARE)
     }
 }
@@ -115,6 +263,7 @@ impl Row {
             or_dash(&self.runtimes.join(", ")),
             or_dash(&providers.join(", ")),
             self.components.to_string(),
+            if self.cordoned { "cordoned" } else { "open" }.to_string(),
             self.num_cpus.saturating_mul(self.num_cores).to_string(),
             self.mem_size.to_string(),
             self.agent_url.to_string(),

@@ -3,6 +3,7 @@
 mod inspect;
 mod logs;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use edgeless_api::client::Workflows;
@@ -77,6 +78,14 @@ async fn start(options: Start, workflows: &Workflows, console: &Console) -> Resu
         }
         other => other,
     })
+}
+
+/// Shows where the components of a workflow would go.
+pub(super) async fn plan(file: &Path, workflows: &Workflows, console: &Console) -> Result<(), Failure> {
+    let loaded = workflow_file::load(file)?;
+    loaded.warnings.iter().for_each(|warning| console.warn(warning));
+    let plan = workflows.plan(loaded.workflow).await.map_err(unless_offered("plan"))?;
+    console.report(&DryRun::from(plan))
 }
 
 /// Stops what an interrupted start has started; says what became of it, if that is known.

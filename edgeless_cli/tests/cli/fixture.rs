@@ -11,10 +11,14 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use edgeless_api::component::{Annotations, ComponentKind, without_limits};
+use edgeless_api::decision::{Decision, Outcome, Verdict};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::node::{Capabilities, NodeInfo, ProviderSpec};
-use edgeless_api::server::{Invocation, Server, Values, Workflows};
-use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, OutputBooks, Placement, State, Usage};
+use edgeless_api::operations::{DrainProgress, Relocation};
+use edgeless_api::server::{Invocation, Operations, Server, Values, Workflows};
+use edgeless_api::status::{
+    ComponentStatus, InstanceStatus, Level, Limit, LogLine, OutputBooks, Placement, State, Usage,
+};
 use edgeless_api::workflow::{Mapping, Workflow, WorkflowStatus};
 use edgeless_api::{ComponentId, DomainId, Error, Event, InstanceId, Limits, NodeId, Url, WorkflowId};
 use futures_util::StreamExt;
@@ -125,7 +129,7 @@ impl Served {
     }
 
     pub(crate) fn controller(controller: &Arc<Controller>) -> Self {
-        Self::start(|server| server.workflows(controller.clone()))
+        Self::start(|server| server.workflows(controller.clone()).operations(controller.clone()))
     }
 
     pub(crate) fn node(node: &Arc<Node>) -> Self {
@@ -224,6 +228,8 @@ pub(crate) struct Controller {
     pub(crate) follow: Mutex<Follow>,
     /// The limits that the first component was given.
     pub(crate) limits: Mutex<Annotations>,
+    /// What was done to nodes and components.
+    pub(crate) done: Mutex<Vec<String>>,
     /// It speaks EDGELESS 1.2 only.
     pub(crate) is_old: AtomicBool,
     /// Nothing is registered with it.
@@ -282,6 +288,16 @@ fn line(seconds: u64, level: Level, message: &str) -> LogLine {
         target: "count".into(),
         message: message.into(),
         component: "counter".into(),
+    }
+}
+
+fn instance_status(function: u128) -> InstanceStatus {
+    InstanceStatus {
+        instance: InstanceId { node: NODE, function: Uuid::from_u128(function) },
+        state: State::Running,
+        handled: 4,
+        queued: 1,
+        hostname: "edge-1".into(),
     }
 }
 
@@ -406,7 +422,7 @@ impl Workflows for Controller {
             outputs: vec![],
             limits: vec![],
             usage: None,
-            instances: Vec::new(),
+            instances: vec![instance_status(n + 0x10)],
         };
         let measured = ComponentStatus {
             limits: vec![limit("cpu", "0.5", "0.5"), limit("memory", "128MiB", "")],
@@ -426,6 +442,7 @@ impl Workflows for Controller {
             reason: "trap: out of bounds\n0: count!handle_cast".into(),
             log: vec![line(1, Level::Info, "hello"), line(2, Level::Error, "trap\n0: count!handle_cast")],
             dropped: 2,
+            instances: vec![instance_status(0x11), instance_status(0x21)],
             outputs: vec![OutputBooks {
                 output: "count".into(),
                 produced: 7,
@@ -495,6 +512,76 @@ impl Workflows for Controller {
         ];
         nodes.retain(|node| domain.as_ref().is_none_or(|wanted| *wanted == node.domain));
         Ok(nodes)
+    }
+}
+
+#[async_trait]
+impl Operations for Controller {
+    async fn cordon(&self, node: NodeId, cordoned: bool) -> Result<(), Error> {
+        self.offered()?;
+        lock(&self.done).push(format!("cordon {node} {cordoned}"));
+        Ok(())
+    }
+
+    async fn drain(&self, node: NodeId) -> Result<Values<DrainProgress>, Error> {
+        self.offered()?;
+        let step = |moved, component: &str, reason: &str| DrainProgress {
+            total: 2,
+            moved,
+            component: component.into(),
+            reason: reason.into(),
+        };
+        let mut steps = vec![step(0, "", ""), step(1, "counter", "")];
+        // Of the two nodes, one cannot be emptied.
+        if node.0.as_u128() == 0xA {
+            steps.push(step(1, "log", "no node for 'log': 0 of 1 nodes offer file-log"));
+        } else {
+            steps.push(step(2, "log", ""));
+        }
+        Ok(Box::pin(futures_util::stream::iter(steps.into_iter().map(Ok))))
+    }
+
+    async fn residents(&self, _: NodeId) -> Result<Vec<ComponentStatus>, Error> {
+        self.offered()?;
+        let running = lock(&self.running).keys().next().copied();
+        self.status(running.unwrap()).await
+    }
+
+    async fn plan_loss(&self, node: NodeId) -> Result<Vec<Relocation>, Error> {
+        self.offered()?;
+        if node.0.as_u128() == 0xB {
+            return Ok(vec![]);
+        }
+        let relocation =
+            |n: u128, name: &str, to| Relocation { component: ComponentId(Uuid::from_u128(n)), name: name.into(), to };
+        let none = "no node for 'log': 0 of 1 nodes offer file-log";
+        let node = NodeId(Uuid::from_u128(0xB));
+        Ok(vec![relocation(1, "counter", Ok((node, "edge-2".into()))), relocation(2, "log", Err(none.into()))])
+    }
+
+    async fn move_component(&self, component: ComponentId, node: NodeId) -> Result<(), Error> {
+        self.offered()?;
+        self.refused()?;
+        lock(&self.done).push(format!("move {component} {node}"));
+        Ok(())
+    }
+
+    async fn why(&self, _: ComponentId) -> Result<Decision, Error> {
+        self.offered()?;
+        let verdict = |n: u128, hostname: &str, outcome| Verdict {
+            node: NodeId(Uuid::from_u128(n)),
+            hostname: hostname.into(),
+            outcome,
+        };
+        Ok(Decision {
+            component: "counter".into(),
+            strategy: "least loaded".into(),
+            outcome: "runs on edge-1".into(),
+            nodes: vec![
+                verdict(0xA, "edge-1", Outcome::Chosen("load 0.10".into())),
+                verdict(0xB, "", Outcome::Excluded("it does not run RUST_WASM".into())),
+            ],
+        })
     }
 }
 

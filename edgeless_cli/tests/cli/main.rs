@@ -12,6 +12,7 @@
 
 mod build;
 mod fixture;
+mod operations;
 mod reading;
 mod schemas;
 mod starting;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::fixture::{Controller, Folder, Follow, NODE, Served, id};
 
 /// A controller that runs one workflow.
-fn cluster() -> (Arc<Controller>, Served, Folder) {
+pub(crate) fn cluster() -> (Arc<Controller>, Served, Folder) {
     let controller = Controller::new();
     let served = Served::controller(&controller);
     let folder = Folder::for_controller(&served);
@@ -16,7 +16,7 @@ fn cluster() -> (Arc<Controller>, Served, Folder) {
     (controller, served, folder)
 }
 
-fn component(n: u32) -> String {
+pub(crate) fn component(n: u32) -> String {
     format!("00000000-0000-0000-0000-{n:012x}")
 }
 
@@ -43,6 +43,8 @@ fn status() -> String {
         "* status\n\
          STATE counter -> failed [epoch 1, restarts 3, handled 5, dropped 2]\n\
          REASON counter -> trap: out of bounds\n    0: count!handle_cast\n\
+         INSTANCE counter -> running on {NODE} [instance {}, handled 4, queued 1, host edge-1]\n\
+         INSTANCE counter -> running on {NODE} [instance {}, handled 4, queued 1, host edge-1]\n\
          SENT counter count -> 7 [handled 5, queued 1, MailboxFull 1]\n\
          LOG counter -> 1970-01-01T00:00:01.000000Z INFO count: hello\n\
          LOG counter -> 1970-01-01T00:00:02.000000Z ERROR count: trap\n    0: count!handle_cast\n\
@@ -50,6 +52,8 @@ fn status() -> String {
          LIMIT log cpu -> 0.5 [kernel 0.5]\n\
          LIMIT log memory -> 128MiB [kernel ]\n\
          USE log -> cpu 1.500 s [memory 7340032, processes 3, received 1000, sent 20]\n",
+        component(0x11),
+        component(0x21),
         component(0x12)
     )
 }
@@ -90,6 +94,7 @@ fn a_workflow_is_shown_as_json() {
     assert_eq!((shown.code, shown.stderr.as_str()), (0, ""));
     let shown: serde_json::Value = serde_json::from_str(&shown.stdout).unwrap();
     let line = |time: &str, level: &str, message: &str| serde_json::json!({"time": time, "level": level, "component": "counter", "target": "count", "message": message});
+    let instance = |n: u32| serde_json::json!({"instance": {"node": NODE, "function": component(n)}, "hostname": "edge-1", "state": "running", "handled": 4, "queued": 1});
     let expected = serde_json::json!({
         "workflow": id(1),
         "functions": [{
@@ -125,6 +130,7 @@ fn a_workflow_is_shown_as_json() {
                     line("1970-01-01T00:00:02.000000Z", "ERROR", "trap\n0: count!handle_cast"),
                 ],
                 "limits": [], "usage": null,
+                "instances": [instance(0x11), instance(0x21)],
             },
             {
                 "name": "log", "component": component(2), "state": "running",
@@ -134,6 +140,7 @@ fn a_workflow_is_shown_as_json() {
                     {"name": "cpu", "asked": "0.5", "kernel": "0.5"},
                     {"name": "memory", "asked": "128MiB", "kernel": ""},
                 ],
+                "instances": [instance(0x12)],
                 "usage": {"cpu_seconds": 1.5, "memory": 7 << 20, "processes": 3, "received": 1000, "sent": 20},
             },
         ],
@@ -282,13 +289,13 @@ fn domains_are_shown_as_json() {
 fn nodes_are_a_table() {
     let (controller, served, folder) = cluster();
     let header = "NODE                                  HOSTNAME  DOMAIN    RUNTIMES   PROVIDERS            COMPONENTS  \
-                  CPUS  MEMORY/MiB  AGENT\n";
+                  PLACEMENT  CPUS  MEMORY/MiB  AGENT\n";
     let first = format!(
-        "{}  edge-1    domain-1  RUST_WASM  file-log-1, redis-1  2           8     2048        http://10.0.0.1:7021\n",
+        "{}  edge-1    domain-1  RUST_WASM  file-log-1, redis-1  2           open       8     2048        http://10.0.0.1:7021\n",
         component(0xa)
     );
     let second = format!(
-        "{}  -         domain-2  -          -                    2           0     0           http://10.0.0.1:7021\n",
+        "{}  -         domain-2  -          -                    2           open       0     0           http://10.0.0.1:7021\n",
         component(0xb)
     );
     folder.run("node list").prints(&format!("{header}{first}{second}"));

@@ -2,23 +2,36 @@
 //!
 //! A domain is learnt from its announcements, or by following it where the configuration says so. A
 //! new nonce is a new process, which runs nothing of ours. This module takes note and reports what
-//! changed; what that means for workflows is the engine's concern.
+//! changed; what that means for workflows is the engine's concern. What a domain says of itself is
+//! believed within bounds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use edgeless_api::Url;
 use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistration, DomainState};
-use edgeless_api::error::Error;
-use edgeless_api::id::DomainId;
+use edgeless_api::error::{Code, Error};
+use edgeless_api::id::{DomainId, NodeId};
+use edgeless_api::node::NodeInfo;
 use edgeless_api::workflow::MAX_NAME;
 use edgeless_daemon::engine::Millis;
 
 use super::Peer;
+use super::loss::{Addresses, Pulse};
 use crate::placement::Miss;
 
 /// The longest time that an announcement can hold.
 const MAX_LIFETIME: Duration = Duration::from_secs(3600);
+/// The most names of one kind that a domain is believed to have.
+const MAX_NAMES: usize = 100_000;
+/// The most nodes of a domain whose addresses are kept.
+const MAX_NODES: usize = 20_000;
+/// How often the nodes of a domain are asked for, even if it does not say that it has changed.
+const LEARN: Duration = Duration::from_secs(60);
+/// How often at most.
+const LEARN_AGAIN: Duration = Duration::from_secs(1);
+/// The time between two probes, within which `domain_grace` is kept to.
+const PROBE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
 
 /// A domain that can be given work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +77,18 @@ struct Domain {
     capabilities: DomainCapabilities,
     /// Why it is out of reach; `None` before it was first in reach or could not be reached.
     reason: Option<Error>,
+    /// When it went out of reach; `None` while it is in reach, and before it was.
+    lost_at: Option<Millis>,
+    /// Nothing of it was left.
+    is_killed: bool,
+    addresses: Addresses,
+    /// Its nodes, as far as they were learnt.
+    nodes: BTreeSet<NodeId>,
+    /// When it had been lost that is being probed.
+    probing: Option<Millis>,
+    probe_at: Millis,
+    /// Where its rows are followed.
+    rows_at: Option<Url>,
 }
 
 impl Domain {
@@ -79,16 +104,32 @@ impl Domain {
             native: None,
             capabilities: DomainCapabilities::default(),
             reason: None,
+            lost_at: None,
+            is_killed: false,
+            addresses: Addresses::default(),
+            nodes: BTreeSet::new(),
+            probing: None,
+            probe_at: Millis(0),
+            rows_at: None,
         }
     }
 
     /// Takes note of a sign of life.
-    fn alive(&mut self, id: &DomainId, until: Millis, nonce: u64, capabilities: DomainCapabilities) -> Seen {
+    fn alive(&mut self, id: &DomainId, until: Millis, nonce: u64, mut capabilities: DomainCapabilities) -> Seen {
+        let dropped = bound(&mut capabilities);
         let fresh = self.nonce.replace(nonce) != Some(nonce);
         let was_in_reach = std::mem::replace(&mut self.in_reach, true);
         let changed = self.capabilities != capabilities;
         self.until = until;
         self.capabilities = capabilities;
+        self.lost_at = None;
+        self.is_killed = false;
+        if fresh || changed {
+            self.addresses.learn_at = self.addresses.learn_soon;
+            if dropped > 0 {
+                tracing::warn!(domain = %id, dropped, "the domain has names that are too long or too many: ignored");
+            }
+        }
         if !was_in_reach || fresh || changed {
             self.log(id, if was_in_reach && !fresh { "domain changed" } else { "domain in reach" });
         }
@@ -103,6 +144,26 @@ impl Domain {
         let has = &self.capabilities;
         tracing::info!(%domain, orchestrator = %self.url, nodes = has.num_nodes, runtimes = ?has.runtimes, resource_classes = ?has.resource_classes, "{what}");
     }
+}
+
+/// Drops names that are longer than names may be, and those beyond a number. How many were dropped.
+fn bound(capabilities: &mut DomainCapabilities) -> usize {
+    let names = [
+        &mut capabilities.labels,
+        &mut capabilities.runtimes,
+        &mut capabilities.resource_providers,
+        &mut capabilities.resource_classes,
+    ];
+    let mut dropped = 0;
+    for names in names {
+        let before = names.len();
+        names.retain(|name| name.len() <= 2 * MAX_NAME);
+        while names.len() > MAX_NAMES {
+            names.pop_last();
+        }
+        dropped += before - names.len();
+    }
+    dropped
 }
 
 /// All domains that are known.
@@ -158,6 +219,9 @@ impl Domains {
             let length = id.0.len();
             return Err(Error::rejected(format!("the domain id is {length} bytes long: {MAX_NAME} is the limit")));
         }
+        if url.port() == 0 {
+            return Err(Error::rejected(format!("the orchestrator_url '{url}' of domain '{id}' has no port to dial")));
+        }
         if lifetime.is_zero() {
             return Err(Error::rejected(format!(
                 "the registration of domain '{id}' has expired on arrival: set the clocks of both machines"
@@ -176,11 +240,12 @@ impl Domains {
     }
 
     /// A domain that is followed cannot be followed. True if it is out of reach by that.
-    pub(super) fn lost(&mut self, id: &DomainId, reason: Error) -> bool {
+    pub(super) fn lost(&mut self, now: Millis, id: &DomainId, reason: Error) -> bool {
         let Some(domain) = self.table.get_mut(id) else { return false };
         if domain.in_reach && domain.source == Source::Watch {
             tracing::warn!(domain = %id, orchestrator = %domain.url, %reason, "domain lost");
             domain.in_reach = false;
+            domain.lost_at = Some(now);
             domain.reason = Some(reason);
             return true;
         }
@@ -198,6 +263,7 @@ impl Domains {
         let mut expired = Vec::new();
         for (id, domain) in self.table.iter_mut().filter(|(_, domain)| domain.in_reach && domain.until <= now) {
             domain.in_reach = false;
+            domain.lost_at = Some(now);
             let reason = Error::timeout("it has been silent");
             tracing::warn!(domain = %id, orchestrator = %domain.url, %reason, "domain lost");
             domain.reason = Some(reason);
@@ -228,6 +294,104 @@ impl Domains {
         let domain = self.table.get(id).filter(|domain| domain.in_reach && !domain.resetting)?;
         let peer = Peer { domain: id.clone(), url: domain.url.clone() };
         Some(Reach { peer, native: domain.native.unwrap_or(false) })
+    }
+
+    /// Whether a domain is known to speak our fields and services, be it in reach or not.
+    pub(super) fn speaks_ours(&self, id: &DomainId) -> bool {
+        self.table.get(id).is_some_and(|domain| domain.native == Some(true))
+    }
+
+    /// Whether a domain is known to speak only EDGELESS 1.2.
+    pub(super) fn is_too_old(&self, id: &DomainId) -> bool {
+        self.table.get(id).is_some_and(|domain| domain.native == Some(false))
+    }
+
+    /// The domains that went out of reach, and for how long they have been.
+    pub(super) fn lost_since(&self, now: Millis) -> impl Iterator<Item = (DomainId, Duration)> {
+        self.table.iter().filter_map(move |(id, domain)| {
+            let time = now.0.saturating_sub(domain.lost_at?.0);
+            Some((id.clone(), Duration::from_millis(time)))
+        })
+    }
+
+    /// Whether nothing of a lost domain was left.
+    pub(super) fn is_killed(&self, id: &DomainId) -> bool {
+        self.table.get(id).is_some_and(|domain| domain.is_killed)
+    }
+
+    /// The domains whose nodes are to be asked for.
+    pub(super) fn to_learn(&mut self, now: Millis) -> Vec<Peer> {
+        let is_due = |domain: &Domain| {
+            let is_usable = domain.in_reach && !domain.resetting && domain.native != Some(false);
+            is_usable && !domain.addresses.is_learning && now >= domain.addresses.learn_at
+        };
+        let due = self.table.iter_mut().filter(|(_, domain)| is_due(domain));
+        due.map(|(id, domain)| {
+            domain.addresses.is_learning = true;
+            domain.addresses.learn_at = now + LEARN;
+            domain.addresses.learn_soon = now + LEARN_AGAIN;
+            Peer { domain: id.clone(), url: domain.url.clone() }
+        })
+        .collect()
+    }
+
+    /// A domain said which nodes it has.
+    pub(super) fn learnt(&mut self, now: Millis, id: &DomainId, nodes: Result<Vec<NodeInfo>, Error>) {
+        let Some(domain) = self.table.get_mut(id) else { return };
+        domain.addresses.is_learning = false;
+        match nodes {
+            Ok(nodes) => {
+                domain.native = Some(true);
+                domain.nodes = nodes.iter().take(MAX_NODES).map(|node| node.node).collect();
+                let urls = || nodes.iter().map(|node| node.agent_url.clone()).collect();
+                domain.addresses.nodes = (nodes.len() <= MAX_NODES).then(urls);
+            }
+            Err(error) if error.code == Code::Unimplemented => domain.native = Some(false),
+            Err(_) => domain.addresses.learn_at = now + LEARN_AGAIN,
+        }
+    }
+
+    /// The domain of a node, as far as nodes were learnt.
+    pub(super) fn domain_of(&self, node: NodeId) -> Option<&DomainId> {
+        self.table.iter().find(|(_, domain)| domain.nodes.contains(&node)).map(|(id, _)| id)
+    }
+
+    /// What to probe of a lost domain, if that is due.
+    pub(super) fn to_probe(&mut self, now: Millis, id: &DomainId) -> Option<Vec<Url>> {
+        let domain = self.table.get_mut(id)?;
+        if domain.probing.is_some() || now < domain.probe_at {
+            return None;
+        }
+        let mut urls = domain.addresses.nodes.clone()?;
+        urls.push(domain.url.clone());
+        domain.probing = domain.lost_at;
+        Some(urls)
+    }
+
+    /// How much is left of a lost domain.
+    pub(super) fn probed(&mut self, now: Millis, id: &DomainId, pulse: Pulse, grace: Duration) {
+        let Some(domain) = self.table.get_mut(id) else { return };
+        let [least, most] = PROBE;
+        domain.probe_at = now + grace.clamp(least, most);
+        let lost_at = domain.probing.take();
+        // It may have been in reach meanwhile.
+        if lost_at.is_none() || domain.lost_at != lost_at {
+            return;
+        }
+        domain.is_killed = pulse.is_gone();
+        if domain.is_killed {
+            tracing::warn!(domain = %id, addresses = pulse.gone, "nothing of the domain is left: its components are placed elsewhere");
+        }
+    }
+
+    /// Where to follow the rows of a domain, if that is not done yet.
+    pub(super) fn to_follow(&mut self, id: &DomainId) -> Option<Peer> {
+        let domain = self.table.get_mut(id).filter(|domain| domain.in_reach && domain.native == Some(true))?;
+        if domain.rows_at.as_ref() == Some(&domain.url) {
+            return None;
+        }
+        domain.rows_at = Some(domain.url.clone());
+        Some(Peer { domain: id.clone(), url: domain.url.clone() })
     }
 
     /// Why a domain cannot be given work.

@@ -2,37 +2,47 @@
 //!
 //! ```text
 //!  Start -> candidates -> Plan, one domain after the other -> Create all -> Patch all -> Activate -> Reply
-//!             (none: Reply)                                     (refused: Stop what is there -> Reply)
+//!           (none: cut, Plan of each part; or Reply)            (refused: Stop what is there -> Reply)
 //! ```
+//! `search` finds domains, `run` keeps one workflow in its domains, `moves` takes components from one to
+//! another, `loss` tells domains that are away from those that are gone.
+//!
 //! Pure: no clock, no I/O, no randomness but a seeded one. Level-triggered: an event marks what it
 //! touches, and the difference between what is wanted and what is there is derived again, so that a
 //! lost reply or a restarted domain needs no path of its own. Accepted workflows live in memory only.
 
 mod domains;
+mod loss;
+mod moves;
+mod place;
 mod requests;
 mod run;
+mod search;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
+use bytes::Bytes;
 use edgeless_api::Url;
-use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start};
+use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start};
 use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistration, DomainState};
-use edgeless_api::error::{Code, Error};
+use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, NodeId, WorkflowId};
+use edgeless_api::node::NodeInfo;
 use edgeless_api::status::Placement;
 use edgeless_api::workflow::{Workflow, WorkflowStatus};
 use edgeless_daemon::engine::{Millis, Ticket};
 use rand::rngs::StdRng;
-use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 
-use crate::placement::{self, Miss, Needs};
-use domains::{Domains, Reach, Seen};
+use domains::{Domains, Seen};
+pub use loss::Pulse;
 use requests::{Known, Requests};
-use run::{Component, Farewell, Run, Touched};
+use run::{Farewell, Run, Touched};
+use search::{Goal, Search};
 
 /// What happens to a controller.
 #[derive(Clone, Debug)]
@@ -59,6 +69,17 @@ pub enum Event {
         ticket: Ticket,
         /// Which.
         workflow: WorkflowId,
+    },
+    /// A user wants a workflow, or one component of it, to be in another domain.
+    Migrate {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which workflow.
+        workflow: WorkflowId,
+        /// Where to.
+        domain: DomainId,
+        /// The name of the component; `None`: all.
+        component: Option<String>,
     },
     /// The domain of a component has granted it other limits: it is started with them from now on.
     Limit {
@@ -89,6 +110,8 @@ pub enum Event {
     Planned {
         /// The workflow that was to be planned.
         workflow: WorkflowId,
+        /// As in the effect.
+        ask: u64,
         /// Where its components would go.
         result: Result<Vec<Placement>, Error>,
     },
@@ -111,6 +134,8 @@ pub enum Event {
         /// The workflow.
         workflow: WorkflowId,
         /// As in the effect.
+        site: usize,
+        /// As in the effect.
         round: u64,
         /// Whether its components may emit.
         result: Result<(), Error>,
@@ -121,6 +146,34 @@ pub enum Event {
         part: Part,
         /// Whether it is gone.
         result: Result<(), Error>,
+    },
+    /// The result of [`Effect::Release`].
+    Released {
+        /// The component.
+        part: Part,
+        /// The state that it had.
+        result: Result<Option<Bytes>, Error>,
+    },
+    /// A domain that is followed says where components run to which others have outputs.
+    Rows {
+        /// Which domain.
+        domain: DomainId,
+        /// Where they run.
+        rows: Vec<Row>,
+    },
+    /// The result of [`Effect::Nodes`].
+    Nodes {
+        /// Whose nodes.
+        domain: DomainId,
+        /// Which.
+        result: Result<Vec<NodeInfo>, Error>,
+    },
+    /// The result of [`Effect::Probe`].
+    Probed {
+        /// Which domain.
+        domain: DomainId,
+        /// How much of it is left.
+        pulse: Pulse,
     },
     /// Time passes.
     Tick,
@@ -133,8 +186,10 @@ pub enum Effect {
     Plan {
         /// Whom to ask.
         peer: Peer,
-        /// The workflow that they make up.
+        /// The workflow that they are of.
         workflow: WorkflowId,
+        /// Comes back with the result.
+        ask: u64,
         /// Their names and specifications.
         items: Vec<(String, ComponentSpec)>,
     },
@@ -167,6 +222,8 @@ pub enum Effect {
         /// Which workflow.
         workflow: WorkflowId,
         /// Comes back with the result.
+        site: usize,
+        /// Comes back with the result.
         round: u64,
         /// What the domain knows the components by.
         ids: Vec<Uuid>,
@@ -181,6 +238,28 @@ pub enum Effect {
         kind: ComponentKind,
         /// What the domain knows it by.
         id: ComponentId,
+    },
+    /// Stop a component that runs elsewhere from now on, and fetch its state.
+    Release {
+        /// Where.
+        peer: Peer,
+        /// Which.
+        part: Part,
+        /// What the domain knows it by.
+        id: ComponentId,
+        /// How long it may handle what waits for it.
+        grace: Duration,
+    },
+    /// Follow where a domain runs the components to which others have outputs, until it is forgotten or has moved.
+    Follow(Peer),
+    /// Ask a domain for its nodes.
+    Nodes(Peer),
+    /// Try to connect to all that belongs to a domain.
+    Probe {
+        /// Which.
+        domain: DomainId,
+        /// Its orchestrator and its nodes.
+        urls: Vec<Url>,
     },
     /// Answer a request.
     Reply {
@@ -202,6 +281,8 @@ pub enum Answer {
     Planned(Vec<Placement>),
     /// To a stop.
     Stopped,
+    /// To a migration.
+    Migrated(WorkflowStatus),
     /// To other limits.
     Limited,
     /// To a registration.
@@ -240,15 +321,15 @@ pub struct Settings {
     pub max_workflows: usize,
     /// The most domains at a time.
     pub max_domains: usize,
+    /// How long a domain must be out of reach before it is seen whether anything of it is left.
+    pub domain_grace: Duration,
 }
 
 /// Where the components of a workflow are, for whoever wants to ask about them.
 #[derive(Clone, Debug)]
 pub struct WorkflowView {
-    /// Their domain.
-    pub domain: DomainId,
-    /// Whom to ask about them, or why nobody can be asked.
-    pub peer: Result<Peer, String>,
+    /// Of each domain, whom to ask, or why nobody can be asked.
+    pub peers: BTreeMap<DomainId, Result<Peer, String>>,
     /// In the order of the workflow: functions, then resources.
     pub components: Vec<ComponentView>,
 }
@@ -258,6 +339,8 @@ pub struct WorkflowView {
 pub struct ComponentView {
     /// Its name in the workflow.
     pub name: String,
+    /// Its domain.
+    pub domain: DomainId,
     /// What its domain knows it by.
     pub id: ComponentId,
     /// How often it was given to the domain.
@@ -273,6 +356,8 @@ pub struct ComponentView {
 pub struct PartView {
     /// Names it to the engine, as it is now.
     pub part: Part,
+    /// Its domain.
+    pub domain: DomainId,
     /// Whom to ask about it, or why nobody can be asked.
     pub peer: Result<Peer, String>,
 }
@@ -292,35 +377,17 @@ pub struct Summary {
     pub refused: u64,
 }
 
-/// What a search for a domain is for.
-#[derive(Debug)]
-enum Goal {
-    Start { request: Option<Uuid> },
-    Plan,
-}
-
-/// A workflow for which a domain is sought.
-#[derive(Debug)]
-struct Search {
-    workflow: Workflow,
-    components: Vec<Component>,
-    goal: Goal,
-    askers: Vec<Ticket>,
-    /// The domain that is asked.
-    asking: DomainId,
-    /// Those that may be asked yet, the next one last.
-    rest: Vec<DomainId>,
-    misses: Vec<(DomainId, Miss)>,
-}
-
 /// The engine of a controller.
 #[derive(Debug)]
 pub struct Engine {
     rng: StdRng,
     max_workflows: usize,
+    grace: Duration,
     domains: Domains,
     searches: HashMap<WorkflowId, Search>,
     runs: BTreeMap<WorkflowId, Run>,
+    /// Of each component, its workflow and its place there.
+    places: HashMap<ComponentId, (WorkflowId, usize)>,
     requests: Requests,
     /// When to look at a workflow again.
     timers: BTreeSet<(Millis, WorkflowId)>,
@@ -350,6 +417,9 @@ impl edgeless_daemon::engine::Engine for Engine {
                 self.search(id, workflow, Goal::Plan, ticket);
             }
             Event::Stop { ticket, workflow } => self.stop(now, ticket, workflow),
+            Event::Migrate { ticket, workflow, domain, component } => {
+                self.migrate(now, ticket, workflow, domain, component.as_deref());
+            }
             Event::Limit { ticket, part, changes } => {
                 let run = self.runs.get_mut(&part.workflow).ok_or_else(|| unknown(part.workflow));
                 let kept = run.and_then(|run| run.limit(part, &changes));
@@ -361,22 +431,27 @@ impl edgeless_daemon::engine::Engine for Engine {
                 self.seen(now, &domain, seen);
             }
             Event::DomainLost { domain, reason } => {
-                if self.domains.lost(&domain, reason) {
+                if self.domains.lost(now, &domain, reason) {
                     self.lost(now, &domain);
                 }
             }
-            Event::Planned { workflow, result } => self.planned(now, workflow, result),
-            Event::Created { part, result } => self.component(now, part, |run, native| {
+            Event::Planned { workflow, ask, result } => self.planned(now, workflow, ask, result),
+            Event::Created { part, result } => self.component(now, part, |run, domains| {
+                let native = run.domain_of_part(part).is_some_and(|domain| domains.speaks_ours(domain));
                 run.created(now, part, result, native);
             }),
             Event::Patched { part, result } => self.component(now, part, |run, _| run.patched(now, part, result)),
             Event::Stopped { part, result } => self.component(now, part, |run, _| run.stopped(now, part, result)),
-            Event::Activated { workflow, round, result } => {
+            Event::Released { part, result } => self.component(now, part, |run, _| run.released(now, part, result)),
+            Event::Activated { workflow, site, round, result } => {
                 if let Some(run) = self.runs.get_mut(&workflow) {
-                    run.activated(now, round, result);
+                    run.activated(now, site, round, result);
                     self.advance(now, workflow, Touched::All);
                 }
             }
+            Event::Rows { domain, rows } => self.rows(now, &domain, rows),
+            Event::Nodes { domain, result } => self.learnt(now, &domain, result),
+            Event::Probed { domain, pulse } => self.probed(now, &domain, pulse),
             Event::Tick => self.tick(now),
         }
         std::mem::take(&mut self.effects)
@@ -393,9 +468,11 @@ impl Engine {
         Self {
             rng: StdRng::seed_from_u64(seed),
             max_workflows: settings.max_workflows,
+            grace: settings.domain_grace,
             domains: Domains::new(settings.orchestrators, settings.max_domains),
             searches: HashMap::new(),
             runs: BTreeMap::new(),
+            places: HashMap::new(),
             requests: Requests::default(),
             timers: BTreeSet::new(),
             started: 0,
@@ -423,9 +500,10 @@ impl Engine {
     /// # Errors
     /// There is no such workflow.
     pub fn view(&self, id: WorkflowId) -> Result<WorkflowView, Error> {
-        let run = self.run(id)?;
-        let domain = run.domain().clone();
-        Ok(WorkflowView { peer: self.peer(&domain), domain, components: run.parts() })
+        let components = self.run(id)?.parts();
+        let domains: BTreeSet<&DomainId> = components.iter().map(|component| &component.domain).collect();
+        let peers = domains.into_iter().map(|domain| (domain.clone(), self.peer(domain))).collect();
+        Ok(WorkflowView { peers, components })
     }
 
     /// One component, for whoever wants to ask its domain about it.
@@ -433,13 +511,21 @@ impl Engine {
     /// # Errors
     /// There is no such component.
     pub fn part(&self, id: ComponentId) -> Result<PartView, Error> {
-        let mut found = self.running().filter_map(|(_, run)| Some((run.part(id)?, run.domain())));
-        let (part, domain) = found.next().ok_or_else(|| {
+        // One of an EDGELESS 1.2 domain is known by an id that the domain has given it.
+        let indexed = self.places.get(&id).and_then(|(workflow, _)| self.run(*workflow).ok()?.part(id));
+        let part = indexed.or_else(|| self.running().find_map(|(_, run)| run.part(id)));
+        let found = part.and_then(|part| Some((part, self.run(part.workflow).ok()?.home(part.place)?)));
+        let (part, domain) = found.ok_or_else(|| {
             Error::not_found(format!(
                 "there is no component {id} in a workflow that runs; `edgeless_cli workflow inspect all` shows them"
             ))
         })?;
-        Ok(PartView { part, peer: self.peer(domain) })
+        Ok(PartView { part, domain: domain.clone(), peer: self.peer(domain) })
+    }
+
+    /// The domain of a node, as far as it was learnt.
+    pub fn domain_of(&self, node: NodeId) -> Option<DomainId> {
+        self.domains.domain_of(node).cloned()
     }
 
     fn peer(&self, domain: &DomainId) -> Result<Peer, String> {
@@ -509,7 +595,7 @@ impl Engine {
         match known {
             Known::Refused(error) => self.reply(ticket, Err(error)),
             Known::Pending(id) | Known::Started(id) => {
-                if let Some(search) = self.searches.get_mut(&id) {
+                if let Some(search) = self.searches.get_mut(&id).filter(|search| search.is_new_workflow()) {
                     return search.askers.push(ticket);
                 }
                 match self.runs.get_mut(&id) {
@@ -523,90 +609,6 @@ impl Engine {
                         self.reply(ticket, Err(Error::not_found(reason)));
                     }
                 }
-            }
-        }
-    }
-
-    fn search(&mut self, id: WorkflowId, workflow: Workflow, goal: Goal, ticket: Ticket) {
-        let count = self.runs.len() + self.searches.len();
-        if count >= self.max_workflows {
-            let limit = self.max_workflows;
-            let reason = format!(
-                "there are {count} workflows, and {limit} are the limit: stop one, or raise 'max_workflows' of the controller"
-            );
-            return self.refuse(id, &goal, vec![ticket], Error::exhausted(reason));
-        }
-        let components = match run::components(&workflow, &mut self.rng) {
-            Ok(components) => components,
-            Err(error) => return self.refuse(id, &goal, vec![ticket], error),
-        };
-        let needs = Needs::of(&workflow);
-        let (mut rest, mut misses) = (Vec::new(), Vec::new());
-        for (domain, capabilities) in self.domains.all() {
-            let miss = match capabilities {
-                Some(capabilities) => needs.miss(capabilities),
-                None => Some(self.domains.miss(domain)),
-            };
-            match miss {
-                Some(miss) => misses.push((domain.clone(), miss)),
-                None => rest.push(domain.clone()),
-            }
-        }
-        rest.shuffle(&mut self.rng);
-        let asking = DomainId(String::new());
-        let search = Search { workflow, components, goal, askers: vec![ticket], asking, rest, misses };
-        self.ask_next(id, search);
-    }
-
-    /// Asks the next domain that may host a workflow, or refuses the workflow.
-    fn ask_next(&mut self, id: WorkflowId, mut search: Search) {
-        while let Some(domain) = search.rest.pop() {
-            let Some(Reach { peer, .. }) = self.domains.reach(&domain) else {
-                let miss = self.domains.miss(&domain);
-                search.misses.push((domain, miss));
-                continue;
-            };
-            let items = run::items(&search.workflow, id, &search.components);
-            self.effects.push(Effect::Plan { peer, workflow: id, items });
-            search.asking = domain;
-            self.searches.insert(id, search);
-            return;
-        }
-        self.refuse(id, &search.goal, search.askers, placement::refusal(search.misses));
-    }
-
-    fn planned(&mut self, now: Millis, id: WorkflowId, result: Result<Vec<Placement>, Error>) {
-        let Some(mut search) = self.searches.remove(&id) else { return };
-        let domain = search.asking.clone();
-        match &result {
-            Ok(_) => self.domains.is_native(&domain, true),
-            Err(error) if error.code == Code::Unimplemented => self.domains.is_native(&domain, false),
-            Err(_) => {}
-        }
-        let placements = match result {
-            Ok(placements) => placements,
-            // An EDGELESS 1.2 orchestrator cannot be asked; it will say so when it starts components.
-            Err(error) if error.code == Code::Unimplemented => somewhere(&domain, &search.components),
-            Err(error) => {
-                search.misses.push((domain, placement::miss(error)));
-                return self.ask_next(id, search);
-            }
-        };
-        match search.goal {
-            Goal::Plan => {
-                for ticket in search.askers {
-                    self.reply(ticket, Ok(Answer::Planned(placements.clone())));
-                }
-            }
-            Goal::Start { .. } if self.domains.reach(&domain).is_none() => {
-                let miss = self.domains.miss(&domain);
-                search.misses.push((domain, miss));
-                self.ask_next(id, search);
-            }
-            Goal::Start { request } => {
-                let run = Run::new(id, search.workflow, search.components, domain, request, search.askers);
-                self.runs.insert(id, run);
-                self.advance(now, id, Touched::All);
             }
         }
     }
@@ -643,7 +645,7 @@ impl Engine {
     }
 
     fn runs_in(&self, domain: &DomainId) -> Vec<WorkflowId> {
-        self.runs.iter().filter(|(_, run)| run.domain() == domain).map(|(id, _)| *id).collect()
+        self.runs.iter().filter(|(_, run)| run.is_in(domain)).map(|(id, _)| *id).collect()
     }
 
     /// A domain gave a sign of life.
@@ -655,7 +657,7 @@ impl Engine {
             if let Some(run) = self.runs.get_mut(&id)
                 && seen == Seen::Fresh
             {
-                run.lost_everything();
+                run.lost_everything(domain);
             }
             self.advance(now, id, Touched::All);
         }
@@ -667,6 +669,7 @@ impl Engine {
         for id in self.runs_in(domain) {
             if let Some(run) = self.runs.get_mut(&id)
                 && run.is_starting()
+                && run.lives_in(domain)
             {
                 run.give_up(now, Error::unavailable(format!("the start was given up: {domain} {reason}")));
             }
@@ -674,21 +677,41 @@ impl Engine {
         }
     }
 
+    /// Domains say where components run.
+    fn rows(&mut self, now: Millis, domain: &DomainId, rows: Vec<Row>) {
+        let mut touched = BTreeSet::new();
+        for row in rows {
+            let Some((workflow, place)) = self.places.get(&row.component).copied() else { continue };
+            if self.runs.get_mut(&workflow).is_some_and(|run| run.heard(place, domain, row)) {
+                touched.insert(workflow);
+            }
+        }
+        for workflow in touched {
+            self.advance(now, workflow, Touched::All);
+        }
+    }
+
     /// An effect of a component has ended.
-    fn component(&mut self, now: Millis, part: Part, note: impl FnOnce(&mut Run, bool)) {
+    fn component(&mut self, now: Millis, part: Part, note: impl FnOnce(&mut Run, &Domains)) {
         let Some(run) = self.runs.get_mut(&part.workflow) else { return };
-        let native = self.domains.reach(run.domain()).is_some_and(|reach| reach.native);
-        note(run, native);
-        self.advance(now, part.workflow, Touched::One(part.place));
+        note(run, &self.domains);
+        // A sender that has been told where a component is may be what the end of another place waits for.
+        let touched = if run.is_changing() { Touched::All } else { Touched::One(part.place) };
+        self.advance(now, part.workflow, touched);
     }
 
     /// Derives what is to be done for a workflow, and answers those who wait for it.
     fn advance(&mut self, now: Millis, id: WorkflowId, touched: Touched) {
         let Some(run) = self.runs.get_mut(&id) else { return };
-        let reach = self.domains.reach(run.domain());
-        let again = reach.as_ref().and_then(|reach| run.advance(now, reach, touched, &mut self.effects));
+        let again = run.advance(now, &self.domains, touched, &mut self.effects);
         if let Some(deadline) = again.into_iter().chain(run.answer_by()).min() {
             self.timers.insert((deadline, id));
+        }
+        for (ticket, reply) in std::mem::take(&mut run.answers) {
+            self.effects.push(Effect::Reply { ticket, reply });
+        }
+        for domain in run.exporting() {
+            self.effects.extend(self.domains.to_follow(domain).map(Effect::Follow));
         }
         if run.is_starting() && run.is_settled() {
             let (askers, status, request) = (run.started(), run.status(), run.request());
@@ -701,8 +724,11 @@ impl Engine {
             }
             return;
         }
-        let (farewell, request) = (run.farewell(now, reach.is_some()), run.request());
+        let (farewell, request) = (run.farewell(now, &self.domains), run.request());
         if run.is_gone() {
+            for component in &run.components {
+                self.places.remove(&component.id);
+            }
             self.runs.remove(&id);
         }
         if let Some(farewell) = farewell {
@@ -730,9 +756,15 @@ impl Engine {
             self.lost(now, &domain);
         }
         let runs = &self.runs;
-        let in_use = || runs.values().map(|run| run.domain().clone()).collect();
-        let forgotten = self.domains.forget(in_use);
-        self.effects.extend(forgotten.into_iter().map(Effect::Forget));
+        let in_use = || runs.values().flat_map(Run::domains_in_use).collect();
+        for domain in self.domains.forget(in_use) {
+            for run in self.runs.values_mut() {
+                run.forgotten(&domain);
+            }
+            self.effects.push(Effect::Forget(domain));
+        }
+        self.learn_nodes(now);
+        self.look_after_losses(now);
         while let Some((deadline, id)) = self.timers.first().copied()
             && deadline <= now
         {
@@ -740,15 +772,4 @@ impl Engine {
             self.advance(now, id, Touched::All);
         }
     }
-}
-
-/// Where components go in a domain that says nothing of its nodes.
-fn somewhere(domain: &DomainId, components: &[Component]) -> Vec<Placement> {
-    let place = |name: &str| Placement {
-        name: name.to_string(),
-        domain: domain.clone(),
-        node: NodeId::NONE,
-        hostname: String::new(),
-    };
-    run::names(components).map(place).collect()
 }

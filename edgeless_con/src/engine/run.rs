@@ -1,33 +1,37 @@
-//! One workflow in its domain: each component as it is, and what is to be done next.
+//! One workflow in its domains: each component as it is, and what is to be done next.
 //!
 //! ```text
-//!  Starting, Running:  Absent -> Created -> Wired, then all are activated     (a barrier after each)
-//!  Stopping:           Absent <- Created, Wired
+//!  Starting:  Absent -> Created -> Wired -> Active     (a barrier after each, over all domains)
+//!  Running:   the same in each domain by itself, when it has lost everything
+//!  Stopping:  Absent <- all others
 //! ```
 //! Nothing here waits or calls: results are noted, and [`Run::advance`] derives the effects that are
-//! due from what is wanted and what is there. A component has at most one effect under way. The
-//! domain may lose everything at any time: then all is absent again, in the next epoch.
+//! due from what is wanted and what is there. A component has at most one effect under way in each
+//! domain. A domain may lose everything at any time: then all of it is absent again, in the next epoch.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use edgeless_api::component::{
-    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Start, StartContext,
-    StateSpec, Target,
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Row, Start,
+    StartContext, StatePolicy, StateSpec, Target, VOLUME,
 };
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, StateId, WorkflowId};
+use edgeless_api::relocate;
 use edgeless_api::workflow::{Mapping, Workflow, WorkflowStatus};
 use edgeless_daemon::engine::{Millis, Ticket};
 use rand::rngs::StdRng;
 use uuid::Uuid;
 
-use super::domains::Reach;
-use super::{ComponentView, Effect, Part, random_uuid};
+use super::domains::{Domains, Reach};
+use super::moves::{Leftover, Move};
+use super::place::{Place, Step, component_of, may_pass};
+use super::{ComponentView, Effect, Part, Reply, random_uuid};
 use crate::placement;
 
 /// How often a step of a start is tried before the start is undone.
-const ATTEMPTS: u32 = 3;
+pub(super) const ATTEMPTS: u32 = 3;
 /// How often a stop is tried at a domain that answers with a fault of its own.
 const STOP_ATTEMPTS: u32 = 5;
 /// How long whoever waits for the end of a stop is kept waiting; it goes on without them.
@@ -36,45 +40,29 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// The time between a failure and the next attempt.
-fn pause(failures: u32) -> Duration {
+pub(super) fn pause(failures: u32) -> Duration {
     FIRST_PAUSE.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1))).min(LONGEST_PAUSE)
-}
-
-/// Whether the same request may succeed later.
-fn may_pass(error: &Error) -> bool {
-    matches!(error.code, Code::Unavailable | Code::Timeout)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Step {
-    /// It is not in the domain.
-    Absent,
-    /// It was asked for and no answer came: it may be there.
-    Unsure,
-    /// It is there and lacks its outputs.
-    Created,
-    /// It has its outputs.
-    Wired,
 }
 
 /// A component of a workflow.
 #[derive(Debug)]
 pub(super) struct Component {
-    name: String,
-    kind: ComponentKind,
+    pub(super) name: String,
+    pub(super) kind: ComponentKind,
     state: Option<StateSpec>,
     /// Output channel to the place of its target among the components.
     outputs: Vec<(String, usize)>,
+    /// Those that have outputs to it.
+    pub(super) senders: Vec<usize>,
     /// Chosen by the controller, for life.
-    id: ComponentId,
-    /// What the domain knows it by: the same, unless the domain speaks only EDGELESS 1.2.
-    known_as: ComponentId,
-    epoch: u64,
-    step: Step,
-    busy: bool,
-    failures: u32,
-    retry_at: Millis,
-    trouble: String,
+    pub(super) id: ComponentId,
+    /// Of all its places so far.
+    last_epoch: u64,
+    pub(super) place: Place,
+    /// Where it is to be moved.
+    pub(super) next: Option<Place>,
+    /// Senders in other domains are told that it runs nowhere, so that they keep their events.
+    pub(super) is_parked: bool,
 }
 
 /// The components of a workflow that is to be started: functions, then resources.
@@ -87,8 +75,9 @@ pub(super) fn components(workflow: &Workflow, rng: &mut StdRng) -> Result<Vec<Co
     };
     let mut all = Vec::with_capacity(places.len());
     for function in workflow.functions() {
-        let policy = placement::state_policy(&function.annotations)
-            .map_err(|error| error.context(format!("component '{}'", function.name)))?;
+        let in_component = |error: Error| error.context(format!("component '{}'", function.name));
+        let policy = placement::state_policy(&function.annotations).map_err(in_component)?;
+        placement::check_scale(&function.annotations, policy).map_err(in_component)?;
         let state = StateSpec { id: StateId(random_uuid(rng)), policy };
         let id = ComponentId(random_uuid(rng));
         all.push(Component::new(id, &function.name, Some(state), outputs(&function.outputs)));
@@ -97,7 +86,19 @@ pub(super) fn components(workflow: &Workflow, rng: &mut StdRng) -> Result<Vec<Co
         let id = ComponentId(random_uuid(rng));
         all.push(Component::new(id, &resource.name, None, outputs(&resource.outputs)));
     }
+    let edges = edges(&all);
+    for (sender, target) in edges {
+        if let Some(target) = all.get_mut(target) {
+            target.senders.push(sender);
+        }
+    }
     Ok(all)
+}
+
+/// Who sends events to whom, each pair once.
+pub(super) fn edges(components: &[Component]) -> BTreeSet<(usize, usize)> {
+    let outputs = components.iter().enumerate();
+    outputs.flat_map(|(from, component)| component.outputs.iter().map(move |(_, to)| (from, *to))).collect()
 }
 
 /// The specification of the component at a place.
@@ -119,20 +120,22 @@ fn spec(workflow: &Workflow, id: WorkflowId, place: usize, component: &Component
     }))
 }
 
-/// All components with their specifications, to be planned.
-pub(super) fn items(workflow: &Workflow, id: WorkflowId, components: &[Component]) -> Vec<(String, ComponentSpec)> {
-    let item =
-        |(place, component): (usize, &Component)| Some((component.name.clone(), spec(workflow, id, place, component)?));
-    components.iter().enumerate().filter_map(item).collect()
-}
-
-/// The names of components, as they are placed.
-pub(super) fn names(components: &[Component]) -> impl Iterator<Item = &str> {
-    components.iter().map(|component| component.name.as_str())
+/// Some components with their specifications, to be planned.
+pub(super) fn items(
+    workflow: &Workflow,
+    id: WorkflowId,
+    components: &[Component],
+    places: &[usize],
+) -> Vec<(String, ComponentSpec)> {
+    let item = |place: &usize| {
+        let component = components.get(*place)?;
+        Some((component.name.clone(), spec(workflow, id, *place, component)?))
+    };
+    places.iter().filter_map(item).collect()
 }
 
 #[derive(Debug)]
-enum Phase {
+pub(super) enum Phase {
     Starting,
     Running,
     Stopping {
@@ -143,7 +146,7 @@ enum Phase {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Create,
     Wire,
@@ -169,6 +172,9 @@ struct Tally {
     unsure: usize,
     created: usize,
     wired: usize,
+    active: usize,
+    held: usize,
+    released: usize,
 }
 
 impl Tally {
@@ -178,19 +184,48 @@ impl Tally {
             Step::Unsure => &mut self.unsure,
             Step::Created => &mut self.created,
             Step::Wired => &mut self.wired,
+            Step::Active => &mut self.active,
+            Step::Held => &mut self.held,
+            Step::Released => &mut self.released,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.unsure + self.created + self.wired + self.active + self.held == 0
+    }
+
+    fn stage(&self) -> Stage {
+        match self {
+            _ if self.absent + self.unsure > 0 => Stage::Create,
+            _ if self.created > 0 => Stage::Wire,
+            _ if self.wired > 0 => Stage::Activate,
+            _ => Stage::Settled,
         }
     }
 }
 
-/// The last of the three steps, which is one for all components.
+/// The last of the three steps, which is one for all components of a domain.
 #[derive(Debug, Default)]
 struct Activation {
-    done: bool,
+    /// The components that are being activated, each with its epoch.
+    batch: Vec<(usize, u64)>,
     busy: bool,
     failures: u32,
     retry_at: Millis,
     /// Raised when the domain has lost everything, so that an answer from before is recognised.
     round: u64,
+}
+
+/// The part of a workflow that is in one domain.
+#[derive(Debug)]
+pub(super) struct Site {
+    pub(super) domain: DomainId,
+    tally: Tally,
+    /// How many components have an effect under way.
+    pub(super) busy: usize,
+    activation: Activation,
+    /// The stage for which effects were last derived for all components.
+    derived: Option<Stage>,
 }
 
 /// Who is to be told that a workflow has ended.
@@ -202,52 +237,133 @@ pub(super) struct Farewell {
     pub(super) stoppers: Vec<Ticket>,
 }
 
-/// A workflow that a domain was found for.
+/// The place that the effect of a component was about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Slot {
+    /// Where the component is.
+    Here,
+    /// Where it is to be moved.
+    Next,
+    /// Where it was: the index among those that are left over.
+    Left(usize),
+}
+
+/// A workflow that domains were found for.
 #[derive(Debug)]
 pub(super) struct Run {
-    id: WorkflowId,
+    pub(super) id: WorkflowId,
     /// `None` once it is of no more use.
     workflow: Option<Workflow>,
-    domain: DomainId,
     request: Option<Uuid>,
-    components: Vec<Component>,
-    phase: Phase,
-    /// The stage for which effects were last derived for all components.
-    derived: Option<Stage>,
-    tally: Tally,
-    busy: usize,
-    activation: Activation,
+    pub(super) components: Vec<Component>,
+    pub(super) sites: Vec<Site>,
+    pub(super) phase: Phase,
     starters: Vec<Ticket>,
     stoppers: Vec<Ticket>,
+    /// A move that is under way.
+    pub(super) change: Option<Move>,
+    /// Places that components have left, where something may run yet.
+    pub(super) leftovers: Vec<Leftover>,
+    /// After how long a domain that is merely out of reach is given up.
+    pub(super) relocate_after: Option<Duration>,
+    /// When to look for another home again, and how often there was none.
+    pub(super) homeless: (Millis, u32),
+    /// Those who wait for a move that has ended.
+    pub(super) answers: Vec<(Ticket, Reply)>,
 }
 
 impl Run {
+    /// A workflow each of whose components has a domain.
     pub(super) fn new(
         id: WorkflowId,
         workflow: Workflow,
         components: Vec<Component>,
-        domain: DomainId,
+        homes: &[DomainId],
         request: Option<Uuid>,
         starters: Vec<Ticket>,
     ) -> Self {
-        Self {
+        // The workflow was checked when it was read.
+        let relocate_after = relocate::parse(workflow.annotations()).unwrap_or_default();
+        let mut run = Self {
             id,
             workflow: Some(workflow),
-            domain,
             request,
-            tally: Tally { absent: components.len(), ..Tally::default() },
             components,
+            sites: Vec::new(),
             phase: Phase::Starting,
-            derived: None,
-            busy: 0,
-            activation: Activation::default(),
             starters,
             stoppers: Vec::new(),
+            change: None,
+            leftovers: Vec::new(),
+            relocate_after,
+            homeless: (Millis(0), 0),
+            answers: Vec::new(),
+        };
+        for (place, home) in homes.iter().enumerate() {
+            let site = run.site(home);
+            if let Some(component) = run.components.get_mut(place) {
+                component.place.site = site;
+            }
+            run.tally(site, Step::Absent, 1);
+        }
+        run
+    }
+
+    /// The part that is in a domain.
+    pub(super) fn site(&mut self, domain: &DomainId) -> usize {
+        self.sites.iter().position(|site| site.domain == *domain).unwrap_or_else(|| {
+            let (tally, activation) = (Tally::default(), Activation::default());
+            self.sites.push(Site { domain: domain.clone(), tally, busy: 0, activation, derived: None });
+            self.sites.len() - 1
+        })
+    }
+
+    fn tally(&mut self, site: usize, step: Step, change: isize) {
+        if let Some(site) = self.sites.get_mut(site) {
+            let count = site.tally.of(step);
+            *count = count.saturating_add_signed(change);
         }
     }
 
-    pub(super) fn domain(&self) -> &DomainId {
-        &self.domain
+    pub(super) fn domain_of(&self, site: usize) -> Option<&DomainId> {
+        self.sites.get(site).map(|site| &site.domain)
+    }
+
+    /// The domain of a component.
+    pub(super) fn home(&self, place: usize) -> Option<&DomainId> {
+        self.domain_of(self.components.get(place)?.place.site)
+    }
+
+    /// Whether some component is in a domain, is to be moved there, or has left something there.
+    pub(super) fn is_in(&self, domain: &DomainId) -> bool {
+        self.sites.iter().any(|site| site.domain == *domain)
+    }
+
+    /// Whether some component has its place in a domain.
+    pub(super) fn lives_in(&self, domain: &DomainId) -> bool {
+        let Some(site) = self.sites.iter().position(|site| site.domain == *domain) else { return false };
+        self.components.iter().any(|component| component.place.site == site)
+    }
+
+    /// The domains with something that others must not forget.
+    pub(super) fn domains_in_use(&self) -> BTreeSet<DomainId> {
+        let places = self.components.iter().flat_map(|own| std::iter::once(&own.place).chain(&own.next));
+        places.filter_map(|place| self.domain_of(place.site).cloned()).collect()
+    }
+
+    /// The domains whose components others have outputs to.
+    pub(super) fn exporting(&self) -> BTreeSet<&DomainId> {
+        if self.sites.len() < 2 || matches!(self.phase, Phase::Stopping { .. }) {
+            return BTreeSet::new();
+        }
+        let places = |place: usize| {
+            let component = self.components.get(place);
+            let here = component.map(|own| &own.place).filter(|own| self.is_exported(place, own.site));
+            let next = component.and_then(|own| own.next.as_ref()).filter(|_| self.is_next_exported(place));
+            here.into_iter().chain(next)
+        };
+        let places = (0..self.components.len()).flat_map(places);
+        places.filter_map(|place| self.domain_of(place.site)).collect()
     }
 
     pub(super) fn request(&self) -> Option<Uuid> {
@@ -263,44 +379,51 @@ impl Run {
         matches!(self.phase, Phase::Starting)
     }
 
+    pub(super) fn is_stopping(&self) -> bool {
+        matches!(self.phase, Phase::Stopping { .. })
+    }
+
     /// The workflow, if it was started and nobody asked for its end.
     pub(super) fn running(&self) -> Option<&Workflow> {
         matches!(self.phase, Phase::Running).then_some(self.workflow.as_ref()).flatten()
     }
 
     pub(super) fn is_settled(&self) -> bool {
-        self.stage() == Stage::Settled
+        (0..self.sites.len()).all(|site| self.stage(site) == Stage::Settled)
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.stage() == Stage::Gone
+        self.leftovers.is_empty() && (0..self.sites.len()).all(|site| self.stage(site) == Stage::Gone)
     }
 
     pub(super) fn status(&self) -> WorkflowStatus {
-        let mapping = |component: &Component| Mapping {
-            name: component.name.clone(),
-            component: component.known_as,
-            domain: self.domain.clone(),
+        let mapping = |component: &Component| {
+            let domain = self.domain_of(component.place.site)?.clone();
+            Some(Mapping { name: component.name.clone(), component: component.place.known_as, domain })
         };
-        WorkflowStatus { workflow: self.id, mapping: self.components.iter().map(mapping).collect() }
+        WorkflowStatus { workflow: self.id, mapping: self.components.iter().filter_map(mapping).collect() }
     }
 
     /// The components as whoever looks at them needs them.
     pub(super) fn parts(&self) -> Vec<ComponentView> {
-        let view = |component: &Component| ComponentView {
-            name: component.name.clone(),
-            id: component.known_as,
-            epoch: component.epoch,
-            is_up: component.step == Step::Wired && self.activation.done,
-            trouble: component.trouble.clone(),
+        let view = |component: &Component| {
+            let (place, domain) = (&component.place, self.domain_of(component.place.site)?);
+            Some(ComponentView {
+                name: component.name.clone(),
+                domain: domain.clone(),
+                id: place.known_as,
+                epoch: place.epoch,
+                is_up: place.step == Step::Active,
+                trouble: place.trouble.clone(),
+            })
         };
-        self.components.iter().map(view).collect()
+        self.components.iter().filter_map(view).collect()
     }
 
     /// Names the component that its domain knows by this id.
     pub(super) fn part(&self, id: ComponentId) -> Option<Part> {
-        let place = self.components.iter().position(|component| component.known_as == id)?;
-        let epoch = self.components.get(place)?.epoch;
+        let place = self.components.iter().position(|component| component.place.known_as == id)?;
+        let epoch = self.components.get(place)?.place.epoch;
         Some(Part { workflow: self.id, place, epoch })
     }
 
@@ -313,18 +436,27 @@ impl Run {
         else {
             return Err(gone());
         };
-        if component.epoch != part.epoch {
+        let name = &component.name;
+        if component.place.epoch != part.epoch {
             // It may have been started again with the limits from before.
-            let name = &component.name;
             return Err(Error::unavailable(format!("'{name}' was started again meanwhile: try again in a moment")));
         }
+        if component.next.is_some() {
+            return Err(Error::unavailable(format!("'{name}' is being moved: try again in a moment")));
+        }
         workflow.annotate(&component.name, changes).map_err(Error::rejected)
+    }
+
+    /// Some components with their specifications, to be planned.
+    pub(super) fn items(&self, places: &[usize]) -> Vec<(String, ComponentSpec)> {
+        self.workflow.as_ref().map(|workflow| items(workflow, self.id, &self.components, places)).unwrap_or_default()
     }
 
     /// All is as it shall be: the start has succeeded. Those who wait for it.
     pub(super) fn started(&mut self) -> Vec<Ticket> {
         self.phase = Phase::Running;
-        tracing::info!(workflow = %self.id, domain = %self.domain, components = self.components.len(), "workflow started");
+        let domains: Vec<_> = self.sites.iter().map(|site| site.domain.0.as_str()).collect();
+        tracing::info!(workflow = %self.id, domain = domains.join(", "), components = self.components.len(), "workflow started");
         std::mem::take(&mut self.starters)
     }
 
@@ -334,9 +466,10 @@ impl Run {
     }
 
     fn wind_down(&mut self, now: Millis, cause: Option<Error>) {
+        self.cancel(now, Error::not_found("the workflow was stopped before it was moved"));
         self.phase = Phase::Stopping { cause, answer_by: now + PATIENCE, answered: false };
         for component in &mut self.components {
-            component.forget_failures();
+            component.place.forget_failures();
         }
     }
 
@@ -364,23 +497,29 @@ impl Run {
         }
     }
 
+    /// Whether nothing can be done for what is left before a domain is in reach again.
+    fn waits_for_domains(&self, domains: &Domains) -> bool {
+        let is_away = |site: usize| self.domain_of(site).is_none_or(|domain| domains.reach(domain).is_none());
+        let sites = self.sites.iter().enumerate();
+        let mut left = sites.filter(|(_, site)| !site.tally.is_empty() || site.busy > 0);
+        left.all(|(index, site)| site.busy == 0 && is_away(index))
+            && self.leftovers.iter().all(|left| left.place.busy.is_none() && is_away(left.place.site))
+    }
+
     /// The answers that are due once nothing is left, or what is left takes too long.
-    pub(super) fn farewell(&mut self, now: Millis, is_in_reach: bool) -> Option<Farewell> {
-        let is_gone = self.is_gone();
-        let waits_for_domain = !is_in_reach && self.busy == 0;
+    pub(super) fn farewell(&mut self, now: Millis, domains: &Domains) -> Option<Farewell> {
+        let is_over = self.is_stopping() && (self.is_gone() || self.waits_for_domains(domains));
         let Phase::Stopping { cause, answer_by, answered } = &mut self.phase else { return None };
-        if *answered || !(is_gone || waits_for_domain || now >= *answer_by) {
+        if *answered || !(is_over || now >= *answer_by) {
             return None;
         }
         *answered = true;
         let refusal = cause.take();
         self.workflow = None;
-        let left = self.components.len() - self.tally.absent;
+        let left = self.components.iter().filter(|own| own.place.is_anything()).count() + self.leftovers.len();
         match &refusal {
-            Some(reason) => {
-                tracing::info!(workflow = %self.id, domain = %self.domain, %reason, left, "workflow refused");
-            }
-            None => tracing::info!(workflow = %self.id, domain = %self.domain, left, "workflow stopped"),
+            Some(reason) => tracing::info!(workflow = %self.id, %reason, left, "workflow refused"),
+            None => tracing::info!(workflow = %self.id, left, "workflow stopped"),
         }
         Some(Farewell {
             refusal,
@@ -389,84 +528,120 @@ impl Run {
         })
     }
 
-    /// The domain has lost everything.
-    pub(super) fn lost_everything(&mut self) {
-        if self.running().is_some() {
-            tracing::info!(workflow = %self.id, domain = %self.domain, "the domain has restarted: starting the workflow again");
+    /// A domain has lost everything.
+    pub(super) fn lost_everything(&mut self, domain: &DomainId) {
+        let Some(index) = self.sites.iter().position(|site| site.domain == *domain) else { return };
+        if self.running().is_some() && self.lives_in(domain) {
+            tracing::info!(workflow = %self.id, %domain, "the domain has restarted: starting the workflow there again");
         }
+        let mut count = 0;
         for component in &mut self.components {
-            component.step = Step::Absent;
-            component.known_as = component.id;
-            component.epoch += 1;
-            component.forget_failures();
+            if component.place.site == index {
+                count += 1;
+                let epoch = component.next_epoch();
+                component.place.begin_again(epoch, component.id);
+            }
+            if let Some(next) = component.next.as_mut().filter(|next| next.site == index) {
+                component.last_epoch += 1;
+                next.begin_again(component.last_epoch, component.id);
+            }
         }
-        self.tally = Tally { absent: self.components.len(), ..Tally::default() };
-        let busy = self.activation.busy;
-        self.activation = Activation { busy, round: self.activation.round + 1, ..Activation::default() };
-        self.derived = None;
+        self.leftovers.retain(|left| left.place.site != index);
+        if let Some(site) = self.sites.get_mut(index) {
+            site.tally = Tally { absent: count, ..Tally::default() };
+            let Activation { busy, round, .. } = site.activation;
+            site.activation = Activation { busy, round: round + 1, ..Activation::default() };
+            site.derived = None;
+        }
     }
 
-    fn stage(&self) -> Stage {
+    fn stage(&self, site: usize) -> Stage {
+        let Some(own) = self.sites.get(site) else { return Stage::Settled };
         match self.phase {
-            Phase::Stopping { .. } if self.tally.absent == self.components.len() && self.busy == 0 => Stage::Gone,
+            Phase::Stopping { .. } if own.tally.is_empty() && own.busy == 0 => Stage::Gone,
             Phase::Stopping { .. } => Stage::Stop,
-            _ if self.tally.absent + self.tally.unsure > 0 => Stage::Create,
-            _ if self.tally.created > 0 => Stage::Wire,
-            _ if !self.activation.done => Stage::Activate,
-            _ => Stage::Settled,
+            Phase::Starting => self.sites.iter().map(|site| site.tally.stage()).min().unwrap_or(Stage::Settled),
+            Phase::Running => own.tally.stage(),
         }
     }
 
-    /// Derives the effects that are due at a domain in reach, and says when to look again.
+    /// Derives the effects that are due at domains in reach, and says when to look again.
     pub(super) fn advance(
         &mut self,
         now: Millis,
+        domains: &Domains,
+        touched: Touched,
+        effects: &mut Vec<Effect>,
+    ) -> Option<Millis> {
+        let mut again = self.advance_move(now, domains, effects);
+        for site in 0..self.sites.len() {
+            let reach = self.domain_of(site).and_then(|domain| domains.reach(domain));
+            let due = reach.and_then(|reach| self.advance_site(now, site, &reach, touched, effects));
+            again = again.into_iter().chain(due).min();
+        }
+        let due = self.advance_leftovers(now, domains, effects);
+        again.into_iter().chain(due).min()
+    }
+
+    fn advance_site(
+        &mut self,
+        now: Millis,
+        site: usize,
         reach: &Reach,
         touched: Touched,
         effects: &mut Vec<Effect>,
     ) -> Option<Millis> {
         if !reach.native {
-            self.write_off();
+            self.write_off(site);
         }
-        let stage = self.stage();
-        let is_new = self.derived.replace(stage) != Some(stage);
-        match (stage, touched) {
-            (Stage::Settled | Stage::Gone, _) => None,
-            (Stage::Activate, _) => self.activate(now, reach, effects),
-            (_, Touched::One(place)) if !is_new => self.act(now, stage, place, reach, effects),
+        let stage = self.stage(site);
+        let is_new = self.sites.get_mut(site)?.derived.replace(stage) != Some(stage);
+        let due = match touched {
+            Touched::One(place) if !is_new => self.act(now, stage, site, place, reach, effects),
             _ => {
                 let places = 0..self.components.len();
-                places.filter_map(|place| self.act(now, stage, place, reach, effects)).min()
+                places.filter_map(|place| self.act(now, stage, site, place, reach, effects)).min()
             }
-        }
+        };
+        let later = if stage == Stage::Activate { self.activate(now, site, reach, effects) } else { None };
+        due.into_iter().chain(later).min()
     }
 
     /// Gives up on components of which a domain that speaks only EDGELESS 1.2 never said the ids:
     /// there is no way to stop them.
-    fn write_off(&mut self) {
-        if self.tally.unsure == 0 || !matches!(self.phase, Phase::Stopping { .. }) {
+    fn write_off(&mut self, site: usize) {
+        let is_unsure = self.sites.get(site).is_some_and(|site| site.tally.unsure > 0);
+        if !is_unsure || !self.is_stopping() {
             return;
         }
         for place in 0..self.components.len() {
-            let Some(component) = self.components.get(place).filter(|component| component.step == Step::Unsure) else {
-                continue;
-            };
-            tracing::warn!(workflow = %self.id, domain = %self.domain, component = component.name, "no answer to the start of a component: it may still run");
+            let is_unsure = |own: &&Component| own.place.site == site && own.place.step == Step::Unsure;
+            let Some(component) = self.components.get(place).filter(is_unsure) else { continue };
+            tracing::warn!(workflow = %self.id, component = component.name, "no answer to the start of a component: it may still run");
             self.set_step(place, Step::Absent);
         }
     }
 
-    fn activate(&mut self, now: Millis, reach: &Reach, effects: &mut Vec<Effect>) -> Option<Millis> {
-        if self.activation.busy {
+    fn activate(&mut self, now: Millis, site: usize, reach: &Reach, effects: &mut Vec<Effect>) -> Option<Millis> {
+        let activation = &self.sites.get(site)?.activation;
+        if activation.busy {
             return None;
         }
-        if now < self.activation.retry_at {
-            return Some(self.activation.retry_at);
+        if now < activation.retry_at {
+            return Some(activation.retry_at);
         }
-        self.activation.busy = true;
-        let ids = self.components.iter().map(|component| component.known_as.0).collect();
-        let (workflow, round) = (self.id, self.activation.round);
-        effects.push(Effect::Activate { peer: reach.peer.clone(), workflow, round, ids });
+        let is_due = |own: &(usize, &Component)| own.1.place.site == site && own.1.place.step == Step::Wired;
+        let due: Vec<_> = self.components.iter().enumerate().filter(is_due).collect();
+        if due.is_empty() {
+            return None;
+        }
+        let ids = due.iter().map(|(_, component)| component.place.known_as.0).collect();
+        let batch = due.into_iter().map(|(place, component)| (place, component.place.epoch)).collect();
+        let activation = &mut self.sites.get_mut(site)?.activation;
+        activation.busy = true;
+        activation.batch = batch;
+        let (workflow, round) = (self.id, activation.round);
+        effects.push(Effect::Activate { peer: reach.peer.clone(), workflow, site, round, ids });
         None
     }
 
@@ -474,84 +649,214 @@ impl Run {
         &mut self,
         now: Millis,
         stage: Stage,
+        site: usize,
         place: usize,
         reach: &Reach,
         effects: &mut Vec<Effect>,
     ) -> Option<Millis> {
-        let component = self.components.get(place).filter(|component| !component.busy)?;
-        let is_needed = match (stage, component.step) {
+        let here = &self.components.get(place)?.place;
+        if here.site != site || here.busy.is_some() {
+            return None;
+        }
+        let is_needed = match (stage, here.step) {
             // Nobody knows what the first attempt did, and only our own orchestrators recognise a second.
             (Stage::Create, Step::Unsure) => reach.native,
             (Stage::Create, Step::Absent) | (Stage::Wire, Step::Created) => true,
-            (Stage::Stop, step) => step != Step::Absent,
-            _ => false,
+            (Stage::Stop, step) => !matches!(step, Step::Absent | Step::Released),
+            (Stage::Gone, _) => false,
+            _ => here.is_stale && here.is_wired(),
         };
         if !is_needed {
             return None;
         }
-        if now < component.retry_at {
-            return Some(component.retry_at);
+        if now < here.retry_at {
+            return Some(here.retry_at);
         }
-        effects.push(self.effect(stage, place, component, reach)?);
-        self.busy += 1;
-        self.components.get_mut(place)?.busy = true;
+        let effect = match here.step {
+            _ if stage == Stage::Stop => self.stopping(place, here, reach),
+            Step::Absent | Step::Unsure => self.creation(place, here, reach, self.is_exported(place, site))?,
+            _ => {
+                let (outputs, is_exported) = (self.outputs(place, site, false), self.is_exported(place, site));
+                self.wiring(place, reach, outputs, is_exported, Slot::Here)?
+            }
+        };
+        effects.push(effect);
+        if let Some(site) = self.sites.get_mut(site) {
+            site.busy += 1;
+        }
+        let here = &mut self.components.get_mut(place)?.place;
+        here.busy = Some(here.epoch);
         None
     }
 
-    fn effect(&self, stage: Stage, place: usize, component: &Component, reach: &Reach) -> Option<Effect> {
-        let peer = reach.peer.clone();
-        let part = Part { workflow: self.id, place, epoch: component.epoch };
-        let kind = component.kind;
-        Some(match stage {
-            Stage::Create => {
-                let context = StartContext::new(component.id, component.epoch, &component.name);
-                let spec = spec(self.workflow.as_ref()?, self.id, place, component)?;
-                let start = Box::new(Start { spec, context: Some(context) });
-                Effect::Create { peer, part, start, native: reach.native }
-            }
-            Stage::Wire => {
-                let output = |(channel, target): &(String, usize)| {
-                    Some((channel.clone(), Target::Component(self.components.get(*target)?.known_as)))
-                };
-                let outputs = component.outputs.iter().filter_map(output).collect();
-                Effect::Patch { peer, part, kind, patch: Patch::new(component.known_as.0, outputs) }
-            }
-            Stage::Stop => Effect::Stop { peer, part, kind, id: component.known_as },
-            Stage::Activate | Stage::Settled | Stage::Gone => return None,
+    fn part_of(&self, place: usize, own: &Place) -> Part {
+        Part { workflow: self.id, place, epoch: own.epoch }
+    }
+
+    /// The start of a component at a place of it.
+    pub(super) fn creation(&self, place: usize, own: &Place, reach: &Reach, is_exported: bool) -> Option<Effect> {
+        let component = self.components.get(place)?;
+        let context =
+            StartContext { state: own.state.clone(), ..StartContext::new(component.id, own.epoch, &component.name) };
+        let mut spec = spec(self.workflow.as_ref()?, self.id, place, component)?;
+        if is_exported {
+            never_to_zero(spec.annotations_mut());
+        }
+        let start = Box::new(Start { spec, context: Some(context) });
+        let (peer, part) = (reach.peer.clone(), self.part_of(place, own));
+        Some(Effect::Create { peer, part, start, native: reach.native })
+    }
+
+    /// Tells a domain the outputs of a component.
+    pub(super) fn wiring(
+        &mut self,
+        place: usize,
+        reach: &Reach,
+        outputs: BTreeMap<String, Target>,
+        is_exported: bool,
+        slot: Slot,
+    ) -> Option<Effect> {
+        let id = self.id;
+        let component = self.components.get_mut(place)?;
+        let own = if slot == Slot::Next { component.next.as_mut()? } else { &mut component.place };
+        own.is_stale = false;
+        own.is_exported = is_exported;
+        let part = Part { workflow: id, place, epoch: own.epoch };
+        let patch = Patch { id: own.known_as.0, outputs, exported: is_exported };
+        Some(Effect::Patch { peer: reach.peer.clone(), part, kind: component.kind, patch })
+    }
+
+    /// Stops a component at a place of it.
+    pub(super) fn stopping(&self, place: usize, own: &Place, reach: &Reach) -> Effect {
+        let kind = self.components.get(place).map_or(ComponentKind::Function, |component| component.kind);
+        Effect::Stop { peer: reach.peer.clone(), part: self.part_of(place, own), kind, id: own.known_as }
+    }
+
+    /// What the outputs of a component in a domain lead to: as things are, or as they are after a move.
+    pub(super) fn outputs(&self, place: usize, site: usize, after: bool) -> BTreeMap<String, Target> {
+        let output = |(channel, target): &(String, usize)| {
+            let target = self.components.get(*target)?;
+            let own = target.next.as_ref().filter(|_| after).unwrap_or(&target.place);
+            let leads_to = match own.site == site {
+                true => Target::Component(own.known_as),
+                false if target.is_parked && !after => Target::Row(own.parking(target.id)),
+                false => Target::Row(own.row(target.id)),
+            };
+            Some((channel.clone(), leads_to))
+        };
+        let outputs = self.components.get(place).map_or(&[][..], |component| &component.outputs);
+        outputs.iter().filter_map(output).collect()
+    }
+
+    /// Whether a component, as it is in a domain, has senders in others, or gets one by a move.
+    pub(super) fn is_exported(&self, place: usize, site: usize) -> bool {
+        let Some(component) = self.components.get(place) else { return false };
+        let mut senders = component.senders.iter().filter_map(|sender| self.components.get(*sender));
+        senders.any(|sender| {
+            let moves_away = sender.next.as_ref().is_some_and(|next| next.site != site);
+            sender.place.site != site || component.next.is_none() && moves_away
         })
+    }
+
+    /// Whether a component has senders in other domains once it has moved.
+    pub(super) fn is_next_exported(&self, place: usize) -> bool {
+        let Some(component) = self.components.get(place) else { return false };
+        let Some(next) = &component.next else { return false };
+        let mut senders = component.senders.iter().filter_map(|sender| self.components.get(*sender));
+        senders.any(|sender| sender.next.as_ref().unwrap_or(&sender.place).site != next.site)
+    }
+
+    /// Marks those that are told to be exported and are not, or the other way round.
+    pub(super) fn refresh_exports(&mut self) {
+        for place in 0..self.components.len() {
+            let Some(own) = self.components.get(place) else { continue };
+            let is_exported = self.is_exported(place, own.place.site);
+            if let Some(component) = self.components.get_mut(place)
+                && component.place.is_wired()
+                && component.place.is_exported != is_exported
+            {
+                component.place.is_stale = true;
+            }
+        }
+    }
+
+    /// Marks those in other domains that have outputs to a component.
+    pub(super) fn senders_are_stale(&mut self, place: usize) {
+        let Some(component) = self.components.get(place) else { return };
+        let (home, senders) = (component.place.site, component.senders.clone());
+        for sender in senders {
+            let Some(sender) = self.components.get_mut(sender) else { continue };
+            if sender.place.site != home {
+                sender.place.is_stale = true;
+            }
+            if let Some(next) = &mut sender.next {
+                next.is_stale = true;
+            }
+        }
+    }
+
+    /// A domain said where it runs a component. True if that is new.
+    pub(super) fn heard(&mut self, place: usize, domain: &DomainId, row: Row) -> bool {
+        let Some(site) = self.sites.iter().position(|site| site.domain == *domain) else { return false };
+        let Some(component) = self.components.get_mut(place) else { return false };
+        let places = std::iter::once(&mut component.place).chain(&mut component.next);
+        let is_new = places.filter(|own| own.site == site).any(|own| own.heard(row.clone()));
+        if is_new {
+            self.senders_are_stale(place);
+        }
+        is_new
+    }
+
+    /// The place whose effect has ended, and whether its result counts.
+    pub(super) fn finished(&mut self, part: Part) -> Option<(Slot, bool)> {
+        let component = self.components.get_mut(part.place)?;
+        if let Some(counts) = component.place.finished(part.epoch) {
+            if let Some(site) = self.sites.get_mut(component.place.site) {
+                site.busy = site.busy.saturating_sub(1);
+            }
+            return Some((Slot::Here, counts));
+        }
+        if let Some(counts) = component.next.as_mut().and_then(|next| next.finished(part.epoch)) {
+            return Some((Slot::Next, counts));
+        }
+        let left = self.leftovers.iter_mut().enumerate().filter(|(_, left)| left.component == part.place);
+        let mut ended = left.filter_map(|(index, left)| Some((index, left.place.finished(part.epoch)?)));
+        ended.next().map(|(index, counts)| (Slot::Left(index), counts))
     }
 
     /// Takes note of the answer to a create.
     pub(super) fn created(&mut self, now: Millis, part: Part, result: Result<ComponentRef, Error>, native: bool) {
-        let Some(is_current) = self.finished(part) else { return };
-        let is_stopping = matches!(self.phase, Phase::Stopping { .. });
-        let result = result.and_then(|id| match id {
-            ComponentRef::Component(id) => Ok(id),
-            ComponentRef::Instance(id) => Err(Error::bug(format!("the orchestrator answered with an instance, {id}"))),
-        });
-        match result {
+        let Some((slot, is_current)) = self.finished(part) else { return };
+        let result = component_of(result);
+        match (slot, result) {
             // An answer from before the domain restarted: the next epoch supersedes what it left, if
             // there is a next one.
-            Ok(_) if !is_current && !is_stopping => {}
-            Ok(id) => self.is_there(part.place, id),
-            Err(_) if !is_current => {}
-            Err(error) => {
+            (Slot::Here, Ok(_)) if !is_current && !self.is_stopping() => {}
+            (Slot::Here, Ok(id)) => self.is_there(part.place, id),
+            (Slot::Here, Err(_)) if !is_current => {}
+            (Slot::Here, Err(error)) => {
                 if !error.code.is_refusal() {
                     self.set_step(part.place, Step::Unsure);
                 }
                 let retry = may_pass(&error) && native;
                 self.failed(now, part.place, error, retry);
             }
+            (Slot::Next, result) if is_current => self.next_created(now, part.place, result, native),
+            (Slot::Next, _) => {}
+            (Slot::Left(index), result) => self.left_created(index, result),
         }
     }
 
     fn is_there(&mut self, place: usize, id: ComponentId) {
+        let is_plain = self.is_plain(place);
         let Some(component) = self.components.get_mut(place) else { return };
-        component.known_as = id;
-        component.forget_failures();
-        let step = if component.outputs.is_empty() { Step::Wired } else { Step::Created };
-        let (workflow, domain, name) = (self.id, &self.domain, &component.name);
-        match component.kind {
+        component.place.known_as = id;
+        component.place.state = None;
+        component.place.forget_failures();
+        let (workflow, name, kind) = (self.id, component.name.clone(), component.kind);
+        self.set_step(place, if is_plain { Step::Wired } else { Step::Created });
+        let Some(domain) = self.home(place) else { return };
+        match kind {
             ComponentKind::Function => {
                 tracing::info!(%workflow, function = name, component = %id, %domain, "function instance spawned");
             }
@@ -559,111 +864,178 @@ impl Run {
                 tracing::info!(%workflow, resource = name, component = %id, %domain, "resource opened");
             }
         }
-        self.set_step(place, step);
+    }
+
+    /// A component of which its domain need not be told anything once it is there.
+    fn is_plain(&self, place: usize) -> bool {
+        let component = self.components.get(place);
+        component.is_some_and(|own| own.outputs.is_empty() && !self.is_exported(place, own.place.site))
     }
 
     /// Takes note of the answer to a patch.
     pub(super) fn patched(&mut self, now: Millis, part: Part, result: Result<(), Error>) {
-        if self.finished(part) != Some(true) {
-            return;
-        }
-        match result {
-            Ok(()) => {
-                self.set_step(part.place, Step::Wired);
-                self.succeeded(part.place);
+        let place = part.place;
+        match (self.finished(part), result) {
+            (Some((Slot::Here, true)), Ok(())) => {
+                if self.components.get(place).is_some_and(|own| own.place.step == Step::Created) {
+                    self.set_step(place, Step::Wired);
+                }
+                self.succeeded(place);
             }
-            Err(error) => {
+            (Some((Slot::Here, true)), Err(error)) => {
+                if let Some(component) = self.components.get_mut(place) {
+                    component.place.is_stale = true;
+                }
                 let retry = may_pass(&error);
-                self.failed(now, part.place, error, retry);
+                self.failed(now, place, error, retry);
             }
+            (Some((Slot::Next, true)), result) => self.next_patched(now, place, result),
+            _ => {}
         }
     }
 
     /// Takes note of the answer to a stop.
     pub(super) fn stopped(&mut self, now: Millis, part: Part, result: Result<(), Error>) {
-        if self.finished(part) != Some(true) {
-            return;
+        match self.finished(part) {
+            Some((Slot::Here, true)) => {}
+            Some((Slot::Left(index), _)) => return self.left_stopped(now, index, result),
+            _ => return,
         }
         let Err(error) = result else {
             self.set_step(part.place, Step::Absent);
             return self.succeeded(part.place);
         };
-        let failures = self.components.get(part.place).map_or(0, |component| component.failures + 1);
-        if error.code.is_refusal() || (error.code == Code::Bug && failures >= STOP_ATTEMPTS) {
-            if error.code != Code::NotFound {
-                tracing::warn!(workflow = %self.id, domain = %self.domain, reason = %error, "the domain does not stop a component");
-            }
+        let failures = self.components.get(part.place).map_or(0, |component| component.place.failures + 1);
+        if self.is_stopped_by(&error, failures) {
             self.set_step(part.place, Step::Absent);
         } else {
             self.failed(now, part.place, error, true);
         }
     }
 
+    /// Whether to leave it at this answer to a stop.
+    pub(super) fn is_stopped_by(&self, error: &Error, failures: u32) -> bool {
+        let is_over = error.code.is_refusal() || (error.code == Code::Bug && failures >= STOP_ATTEMPTS);
+        if is_over && error.code != Code::NotFound {
+            tracing::warn!(workflow = %self.id, reason = %error, "a domain does not stop a component");
+        }
+        is_over
+    }
+
     /// Takes note of the answer to an activation.
-    pub(super) fn activated(&mut self, now: Millis, round: u64, result: Result<(), Error>) {
-        self.activation.busy = false;
-        if round != self.activation.round {
+    pub(super) fn activated(&mut self, now: Millis, site: usize, round: u64, result: Result<(), Error>) {
+        let Some(activation) = self.sites.get_mut(site).map(|site| &mut site.activation) else { return };
+        activation.busy = false;
+        if round != activation.round {
             return;
         }
+        let batch = std::mem::take(&mut activation.batch);
         match result {
-            Ok(()) => self.is_up(),
+            Ok(()) => self.are_active(site, batch),
             // EDGELESS 1.2 knows no activation: its components emit as soon as they are there.
-            Err(error) if error.code == Code::Unimplemented => self.is_up(),
+            Err(error) if error.code == Code::Unimplemented => self.are_active(site, batch),
             Err(error) => {
-                self.activation.failures += 1;
-                self.activation.retry_at = now + pause(self.activation.failures);
-                if self.is_starting() && (!may_pass(&error) || self.activation.failures >= ATTEMPTS) {
-                    self.give_up(now, error.context("the components cannot be activated"));
+                activation.failures += 1;
+                activation.retry_at = now + pause(activation.failures);
+                if !may_pass(&error) || activation.failures >= ATTEMPTS {
+                    let error = error.context("the components cannot be activated");
+                    if self.is_starting() {
+                        return self.give_up(now, error);
+                    }
+                    for (place, _) in batch {
+                        if let Some(component) = self.components.get_mut(place) {
+                            component.place.trouble.clone_from(&error.message);
+                        }
+                    }
                 }
             }
         }
     }
 
-    fn is_up(&mut self) {
-        self.activation.done = true;
-        if matches!(self.phase, Phase::Running) {
-            tracing::info!(workflow = %self.id, domain = %self.domain, "workflow runs again");
+    fn are_active(&mut self, site: usize, batch: Vec<(usize, u64)>) {
+        for (place, epoch) in batch {
+            let is_it =
+                |own: &&Component| own.place.site == site && own.place.epoch == epoch && own.place.step == Step::Wired;
+            if self.components.get(place).is_some_and(|own| is_it(&own)) {
+                self.set_step(place, Step::Active);
+                self.succeeded(place);
+            }
         }
-    }
-
-    /// The effect of a component has ended. Whether its result still counts; `None`: no such component.
-    fn finished(&mut self, part: Part) -> Option<bool> {
-        let component = self.components.get_mut(part.place)?;
-        if std::mem::take(&mut component.busy) {
-            self.busy -= 1;
+        if let Some(site) = self.sites.get_mut(site) {
+            site.activation.failures = 0;
+            if matches!(self.phase, Phase::Running) && site.tally.stage() == Stage::Settled {
+                tracing::info!(workflow = %self.id, domain = %site.domain, "workflow runs again");
+            }
         }
-        Some(component.epoch == part.epoch)
     }
 
     fn succeeded(&mut self, place: usize) {
         if let Some(component) = self.components.get_mut(place) {
-            component.forget_failures();
+            component.place.forget_failures();
         }
     }
 
     fn failed(&mut self, now: Millis, place: usize, error: Error, retry: bool) {
         let Some(component) = self.components.get_mut(place) else { return };
-        component.failures = component.failures.saturating_add(1);
-        component.retry_at = now + pause(component.failures);
-        component.trouble.clone_from(&error.message);
+        component.place.failed(now, &error);
         let what = format!("component '{}'", component.name);
-        let first = component.failures == 1;
-        let failures = component.failures;
+        let failures = component.place.failures;
         match self.phase {
             Phase::Starting if !retry || failures >= ATTEMPTS => self.give_up(now, error.context(what)),
-            Phase::Running if first => {
-                tracing::warn!(workflow = %self.id, domain = %self.domain, reason = %error, "{what} is not back yet");
+            Phase::Running if failures == 1 => {
+                tracing::warn!(workflow = %self.id, reason = %error, "{what} is not as it should be yet");
             }
             _ => {}
         }
     }
 
-    fn set_step(&mut self, place: usize, step: Step) {
-        if let Some(component) = self.components.get_mut(place) {
-            *self.tally.of(component.step) -= 1;
-            *self.tally.of(step) += 1;
-            component.step = step;
+    pub(super) fn set_step(&mut self, place: usize, step: Step) {
+        let Some(component) = self.components.get_mut(place) else { return };
+        let site = component.place.site;
+        let before = std::mem::replace(&mut component.place.step, step);
+        self.tally(site, before, -1);
+        self.tally(site, step, 1);
+    }
+
+    /// Puts a component to another place, and gives back the one before.
+    pub(super) fn settle(&mut self, place: usize, new: Place) -> Option<Place> {
+        let component = self.components.get_mut(place)?;
+        let (site, step) = (new.site, new.step);
+        let old = std::mem::replace(&mut component.place, new);
+        self.tally(old.site, old.step, -1);
+        self.tally(site, step, 1);
+        if let Some(site) = self.sites.get_mut(old.site).filter(|_| old.busy.is_some()) {
+            site.busy = site.busy.saturating_sub(1);
         }
+        Some(old)
+    }
+
+    /// Something moves, or has left something behind.
+    pub(super) fn is_changing(&self) -> bool {
+        self.change.is_some() || !self.leftovers.is_empty()
+    }
+
+    /// The domain in which an effect of a component is under way.
+    pub(super) fn domain_of_part(&self, part: Part) -> Option<&DomainId> {
+        let component = self.components.get(part.place)?;
+        let own = std::iter::once(&component.place).chain(&component.next);
+        let left = self.leftovers.iter().filter(|left| left.component == part.place).map(|left| &left.place);
+        let mut places = own.chain(left);
+        self.domain_of(places.find(|place| place.busy == Some(part.epoch))?.site)
+    }
+
+    /// Everything is looked at again.
+    pub(super) fn derive_again(&mut self) {
+        for site in &mut self.sites {
+            site.derived = None;
+        }
+    }
+}
+
+/// What gets events from elsewhere cannot be woken by them.
+fn never_to_zero(annotations: &mut Annotations) {
+    if let Some(least) = annotations.get_mut("min_instances").filter(|least| least.trim() == "0") {
+        *least = "1".into();
     }
 }
 
@@ -675,20 +1047,42 @@ impl Component {
             kind: if state.is_some() { ComponentKind::Function } else { ComponentKind::Resource },
             state,
             outputs,
+            senders: Vec::new(),
             id,
-            known_as: id,
-            epoch: 1,
-            step: Step::Absent,
-            busy: false,
-            failures: 0,
-            retry_at: Millis(0),
-            trouble: String::new(),
+            last_epoch: 1,
+            place: Place::new(0, 1, id),
+            next: None,
+            is_parked: false,
         }
     }
 
-    fn forget_failures(&mut self) {
-        self.failures = 0;
-        self.retry_at = Millis(0);
-        self.trouble.clear();
+    /// An epoch that no place of it had.
+    pub(super) fn next_epoch(&mut self) -> u64 {
+        self.last_epoch += 1;
+        self.last_epoch
+    }
+
+    /// It has something to remember when it moves.
+    pub(super) fn has_state(&self) -> bool {
+        self.state.is_some_and(|state| state.policy != StatePolicy::Transient)
+    }
+
+    pub(super) fn has_outputs(&self) -> bool {
+        !self.outputs.is_empty()
+    }
+}
+
+impl Run {
+    /// Why a component is not where it could run.
+    pub(super) fn waits(&mut self, place: usize, reason: String) {
+        if let Some(component) = self.components.get_mut(place) {
+            component.place.trouble = reason;
+        }
+    }
+
+    /// Whether a component keeps something in its domain that cannot be moved.
+    pub(super) fn has_volumes(&self, place: usize) -> bool {
+        let function = self.workflow.as_ref().and_then(|workflow| workflow.functions().get(place));
+        function.is_some_and(|function| function.annotations.keys().any(|key| key.starts_with(VOLUME)))
     }
 }

@@ -4,13 +4,20 @@ use std::time::Duration;
 
 use edgeless_api::component::StatePolicy;
 use edgeless_api::component::Target;
+use edgeless_api::error::Code;
 use edgeless_api::workflow::{Function, Resource};
 use edgeless_api::{FunctionClass, InstanceId};
 use edgeless_daemon::engine::Engine as _;
 
 use super::*;
 
+mod losing;
+mod moving;
+mod simulation;
+mod split;
+
 const LIFETIME: Duration = Duration::from_secs(6);
+const GRACE: Duration = Duration::from_secs(30);
 
 struct World {
     engine: Engine,
@@ -27,24 +34,28 @@ type Script<'a> = &'a mut dyn FnMut(&Effect) -> Option<Event>;
 /// A domain that does what it is told.
 fn obey(effect: &Effect) -> Option<Event> {
     Some(match effect {
-        Effect::Plan { workflow, items, peer } => {
+        Effect::Plan { workflow, ask, items, peer } => {
             let place = |(name, _): &(String, ComponentSpec)| Placement {
                 name: name.clone(),
                 domain: peer.domain.clone(),
                 node: NodeId(Uuid::nil()),
                 hostname: "here".into(),
             };
-            Event::Planned { workflow: *workflow, result: Ok(items.iter().map(place).collect()) }
+            Event::Planned { workflow: *workflow, ask: *ask, result: Ok(items.iter().map(place).collect()) }
         }
         Effect::Create { part, start, .. } => {
             let id = start.context.as_ref().unwrap().component;
             Event::Created { part: *part, result: Ok(ComponentRef::Component(id)) }
         }
         Effect::Patch { part, .. } => Event::Patched { part: *part, result: Ok(()) },
-        Effect::Activate { workflow, round, .. } => {
-            Event::Activated { workflow: *workflow, round: *round, result: Ok(()) }
+        Effect::Activate { workflow, site, round, .. } => {
+            Event::Activated { workflow: *workflow, site: *site, round: *round, result: Ok(()) }
         }
         Effect::Stop { part, .. } => Event::Stopped { part: *part, result: Ok(()) },
+        Effect::Release { part, .. } => {
+            Event::Released { part: *part, result: Ok(Some(Bytes::from_static(b"remembered"))) }
+        }
+        Effect::Nodes(_) | Effect::Probe { .. } | Effect::Follow(_) => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
 }
@@ -52,19 +63,24 @@ fn obey(effect: &Effect) -> Option<Event> {
 /// A domain that fails at one kind of effect.
 fn fail(effect: &Effect, error: Error) -> Option<Event> {
     Some(match effect {
-        Effect::Plan { workflow, .. } => Event::Planned { workflow: *workflow, result: Err(error) },
+        Effect::Plan { workflow, ask, .. } => Event::Planned { workflow: *workflow, ask: *ask, result: Err(error) },
         Effect::Create { part, .. } => Event::Created { part: *part, result: Err(error) },
         Effect::Patch { part, .. } => Event::Patched { part: *part, result: Err(error) },
-        Effect::Activate { workflow, round, .. } => {
-            Event::Activated { workflow: *workflow, round: *round, result: Err(error) }
+        Effect::Activate { workflow, site, round, .. } => {
+            Event::Activated { workflow: *workflow, site: *site, round: *round, result: Err(error) }
         }
         Effect::Stop { part, .. } => Event::Stopped { part: *part, result: Err(error) },
+        Effect::Release { part, .. } => Event::Released { part: *part, result: Err(error) },
+        Effect::Nodes(peer) => Event::Nodes { domain: peer.domain.clone(), result: Err(error) },
+        Effect::Probe { .. } | Effect::Follow(_) => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
 }
 
+/// Empty for what the controller asks by itself.
 fn in_words(effect: &Effect) -> String {
     match effect {
+        Effect::Nodes(_) => String::new(),
         Effect::Plan { peer, .. } => format!("plan at {}", peer.domain),
         Effect::Create { start, .. } => {
             let context = start.context.as_ref().unwrap();
@@ -73,6 +89,9 @@ fn in_words(effect: &Effect) -> String {
         Effect::Patch { part, .. } => format!("patch #{}", part.place),
         Effect::Activate { ids, .. } => format!("activate {}", ids.len()),
         Effect::Stop { part, .. } => format!("stop #{}", part.place),
+        Effect::Release { part, .. } => format!("release #{}", part.place),
+        Effect::Follow(peer) => format!("follow {}", peer.domain),
+        Effect::Probe { domain, urls } => format!("probe {domain} at {}", urls.len()),
         Effect::Reply { reply: Ok(_), .. } => "grant".into(),
         Effect::Reply { reply: Err(error), .. } => format!("refuse: {error}"),
         Effect::Forget(domain) => format!("forget {domain}"),
@@ -83,7 +102,7 @@ impl World {
     /// A controller whose configuration names `domains`.
     fn new(domains: &[&str]) -> Self {
         let orchestrators = domains.iter().map(|name| (DomainId(name.to_string()), url(name))).collect();
-        let settings = Settings { orchestrators, max_workflows: 3, max_domains: 4 };
+        let settings = Settings { orchestrators, max_workflows: 3, max_domains: 4, domain_grace: GRACE };
         let engine = Engine::new(settings, 7);
         Self { engine, now: Millis(0), tickets: 0, trace: Vec::new(), replies: Vec::new() }
     }
@@ -109,6 +128,7 @@ impl World {
         let mut effects = std::collections::VecDeque::from(self.engine.on(self.now, event));
         while let Some(effect) = effects.pop_front() {
             self.trace.push(in_words(&effect));
+            self.trace.retain(|step| !step.is_empty());
             let answer = script(&effect);
             if let Effect::Reply { ticket, reply } = effect {
                 self.replies.push((ticket, reply));
@@ -167,6 +187,29 @@ impl World {
         }
     }
 
+    /// An orchestrator announces a domain that has these things.
+    fn register_as(
+        &mut self,
+        domain: &str,
+        capabilities: DomainCapabilities,
+        script: Script<'_>,
+    ) -> Result<DomainRegistered, Error> {
+        let registration = DomainRegistration {
+            domain: DomainId(domain.into()),
+            orchestrator_url: url(domain),
+            capabilities,
+            lifetime: LIFETIME,
+            counter: 0,
+            nonce: 1,
+        };
+        let ticket = self.ticket();
+        self.on(Event::Register { ticket, registration }, script);
+        match self.reply_to(ticket)? {
+            Answer::Registered(registered) => Ok(registered),
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn start(&mut self, workflow: Workflow, request: Option<Uuid>, script: Script<'_>) -> Ticket {
         let ticket = self.ticket();
         self.on(Event::Start { ticket, workflow, request }, script);
@@ -204,6 +247,12 @@ impl World {
         self.reply_to(ticket)
     }
 
+    /// Whom to ask about the first component of a workflow.
+    fn peer_of(&self, workflow: WorkflowId) -> Result<Peer, String> {
+        let view = self.engine.view(workflow).unwrap();
+        view.peers[&view.components[0].domain].clone()
+    }
+
     fn reply_to(&mut self, ticket: Ticket) -> Reply {
         self.try_reply_to(ticket).expect("an answer")
     }
@@ -225,6 +274,15 @@ impl World {
 
 fn url(domain: &str) -> Url {
     format!("http://{domain}.example:7011").parse().unwrap()
+}
+
+/// A domain that runs functions, or offers logs, and is told by what it lacks.
+fn only_functions() -> DomainCapabilities {
+    DomainCapabilities { resource_classes: BTreeSet::new(), ..everything() }
+}
+
+fn only_logs() -> DomainCapabilities {
+    DomainCapabilities { runtimes: BTreeSet::new(), ..everything() }
 }
 
 fn everything() -> DomainCapabilities {
@@ -697,10 +755,10 @@ fn a_domain_out_of_reach_moves_nothing() {
         world.up("other", 1);
         world.pass(Duration::from_secs(1), &mut obey);
     }
-    assert!(world.engine.view(status.workflow).unwrap().peer.is_err(), "it has been silent for longer than allowed");
+    assert!(world.peer_of(status.workflow).is_err(), "it has been silent for longer than allowed");
     assert_eq!(world.engine.list(), [status.workflow]);
     world.up("d", 1);
-    assert!(world.engine.view(status.workflow).unwrap().peer.is_ok());
+    assert!(world.peer_of(status.workflow).is_ok());
     assert_eq!(world.take_trace(), Vec::<String>::new());
 }
 
@@ -930,8 +988,8 @@ fn a_followed_domain_that_also_announces_itself_is_not_reset() {
     let status = world.started(pair());
     assert!(!world.register("d", 1, 1).unwrap().reset);
     world.lost("d");
-    assert!(world.engine.view(status.workflow).unwrap().peer.is_ok(), "its announcement holds");
-    assert_eq!(world.engine.view(status.workflow).unwrap().peer.unwrap().url, url("d"), "as configured");
+    assert!(world.peer_of(status.workflow).is_ok(), "its announcement holds");
+    assert_eq!(world.peer_of(status.workflow).unwrap().url, url("d"), "as configured");
 }
 
 #[test]

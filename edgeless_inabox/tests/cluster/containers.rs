@@ -127,7 +127,7 @@ async fn the_last_words_of_a_container_reach_who_started_it() {
     assert!(error.contains("counter") && error.contains("it did not come to its node's socket in time"), "{error}");
     assert!(error.contains("it said last:"), "{error}");
     let error = world.start_counter(&class(&archive, ""), r#"{"cpu": "lots"}"#).unwrap_err();
-    assert!(error.contains("cpu: 'lots' is not a number of cores, such as 0.5"), "{error}");
+    assert!(error.contains("annotation 'cpu': 'lots' is not a number of cores, such as 0.5"), "{error}");
     let error = world.start_counter(&class(&archive, "container:nowhere.invalid/f:1"), "{}").unwrap_err();
     assert!(error.contains("the image nowhere.invalid/f:1 is not there and cannot be pulled"), "{error}");
 }

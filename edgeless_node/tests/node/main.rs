@@ -24,6 +24,7 @@ mod links;
 mod moves;
 mod promises;
 mod resources;
+mod samples;
 mod services;
 mod support;
 mod wire;

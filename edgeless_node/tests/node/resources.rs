@@ -200,6 +200,14 @@ impl NodeRegistry for Orchestrator {
         self.0.send(node).await.map_err(Error::bug)?;
         Ok(Registered { keep_alive: None })
     }
+
+    async fn wake(&self, _: Vec<edgeless_api::ComponentId>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn locate(&self, _: edgeless_api::NodeId) -> Result<Option<edgeless_api::Url>, Error> {
+        Ok(None)
+    }
 }
 
 #[tokio::test]

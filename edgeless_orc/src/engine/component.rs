@@ -1,27 +1,23 @@
-//! One component: what is desired of it, what is the case, and its next step.
+//! One component: what is desired of it, what is the case, and how many replicas it has.
 //!
-//! ```text
-//!  Nowhere -- place --> Trying -- created --> On -- wire --> activate
-//!     ^                   |                   |
-//!     +---- refused ------+--- node lost -----+      stop: -> Nowhere -> forgotten
-//! ```
-//! The epoch is raised whenever a place is given up, so that whoever hears of two places knows
-//! which one is newer.
+//! Its row lists the instances that events go to. The row has an epoch of its own, raised at each
+//! change, so that whoever hears of two knows which one is newer; the epoch of a start is raised
+//! whenever a replica is placed, so that no two starts have the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edgeless_api::component::{ComponentKind, ComponentSpec, Row, Start, StartContext, Target};
+use edgeless_api::component::{ComponentKind, ComponentSpec, StatePolicy, VOLUME};
 use edgeless_api::error::Error;
-use edgeless_api::id::{ComponentId, InstanceId};
+use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_api::requirements::Requirements;
-use edgeless_api::status::{ComponentStatus, State};
+use edgeless_api::scale::Scale;
+use edgeless_api::status::{ComponentStatus, InstanceStatus, State};
 use edgeless_daemon::engine::{Millis, Ticket};
 
-use super::{Engine, Lane};
-use crate::registry::Home;
-
-/// What the outputs of an instance lead to.
-pub(super) type Wiring = BTreeMap<String, Target>;
+use super::scaling::Trend;
+use super::slot::{Fate, Place, Slot, Slots};
+use super::{Engine, View};
+use crate::registry::{Home, Registry};
 
 /// What a request waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,51 +28,31 @@ pub(super) enum Ask {
     Stop,
 }
 
-/// What is known of a component beside what it is itself.
-#[derive(Debug, Default)]
+/// What is known of a component beside what it is itself; it may be gone.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Link {
     /// Who has an output to it.
     pub(super) senders: BTreeSet<ComponentId>,
+    /// Nodes whose senders were not yet told the latest row.
+    pub(super) untold: BTreeSet<NodeId>,
+    /// Nodes that it moved away from, and until when they forward what still comes there.
+    pub(super) former: BTreeMap<NodeId, Millis>,
     /// Its last epoch, if it is gone. It may come again, and what is late must not be taken for new.
     pub(super) last_epoch: u64,
+    /// That of its last row.
+    pub(super) last_row: u64,
     pub(super) kept_until: Millis,
 }
 
-/// Where a component is.
-#[derive(Debug)]
-pub(super) enum Place {
-    Nowhere,
-    /// A node was chosen.
-    Trying(Attempt),
-    /// A node runs it.
-    On(Instance),
-}
-
-/// A node that was chosen, and how it goes.
-#[derive(Clone, Debug)]
-pub(super) struct Attempt {
-    pub(super) home: Home,
-    pub(super) provider: String,
-    /// How often the node did not answer.
-    pub(super) unanswered: u32,
-}
-
-/// What runs, and what its node was told.
-#[derive(Debug)]
-pub(super) struct Instance {
-    pub(super) home: Home,
-    pub(super) id: InstanceId,
-    /// What its node acknowledged; `None` while it may have taken over something since.
-    pub(super) wiring: Option<Wiring>,
-    pub(super) is_active: bool,
-}
-
 /// Above the blank line what is desired, below what is the case.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Component {
     pub(super) spec: ComponentSpec,
     pub(super) name: String,
     pub(super) requirements: Requirements,
+    pub(super) scale: Scale,
+    /// How many replicas it shall have now.
+    pub(super) wanted: u32,
     /// The epoch that the controller named.
     pub(super) wanted_epoch: u64,
     pub(super) outputs: BTreeMap<String, ComponentId>,
@@ -89,21 +65,22 @@ pub(super) struct Component {
     /// It shall be gone.
     pub(super) is_leaving: bool,
 
-    pub(super) place: Place,
+    /// Its replicas by number.
+    pub(super) slots: Slots,
+    /// Of the last start of any of them.
     pub(super) epoch: u64,
-    /// The epoch in which it was last known to be nowhere.
-    pub(super) vacant_epoch: u64,
+    /// The instances in its row.
+    pub(super) listed: Vec<InstanceId>,
+    /// Newer than any row from before it was started again, here or in another domain.
+    pub(super) row_epoch: u64,
+    pub(super) row_since: Millis,
     /// It has run: from then on it waits for a node where it was refused before.
     pub(super) is_born: bool,
-    /// The log says that it waits.
-    pub(super) is_noted: bool,
-    /// Nodes that failed to start it since it was last placed.
-    pub(super) tried: BTreeSet<Home>,
+    /// Why it never ran.
+    pub(super) refusal: Option<Error>,
     /// Nodes that may run it for all we know, and cannot be asked.
     pub(super) doubted: BTreeSet<Home>,
-    /// Why it is not where it should be.
-    pub(super) trouble: Option<Error>,
-    pub(super) lane: Lane,
+    pub(super) trend: Trend,
     pub(super) asks: Vec<(Ask, Ticket)>,
 }
 
@@ -112,129 +89,99 @@ impl Component {
         self.spec.kind()
     }
 
-    pub(super) fn home(&self) -> Option<Home> {
-        match &self.place {
-            Place::Nowhere => None,
-            Place::Trying(attempt) => Some(attempt.home),
-            Place::On(instance) => Some(instance.home),
+    /// Whether two instances of it may run at once for a while.
+    pub(super) fn may_overlap(&self) -> bool {
+        match &self.spec {
+            ComponentSpec::Function(function) => function.state.policy == StatePolicy::Transient,
+            ComponentSpec::Resource(_) => true,
         }
     }
 
-    pub(super) fn row(&self, component: ComponentId) -> Row {
-        match &self.place {
-            Place::On(instance) => Row::new(component, self.epoch, vec![instance.id]),
-            Place::Nowhere | Place::Trying(_) => Row::new(component, self.vacant_epoch, vec![]),
-        }
+    pub(super) fn has_volumes(&self) -> bool {
+        self.spec.annotations().keys().any(|key| key.starts_with(VOLUME))
     }
 
-    pub(super) fn status(&self, component: ComponentId) -> ComponentStatus {
-        let (state, instance) = match &self.place {
-            _ if self.is_leaving => (State::Stopped, None),
-            Place::Nowhere => (State::Waiting, None),
-            Place::Trying(_) => (State::Starting, None),
-            Place::On(instance) if instance.is_active => (State::Running, Some(instance.id)),
-            Place::On(instance) => (State::Starting, Some(instance.id)),
+    /// How many replicas it has, apart from those that go or are only made ready to replace another.
+    pub(super) fn count(&self) -> usize {
+        let stays = |slot: &Slot| slot.fate != Fate::Go;
+        let is_extra = |slot: &Slot| slot.replaces.and_then(|old| self.slots.get(&old)).is_some_and(stays);
+        self.slots.values().filter(|slot| stays(slot) && !is_extra(slot)).count()
+    }
+
+    pub(super) fn running(&self) -> impl Iterator<Item = (u32, &Slot)> {
+        let is_on = |slot: &Slot| matches!(slot.place, Place::On(_));
+        self.slots.iter().filter(move |(_, slot)| is_on(slot)).map(|(replica, slot)| (*replica, slot))
+    }
+
+    pub(super) fn status(&self, component: ComponentId, registry: &Registry) -> ComponentStatus {
+        let instances: Vec<InstanceStatus> =
+            self.running().filter_map(|(_, slot)| instance_status(slot, registry)).collect();
+        let state = match self.slots.values().map(Slot::state).min_by_key(|state| rank(*state)) {
+            _ if self.is_leaving => State::Stopped,
+            Some(state) => state,
+            // The first event starts it.
+            None => State::Waiting,
         };
+        let trouble = self.slots.values().find_map(|slot| slot.trouble.as_ref()).or(self.refusal.as_ref());
+        let first = instances.first().map(|one| one.instance).filter(|_| !self.is_leaving);
         ComponentStatus {
             component,
             name: self.name.clone(),
             state,
-            instance,
+            instance: first,
             epoch: self.epoch,
             restarts: 0,
-            reason: self.trouble.as_ref().map(|error| error.message.clone()).unwrap_or_default(),
+            reason: trouble.map(|error| error.message.clone()).unwrap_or_default(),
             log: Vec::new(),
-            handled: 0,
+            handled: instances.iter().map(|one| one.handled).sum(),
             dropped: 0,
             outputs: Vec::new(),
             limits: self.spec.limits(&self.name).unwrap_or_default(),
             usage: None,
-            instances: Vec::new(),
+            instances: if self.is_leaving { Vec::new() } else { instances },
         }
-    }
-
-    pub(super) fn start(&self, component: ComponentId, attempt: &Attempt) -> Box<Start> {
-        let context =
-            StartContext { provider: attempt.provider.clone(), ..StartContext::new(component, self.epoch, &self.name) };
-        Box::new(Start { spec: self.spec.clone(), context: Some(context) })
-    }
-
-    /// Gives up its place.
-    pub(super) fn vacate(&mut self) {
-        self.place = Place::Nowhere;
-        self.epoch += 1;
     }
 }
 
-/// What a component does next.
-pub(super) enum Step {
-    /// Nothing, until something changes.
-    Rest,
-    /// Nothing, because all is as desired.
-    Settled,
-    Place,
-    Create(Attempt),
-    /// Gives up a start whose outcome is unknown.
-    Abandon(Attempt),
-    Wire(Wiring),
-    Activate,
-    Stop(InstanceId),
-    Forget,
+/// One that runs says more of a component than one that does not.
+fn rank(state: State) -> u8 {
+    match state {
+        State::Running => 0,
+        State::Starting => 1,
+        State::Waiting | State::Restarting | State::Failed | State::Stopped => 2,
+    }
+}
+
+fn instance_status(slot: &Slot, registry: &Registry) -> Option<InstanceStatus> {
+    let instance = slot.instance()?;
+    let node = registry.at(instance.home);
+    Some(InstanceStatus {
+        instance: instance.id,
+        state: slot.state(),
+        handled: slot.load.handled,
+        queued: slot.load.queued.into(),
+        hostname: node.map(|node| node.about.capabilities.hostname().to_string()).unwrap_or_default(),
+    })
 }
 
 impl Engine {
-    /// Decides the next step of a component, from its state alone.
-    pub(super) fn next_step(&self, component: &Component) -> Step {
-        let instance = match (&component.place, component.is_leaving) {
-            (Place::Nowhere, true) => return Step::Forget,
-            (Place::Nowhere, false) => return Step::Place,
-            (Place::Trying(attempt), true) => return Step::Abandon(attempt.clone()),
-            (Place::Trying(attempt), false) => return Step::Create(attempt.clone()),
-            (Place::On(instance), true) => return Step::Stop(instance.id),
-            (Place::On(instance), false) => instance,
-        };
-        // A lost node takes its residents along, so that there is one.
-        let Some(node) = self.registry.at(instance.home) else { return Step::Rest };
-        let wiring = self.wiring(component, node.about.native);
-        // An EDGELESS 1.2 node takes an empty mapping for a mistake.
-        let is_wired = instance.wiring.as_ref() == Some(&wiring) || (wiring.is_empty() && !node.about.native);
-        if !is_wired {
-            let targets = wiring.values().flat_map(instances);
-            return if targets.into_iter().all(|target| node.knows(target.node)) {
-                Step::Wire(wiring)
-            } else {
-                Step::Rest
-            };
-        }
-        if component.is_wanted_active && !instance.is_active { Step::Activate } else { Step::Settled }
+    /// Those of these components that are known.
+    pub fn view(&self, ids: &[ComponentId]) -> Vec<View> {
+        ids.iter().filter_map(|id| Some(self.view_of(*id, self.components.get(id)?))).collect()
     }
 
-    /// What the outputs of a component shall lead to now. Our nodes are told of components and where
-    /// they run, EDGELESS 1.2 nodes of the instances that there are.
-    fn wiring(&self, component: &Component, is_native: bool) -> Wiring {
-        let target = |(channel, id): (&String, &ComponentId)| {
-            let row = match self.components.get(id) {
-                Some(target) => target.row(*id),
-                None => {
-                    let epoch = self.links.get(id).map(|link| link.last_epoch).unwrap_or_default();
-                    Row::new(*id, epoch, vec![])
-                }
-            };
-            let target = match row.instances.first() {
-                _ if is_native => Target::Row(row),
-                Some(instance) => Target::Instance(*instance),
-                None => return None,
-            };
-            Some((channel.clone(), target))
-        };
-        component.outputs.iter().filter_map(target).collect()
+    /// What runs on a node, each component once.
+    pub fn residents(&self, node: NodeId) -> Option<Vec<View>> {
+        let residents: BTreeSet<_> = self.registry.nodes.get(&node)?.residents.iter().map(|(id, _)| *id).collect();
+        Some(self.view(&residents.into_iter().collect::<Vec<_>>()))
     }
-}
 
-fn instances(target: &Target) -> Vec<InstanceId> {
-    match target {
-        Target::Instance(instance) => vec![*instance],
-        Target::Row(row) => row.instances.clone(),
-        Target::Component(_) => vec![],
+    fn view_of(&self, id: ComponentId, component: &Component) -> View {
+        let peer = |(_, slot): (u32, &Slot)| {
+            let instance = slot.instance()?;
+            let node = self.registry.at(instance.home).filter(|node| node.about.native)?;
+            Some((node.peer(), instance.id))
+        };
+        View { status: component.status(id, &self.registry), peers: component.running().filter_map(peer).collect() }
     }
 }

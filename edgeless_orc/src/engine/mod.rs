@@ -4,16 +4,28 @@
 //! ```text
 //!  event -> what it touches is marked -> each marked thing takes its next step -> effects
 //! ```
-//! Level-triggered: a component or a node has one next step, which follows from its state alone,
-//! so that a lost answer or a lost node needs no path of its own. At most one call is under way for
-//! each component, and for each node one that manages it and one that cleans it. No clock, no I/O,
-//! a seeded random generator: the same events give the same effects.
+//! Level-triggered: a replica of a component or a node has one next step, which follows from its state
+//! alone, so that a lost answer or a lost node needs no path of its own. At most one call is under way for
+//! each replica, and for each node one that manages it, one that cleans it and one that tells it rows. No
+//! clock, no I/O, a seeded random generator: the same events give the same effects.
+//!
+//! - `component`, `slot`: what is desired of a component and what is the case of each of its replicas.
+//! - `requests`, `moves`: what others ask for; `replicas`: how many there are and where they go; `scaling`:
+//!   how many there shall be; `steps`: what is done about it.
+//! - `node`: how nodes come and go; `rows`: what they are told of components; `loss`: what if one were lost.
 
 mod component;
 mod lane;
+mod loss;
+mod moves;
 mod node;
 mod note;
+mod replicas;
 mod requests;
+mod rows;
+mod scaling;
+mod slot;
+mod snapshot;
 mod steps;
 
 #[cfg(test)]
@@ -24,22 +36,26 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Start, StartContext};
+use bytes::Bytes;
+use edgeless_api::component::{
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext,
+};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
 use edgeless_api::node::{NodeInfo, PeerUpdate, Registered, Registration};
-use edgeless_api::requirements::Requirements;
 use edgeless_api::status::{ComponentStatus, Limit, Placement};
 use edgeless_api::url::Url;
 use edgeless_daemon::engine::{Millis, Ticket};
 use uuid::Uuid;
 
-use crate::placement::{self, Placer, Strategy};
+use crate::placement::{Placer, Strategy};
 use crate::registry::{Home, Registry};
-use component::{Component, Link, Wiring};
+use component::{Component, Link};
 pub(crate) use lane::Lane;
 pub use note::Note;
+use slot::Wiring;
+pub use snapshot::{ComponentState, Cursor, NodeState, Page};
 
 /// What the engine is made from.
 #[derive(Clone, Debug)]
@@ -94,19 +110,59 @@ pub enum Event {
         id: ComponentId,
         /// What is different.
         changes: Annotations,
-        /// The instance that has them already; `None`: no node was asked.
-        at: Option<InstanceId>,
+        /// The instances that have them already; empty: no node was asked.
+        at: Vec<InstanceId>,
     },
+    /// A component shall run on a node; of several replicas one that does not.
+    Move {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which.
+        component: ComponentId,
+        /// Where.
+        node: NodeId,
+    },
+    /// A component shall no longer run on a node; of several replicas one that does.
+    Evict {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which.
+        component: ComponentId,
+        /// Where not.
+        node: NodeId,
+    },
+    /// Nothing new shall be placed on a node, or shall again.
+    Cordon {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which.
+        node: NodeId,
+        /// Whether nothing shall.
+        is_cordoned: bool,
+    },
+    /// Events wait for components that may run nowhere.
+    Wake(Ticket, Vec<ComponentId>),
     /// A component is not wanted any more.
     Stop(Ticket, ComponentKind, ComponentId),
     /// No component is wanted any more.
     StopAll,
-    /// A call has ended; one that starts a component yields what the node calls it.
-    Done(Op, Result<Option<ComponentRef>, Error>),
+    /// A call has ended.
+    Done(Op, Result<Outcome, Error>),
+}
+
+/// What a call yields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// A component was started, and the node calls it so.
+    Started(ComponentRef),
+    /// An instance was released, and saved this last.
+    Released(Option<Bytes>),
 }
 
 /// What is to be done.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Effect {
     /// Call a node; [`Event::Done`] must follow, with the same [`Op`].
     Call(Op, Peer, Call),
@@ -116,6 +172,8 @@ pub enum Effect {
     Reply(Ticket, Answer),
     /// Tell whoever follows the domain.
     Publish(DomainCapabilities),
+    /// Tell whoever follows the rows of components to which other domains have outputs.
+    PublishRows(Vec<Row>),
     /// Write to the log.
     Note(Note),
 }
@@ -146,6 +204,15 @@ pub enum Call {
     Activate(Uuid),
     /// Stop an instance.
     Stop(ComponentKind, InstanceId),
+    /// Stop an instance that has moved, once it has handled what is queued for it.
+    Release {
+        /// The instance.
+        instance: Uuid,
+        /// The time that it has for that.
+        grace: Duration,
+    },
+    /// Learn where components run.
+    SetRows(Vec<Row>),
 }
 
 /// What a request is answered with.
@@ -169,19 +236,23 @@ pub enum Reply {
 pub struct View {
     /// Where it stands.
     pub status: ComponentStatus,
-    /// The node of its instance, if that node can be asked.
-    pub peer: Option<Peer>,
+    /// Its instances whose nodes can be asked.
+    pub peers: Vec<(Peer, InstanceId)>,
 }
 
 /// What a call was for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Job {
     Manage(NodeId, Management),
     Clean(Home, ComponentKind),
-    Create(ComponentId, ComponentKind, Home),
-    Wire(ComponentId, Wiring),
-    Activate(ComponentId),
-    Stop(ComponentId),
+    /// With the epochs of the rows in it.
+    Route(Home, Vec<(ComponentId, u64)>),
+    Create(ComponentId, u32, ComponentKind, Home),
+    /// With the epochs of the rows in it.
+    Wire(ComponentId, u32, Wiring, Vec<(ComponentId, u64)>),
+    Activate(ComponentId, u32),
+    Release(ComponentId, u32),
+    Stop(ComponentId, u32),
 }
 
 /// A call that makes a node part of the domain.
@@ -196,6 +267,7 @@ enum Management {
 enum Thing {
     Node(NodeId),
     Component(ComponentId),
+    Slot(ComponentId, u32),
 }
 
 impl Thing {
@@ -203,7 +275,7 @@ impl Thing {
 }
 
 /// Desired against actual, for one domain.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Engine {
     settings: Settings,
     now: Millis,
@@ -212,6 +284,14 @@ pub struct Engine {
     components: BTreeMap<ComponentId, Component>,
     /// By component, which may be gone: who has an output to it, and its last epoch.
     links: BTreeMap<ComponentId, Link>,
+    /// Where components of other domains run.
+    foreign: BTreeMap<ComponentId, Row>,
+    /// The components to which other domains have outputs.
+    exported: BTreeSet<ComponentId>,
+    /// Those whose rows have changed.
+    unpublished: BTreeSet<ComponentId>,
+    /// The replicas that wait for a place.
+    homeless: BTreeSet<(ComponentId, u32)>,
     /// Calls that managed a node when it was lost. Before they end it is not managed again: a late
     /// reset would stop what was started since.
     farewells: BTreeMap<NodeId, Op>,
@@ -227,6 +307,8 @@ pub struct Engine {
     /// What was published may no longer be true.
     is_outdated: bool,
     effects: Vec<Effect>,
+    /// Raised whenever something that a snapshot shows may have changed.
+    generation: u64,
 }
 
 impl Engine {
@@ -239,6 +321,10 @@ impl Engine {
             settings,
             components: BTreeMap::new(),
             links: BTreeMap::new(),
+            foreign: BTreeMap::new(),
+            exported: BTreeSet::new(),
+            unpublished: BTreeSet::new(),
+            homeless: BTreeSet::new(),
             farewells: BTreeMap::new(),
             activations: BTreeMap::new(),
             jobs: BTreeMap::new(),
@@ -248,6 +334,7 @@ impl Engine {
             published: None,
             is_outdated: false,
             effects: Vec::new(),
+            generation: 0,
         }
     }
 
@@ -257,19 +344,16 @@ impl Engine {
     /// One cannot be placed, or asks for what cannot be understood.
     pub fn plan(&self, items: &[(String, ComponentSpec)]) -> Result<Vec<Placement>, Error> {
         let mut placer = self.placer.clone();
-        let plan = |(name, spec): &(String, ComponentSpec)| {
-            let requirements = Requirements::parse(spec.annotations()).map_err(Error::rejected)?;
-            let nodes = placement::feasible(name, spec, &requirements, self.registry.ready())?;
-            let place = placer.choose(spec, &nodes).ok_or_else(|| Error::bug("no choice among feasible nodes"))?;
-            let hostname = nodes.iter().find(|node| node.node == place.node).map(|node| node.capabilities.hostname());
+        let plan = |(nth, (name, spec)): (u32, &(String, ComponentSpec))| {
+            let place = self.foresee(&mut placer, (nth, name), spec)?;
             Ok(Placement {
                 name: name.clone(),
                 domain: self.settings.domain.clone(),
                 node: place.node,
-                hostname: hostname.unwrap_or_default().to_string(),
+                hostname: self.placer.nodes.hostname(place.node).to_string(),
             })
         };
-        items.iter().map(plan).collect()
+        (0..).zip(items).map(plan).collect()
     }
 
     /// The nodes.
@@ -283,20 +367,14 @@ impl Engine {
             providers: node.about.providers.clone(),
             components: u32::try_from(node.residents.len()).unwrap_or(u32::MAX),
             native: node.about.native,
-            cordoned: false,
+            cordoned: self.registry.is_cordoned(node.about.node),
         };
         self.registry.nodes.values().map(info).collect()
     }
 
-    /// Those of these components that are known.
-    pub fn view(&self, ids: &[ComponentId]) -> Vec<View> {
-        let view = |id: &ComponentId| {
-            let component = self.components.get(id)?;
-            let node = component.home().and_then(|home| self.registry.at(home)).filter(|node| node.about.native);
-            let peer = node.map(crate::registry::Node::peer);
-            Some(View { status: component.status(*id), peer })
-        };
-        ids.iter().filter_map(view).collect()
+    /// Where a node takes events.
+    pub fn locate(&self, node: NodeId) -> Option<Url> {
+        self.registry.nodes.get(&node).map(|node| node.about.invocation_url.clone())
     }
 
     /// Lets everything that is marked take its step.
@@ -305,6 +383,7 @@ impl Engine {
             match thing {
                 Thing::Node(id) => self.step_node(id),
                 Thing::Component(id) => self.step_component(id),
+                Thing::Slot(id, replica) => self.step_slot(id, replica),
             }
         }
     }
@@ -316,6 +395,7 @@ impl Engine {
         let later = self.timers.split_off(&(self.now + Duration::from_millis(1), Thing::FIRST));
         let due = std::mem::replace(&mut self.timers, later);
         self.marked.extend(due.into_iter().map(|(_, thing)| thing));
+        self.publish();
     }
 
     /// Sends a call to a node. `None`: the node is gone.
@@ -328,14 +408,24 @@ impl Engine {
         Some(op)
     }
 
-    fn done(&mut self, op: Op, result: Result<Option<ComponentRef>, Error>) {
+    fn done(&mut self, op: Op, result: Result<Outcome, Error>) {
         match self.jobs.remove(&op) {
             Some(Job::Manage(node, management)) => self.managed(op, node, management, result.map(drop)),
             Some(Job::Clean(home, kind)) => self.cleaned(op, home, kind, result),
-            Some(Job::Create(id, kind, home)) => self.created(op, id, kind, home, result),
-            Some(Job::Wire(id, wiring)) => self.wired(op, id, wiring, result.map(drop)),
-            Some(Job::Activate(id)) => self.activated(op, id, result.map(drop)),
-            Some(Job::Stop(id)) => self.stopped(op, id, result.map(drop)),
+            Some(Job::Route(home, epochs)) => self.routed(op, home, epochs, result.map(drop)),
+            Some(Job::Create(id, replica, kind, home)) => self.created(op, (id, replica), kind, home, result),
+            Some(Job::Wire(id, replica, wiring, epochs)) => {
+                self.wired(op, (id, replica), wiring, epochs, result.map(drop));
+            }
+            Some(Job::Activate(id, replica)) => self.activated(op, id, replica, result.map(drop)),
+            Some(Job::Release(id, replica)) => {
+                let state = result.map(|outcome| match outcome {
+                    Outcome::Released(state) => state,
+                    Outcome::Done | Outcome::Started(_) => None,
+                });
+                self.released(op, id, replica, state);
+            }
+            Some(Job::Stop(id, replica)) => self.stopped(op, id, replica, result.map(drop)),
             None => {}
         }
     }
@@ -367,6 +457,7 @@ impl edgeless_daemon::engine::Engine for Engine {
 
     fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         self.now = now;
+        let may_be_quiet = matches!(event, Event::Tick | Event::Register(..));
         match event {
             Event::Tick => self.pass_time(),
             Event::Register(ticket, about) => {
@@ -378,14 +469,28 @@ impl edgeless_daemon::engine::Engine for Engine {
             Event::Patch(ticket, kind, patch) => self.patch(ticket, kind, patch),
             Event::Activate(ticket, ids) => self.activate(ticket, ids),
             Event::Limit { ticket, id, changes, at } => {
-                let limits = self.keep_limits(id, changes, at);
+                let limits = self.keep_limits(id, changes, &at);
                 self.reply(ticket, limits.map(Reply::Limits));
+            }
+            Event::Move { ticket, component, node } => self.move_to(ticket, component, node),
+            Event::Evict { ticket, component, node } => self.evict(ticket, component, node),
+            Event::Cordon { ticket, node, is_cordoned } => {
+                let answer = self.cordon(node, is_cordoned);
+                self.reply(ticket, answer);
+            }
+            Event::Wake(ticket, ids) => {
+                self.wake(&ids);
+                self.reply(ticket, Ok(Reply::Done));
             }
             Event::Stop(ticket, kind, id) => self.stop(ticket, kind, id),
             Event::StopAll => self.stop_all(),
             Event::Done(op, result) => self.done(op, result),
         }
         self.settle();
+        self.publish_rows();
+        let is_reply = |effect: &Effect| matches!(effect, Effect::Reply(..));
+        let is_quiet = may_be_quiet && !self.is_outdated && self.effects.iter().all(is_reply);
+        self.generation += u64::from(!is_quiet);
         self.publish();
         std::mem::take(&mut self.effects)
     }

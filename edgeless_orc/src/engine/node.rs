@@ -1,16 +1,18 @@
 //! Nodes: how they come, are made part of the domain, and go.
 //!
 //! A new node is reset before anything else, because it may still run what someone before us
-//! started. Then it is told about the other nodes, one by one and at its own pace, and they about
-//! it. Only then is anything placed on it.
+//! started. Only then is anything placed on it. Our nodes learn of each other from rows; where one of two
+//! nodes speaks only EDGELESS 1.2, each is told about the other first, at its own pace.
+
+use std::collections::BTreeSet;
 
 use edgeless_api::component::{ComponentKind, ComponentRef};
 use edgeless_api::error::{Code, Error};
-use edgeless_api::id::NodeId;
+use edgeless_api::id::{ComponentId, NodeId};
 use edgeless_api::node::{PeerUpdate, Registration};
 
 use super::lane::Gate;
-use super::{Call, Effect, Engine, Job, Management, Note, Op, Thing};
+use super::{Call, Effect, Engine, Job, Management, Note, Op, Outcome, Thing};
 use crate::registry::{Arrival, Home, Stage, Stray};
 
 pub(super) const SAID_GOODBYE: &str = "it said goodbye";
@@ -46,50 +48,62 @@ impl Engine {
             invocation_url: about.invocation_url.clone(),
             capabilities: about.capabilities.clone(),
         });
-        self.registry.add(self.now, about);
-        self.mark_nodes();
+        let id = about.node;
+        self.placer.nodes.upsert(&about);
+        let others = self.registry.add(self.now, about);
+        self.placer.nodes.set_cordoned(id, self.registry.is_cordoned(id));
+        self.marked.insert(Thing::Node(id));
+        self.mark_nodes(others);
     }
 
-    fn refresh_node(&mut self, about: Registration) {
+    fn refresh_node(&mut self, mut about: Registration) {
         let id = about.node;
-        let Some(before) = self.registry.refresh(self.now, about) else { return };
+        let loads = std::mem::take(&mut about.loads);
+        let Some((before, others)) = self.registry.refresh(self.now, about) else { return };
         let Some(node) = self.registry.nodes.get(&id) else { return };
         let now = &node.about;
+        self.placer.nodes.upsert(now);
         let advertised = now.providers.iter().filter(|provider| !before.providers.contains(provider));
         self.effects.extend(advertised.map(|provider| Effect::Note(Note::Provider(id, provider.clone()))));
         let has_changed = now.providers != before.providers || now.capabilities != before.capabilities;
-        let has_moved = now.invocation_url != before.invocation_url;
+        if now.invocation_url != before.invocation_url {
+            // The rows of what runs there say where that is.
+            let residents: BTreeSet<ComponentId> = node.residents.iter().map(|(id, _)| *id).collect();
+            residents.into_iter().for_each(|id| self.renew_row(id));
+            self.mark_nodes(others);
+        }
         if has_changed {
             self.is_outdated = true;
             self.wake_homeless();
         }
-        if has_moved {
-            self.mark_nodes();
-        }
+        self.take_loads(id, &loads);
     }
 
     pub(super) fn lose_node(&mut self, id: NodeId, reason: &'static str) {
-        let Some(node) = self.registry.remove(id) else { return };
+        let Some((node, others)) = self.registry.remove(id) else { return };
+        self.placer.nodes.remove(id);
         self.note(Note::NodeLost { node: id, reason, components: node.residents.len() });
         if let Some(op) = node.management.under_way() {
             self.farewells.insert(id, op);
         }
         self.effects.push(Effect::Forget(id));
-        for component in node.residents {
-            self.lose_instance(component, Error::unavailable(format!("node {id} was lost: {reason}")));
+        for (component, replica) in node.residents {
+            self.lose_instance(component, replica, Error::unavailable(format!("node {id} was lost: {reason}")));
         }
+        self.forgive(id, &node.owed | &node.telling_rows);
         self.is_outdated = true;
-        self.mark_nodes();
+        self.mark_nodes(others);
     }
 
-    /// Each node may have to be told something.
-    fn mark_nodes(&mut self) {
-        self.marked.extend(self.registry.nodes.keys().copied().map(Thing::Node));
+    /// Each of these nodes may have to be told something.
+    fn mark_nodes(&mut self, nodes: BTreeSet<NodeId>) {
+        self.marked.extend(nodes.into_iter().map(Thing::Node));
     }
 
     pub(super) fn step_node(&mut self, id: NodeId) {
         self.manage(id);
         self.clean(id);
+        self.route(id);
     }
 
     fn manage(&mut self, id: NodeId) {
@@ -113,6 +127,7 @@ impl Engine {
             self.tell(id, other);
         } else if node.stage == Stage::Meeting {
             node.stage = Stage::Ready;
+            self.placer.nodes.set_ready(id, true);
             self.is_outdated = true;
             self.wake_homeless();
         }
@@ -120,7 +135,14 @@ impl Engine {
 
     fn reset(&mut self, id: NodeId) {
         self.registry.renew(id);
+        self.placer.nodes.set_ready(id, false);
         self.is_outdated = true;
+        if let Some(node) = self.registry.nodes.get_mut(&id) {
+            // It knows no row afterwards, and needs none.
+            let owed = &std::mem::take(&mut node.owed) | &std::mem::take(&mut node.telling_rows);
+            node.routing.clear();
+            self.forgive(id, owed);
+        }
         let op = self.call(id, Job::Manage(id, Management::Reset), Call::Reset);
         if let Some(node) = self.registry.nodes.get_mut(&id) {
             node.management.begin(op);
@@ -158,7 +180,7 @@ impl Engine {
             (Management::Tell(_), Ok(())) => {
                 node.management.recover();
                 // Instances there may have waited to be wired to the other node.
-                self.marked.extend(node.residents.iter().copied().map(Thing::Component));
+                self.marked.extend(node.residents.iter().map(|(id, replica)| Thing::Slot(*id, *replica)));
                 return;
             }
             (Management::Reset, Err(error)) => ("reset", error),
@@ -198,19 +220,13 @@ impl Engine {
         }
     }
 
-    pub(super) fn cleaned(
-        &mut self,
-        op: Op,
-        home: Home,
-        kind: ComponentKind,
-        result: Result<Option<ComponentRef>, Error>,
-    ) {
+    pub(super) fn cleaned(&mut self, op: Op, home: Home, kind: ComponentKind, result: Result<Outcome, Error>) {
         let Some(node) = self.registry.nodes.get_mut(&home.node) else { return };
         self.marked.insert(Thing::Node(home.node));
         let removed = if node.cleaning.end(op) { node.take_stray() } else { None };
         match (removed, result) {
             // The repeated start tells what to stop, even if it was meant for a former process.
-            (_, Ok(Some(ComponentRef::Instance(instance)))) => {
+            (_, Ok(Outcome::Started(ComponentRef::Instance(instance)))) => {
                 node.add_stray(Stray::Known(kind, instance));
                 node.cleaning.recover();
             }

@@ -82,6 +82,35 @@ pub enum Note {
         /// Why it failed.
         error: Error,
     },
+    /// Nothing new is placed on a node, or is again.
+    Cordoned {
+        /// The node.
+        node: NodeId,
+        /// Whether nothing is.
+        is_cordoned: bool,
+    },
+    /// A component moves, because it was asked to.
+    Moving {
+        /// The component.
+        component: ComponentId,
+        /// Its name in its workflow.
+        name: String,
+        /// Where it runs.
+        from: Option<NodeId>,
+        /// Where it shall run, if that was said.
+        to: Option<NodeId>,
+    },
+    /// A component has more to do, or less, than before.
+    Scaled {
+        /// The component.
+        component: ComponentId,
+        /// Its name in its workflow.
+        name: String,
+        /// How many instances it should have.
+        from: u32,
+        /// How many it shall have now.
+        to: u32,
+    },
     /// A component was stopped as asked.
     Stopped {
         /// The component.
@@ -103,6 +132,9 @@ impl Note {
             | Self::NodeAdded { .. }
             | Self::Spawned { .. }
             | Self::Refused { .. }
+            | Self::Cordoned { .. }
+            | Self::Moving { .. }
+            | Self::Scaled { .. }
             | Self::Stopped { .. } => false,
         }
     }
@@ -140,6 +172,18 @@ impl fmt::Display for Note {
             }
             Self::InstanceFailing { component, name, attempt, error } => {
                 write!(f, "cannot {attempt} component {component} '{name}', will retry: {error}")
+            }
+            Self::Cordoned { node, is_cordoned: true } => {
+                write!(f, "cordoned node {node}: nothing new is placed on it")
+            }
+            Self::Cordoned { node, is_cordoned: false } => write!(f, "uncordoned node {node}"),
+            Self::Moving { component, name, from, to } => {
+                write!(f, "component {component} '{name}' moves")?;
+                from.map_or(Ok(()), |node| write!(f, " from node {node}"))?;
+                to.map_or(Ok(()), |node| write!(f, " to node {node}"))
+            }
+            Self::Scaled { component, name, from, to } => {
+                write!(f, "component {component} '{name}' is scaled from {from} to {to} instance(s)")
             }
             Self::Stopped { component, kind, name } => write!(f, "stopped {kind} '{name}': component {component}"),
         }

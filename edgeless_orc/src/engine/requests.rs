@@ -6,15 +6,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edgeless_api::component::{Annotations, ComponentKind, LIMITS, Patch, Target};
+use edgeless_api::component::{Annotations, ComponentKind, ComponentSpec, LIMITS, Patch, Row, StatePolicy, Target};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, InstanceId};
 use edgeless_api::requirements::Requirements;
+use edgeless_api::scale::Scale;
 use edgeless_api::status::Limit;
-use edgeless_daemon::engine::Ticket;
+use edgeless_daemon::engine::{Millis, Ticket};
 
-use super::component::{Ask, Component, Place};
-use super::{Answer, Engine, Lane, Reply, Thing, Wanted};
+use super::component::{Ask, Component};
+use super::scaling::Trend;
+use super::slot::{Place, Slot, Slots};
+use super::{Answer, Engine, Reply, Thing, Wanted};
+use crate::placement::Tenant;
 use crate::registry::Stray;
 
 /// When a component of an EDGELESS 1.2 controller emits even without a patch.
@@ -25,6 +29,8 @@ const NAME: usize = 256;
 const OUTPUTS: usize = 1024;
 /// The longest value of a limit that no node has checked.
 const LIMIT_VALUE: usize = 64;
+/// The most instances of a component of another domain.
+const INSTANCES: usize = 1000;
 /// The most requests that wait for one component.
 const ASKS: usize = 64;
 
@@ -40,7 +46,10 @@ impl Engine {
         let (id, epoch) = (wanted.context.component, wanted.context.epoch);
         check_name("component", &wanted.context.name)?;
         let requirements = Requirements::parse(wanted.spec.annotations()).map_err(Error::rejected)?;
+        let scale = scale(&wanted.context.name, &wanted.spec)?;
         let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
+        let had_row = !self.listed(id).is_empty();
+        let row_epoch = self.row(id).epoch.max(epoch.saturating_mul(1 << 32));
         let first_epoch = match known {
             Some(_) if self.kind_of(id) != Some(wanted.spec.kind()) => return Err(self.wrong_kind(id)),
             Some((known, _, _)) if epoch < known => {
@@ -64,48 +73,82 @@ impl Engine {
                     self.settings.max_components
                 )));
             }
-            None => self.links.get(&id).map(|link| link.last_epoch).unwrap_or_default() + 1,
+            None => self.links.get(&id).map(|link| link.last_epoch).unwrap_or_default(),
         };
         let component = Component {
             name: wanted.context.name,
             spec: wanted.spec,
             requirements,
+            wanted: scale.min,
+            scale,
             wanted_epoch: epoch,
             outputs: BTreeMap::new(),
             is_wanted_active: false,
             opens_at: None,
             is_held: wanted.is_held,
             is_leaving: false,
-            place: Place::Nowhere,
+            slots: Slots::default(),
             epoch: first_epoch,
-            vacant_epoch: first_epoch,
+            listed: Vec::new(),
+            row_epoch,
+            row_since: Millis::default(),
             is_born: false,
-            is_noted: false,
-            tried: BTreeSet::new(),
+            refusal: None,
             doubted: BTreeSet::new(),
-            trouble: None,
-            lane: Lane::default(),
+            trend: Trend::default(),
             asks: vec![(Ask::Start, ticket)],
         };
+        if component.wanted == 0 {
+            self.has_place(id, &component, &Slot::new())?;
+        }
         self.components.insert(id, component);
-        self.mark_with_senders(id);
+        self.begin_with(id, had_row);
         Ok(None)
     }
 
-    /// Makes room for a newer start of the same component, and tells its first epoch.
-    fn supersede(&mut self, id: ComponentId) -> u64 {
-        self.leave_home(id);
-        self.set_outputs(id, BTreeMap::new());
-        let Some(old) = self.components.remove(&id) else { return 1 };
-        if let Place::On(instance) = &old.place {
-            self.add_stray(instance.home.node, Stray::Known(old.kind(), instance.id));
+    /// A component is wanted from now on.
+    fn begin_with(&mut self, id: ComponentId, had_row: bool) {
+        self.marked.insert(Thing::Component(id));
+        let opens_at = self.now + OPENS_AFTER;
+        if had_row {
+            self.renew_row(id);
         }
+        let Some(component) = self.components.get_mut(&id).filter(|component| component.wanted == 0) else { return };
+        // Nothing is started before its first event.
+        component.is_born = true;
+        if !component.is_held {
+            component.opens_at = Some(opens_at);
+        }
+        self.answer(id, Ask::Start, &Ok(Reply::Started(id)));
+    }
+
+    /// Makes room for a newer start of the same component, and tells its last epoch.
+    fn supersede(&mut self, id: ComponentId) -> u64 {
+        let replicas: Vec<u32> =
+            self.components.get(&id).into_iter().flat_map(|old| old.slots.keys().copied()).collect();
+        for replica in replicas {
+            self.leave_home(id, replica);
+        }
+        self.set_outputs(id, BTreeMap::new());
+        let Some(old) = self.components.remove(&id) else { return 0 };
         let superseded = Error::rejected(format!("component {id} was started again with a newer epoch"));
+        for (replica, slot) in old.slots.iter() {
+            match &slot.place {
+                Place::On(instance) => self.add_stray(instance.home.node, Stray::Known(old.kind(), instance.id)),
+                Place::Trying(attempt) if attempt.unanswered > 0 => {
+                    self.add_stray(attempt.home.node, Stray::Unknown(old.start(id, *replica, attempt)));
+                }
+                Place::Trying(_) | Place::Nowhere => {}
+            }
+            for ticket in &slot.movers {
+                self.reply(*ticket, Err(superseded.clone()));
+            }
+        }
         for (ask, ticket) in old.asks {
             let answer = if ask == Ask::Stop { Ok(Reply::Done) } else { Err(superseded.clone()) };
             self.answer_one(ask, ticket, answer);
         }
-        old.epoch + 1
+        old.epoch
     }
 
     pub(super) fn patch(&mut self, ticket: Ticket, kind: ComponentKind, patch: Patch) {
@@ -117,7 +160,8 @@ impl Engine {
     /// `None`: the answer follows.
     fn wire_up(&mut self, ticket: Ticket, kind: ComponentKind, patch: Patch) -> Result<Option<Answer>, Error> {
         let id = ComponentId(patch.id);
-        let outputs = outputs(patch)?;
+        let is_exported = patch.exported;
+        let (outputs, rows) = outputs(patch)?;
         match self.kind_of(id) {
             None => return Err(unknown(id)),
             Some(known) if known != kind => return Err(self.wrong_kind(id)),
@@ -127,27 +171,42 @@ impl Engine {
         if is_there {
             self.wait(id, Ask::Patch, ticket)?;
         }
+        for row in rows {
+            self.learn(row);
+        }
         self.set_outputs(id, outputs);
+        self.export(id, is_exported);
         if let Some(component) = self.components.get_mut(&id) {
             component.is_wanted_active |= !component.is_held;
-            component.lane.hurry();
         }
-        self.marked.insert(Thing::Component(id));
+        self.hurry(id);
         Ok(if is_there { None } else { Some(Ok(Reply::Done)) })
+    }
+
+    /// Other domains are told where a component runs, or no longer.
+    fn export(&mut self, id: ComponentId, is_exported: bool) {
+        if !is_exported {
+            self.exported.remove(&id);
+        } else if self.exported.insert(id) {
+            self.unpublished.insert(id);
+        }
     }
 
     /// Replaces the outputs of a component, and who is known to have outputs to whom.
     pub(super) fn set_outputs(&mut self, id: ComponentId, outputs: BTreeMap<String, ComponentId>) {
         let Some(component) = self.components.get_mut(&id) else { return };
         let before = std::mem::replace(&mut component.outputs, outputs.clone());
-        for target in before.into_values() {
+        for target in outputs.into_values() {
+            self.links.entry(target).or_default().senders.insert(id);
+            self.marked.insert(Thing::Component(target));
+        }
+        let kept: BTreeSet<ComponentId> =
+            self.components.get(&id).into_iter().flat_map(|own| own.outputs.values().copied()).collect();
+        for target in before.into_values().filter(|target| !kept.contains(target)) {
             if let Some(link) = self.links.get_mut(&target) {
                 link.senders.remove(&id);
                 self.tidy(target);
             }
-        }
-        for target in outputs.into_values() {
-            self.links.entry(target).or_default().senders.insert(id);
         }
     }
 
@@ -170,8 +229,7 @@ impl Engine {
         for id in ids {
             if let Some(component) = self.components.get_mut(&id) {
                 component.is_wanted_active = true;
-                component.lane.hurry();
-                self.marked.insert(Thing::Component(id));
+                self.hurry(id);
             }
         }
     }
@@ -182,7 +240,7 @@ impl Engine {
         &mut self,
         id: ComponentId,
         changes: Annotations,
-        at: Option<InstanceId>,
+        at: &[InstanceId],
     ) -> Result<Vec<Limit>, Error> {
         let component = self.components.get_mut(&id).ok_or_else(|| unknown(id))?;
         let name = &component.name;
@@ -192,26 +250,33 @@ impl Engine {
         if changes.is_empty() {
             return component.spec.limits(name);
         }
-        match &component.place {
-            Place::On(instance) if at == Some(instance.id) => {}
-            Place::Nowhere if at.is_some() => {}
-            Place::Nowhere => {
-                component.spec.limits(name)?;
-                check_limits(name, &changes)?;
-            }
-            // It is on its way with the limits from before.
-            Place::On(_) | Place::Trying(_) => {
-                return Err(Error::unavailable(format!("'{name}' is being started: try again in a moment")));
-            }
+        // What is on its way has the limits from before.
+        let has_them = |slot: &Slot| match &slot.place {
+            Place::Nowhere => true,
+            Place::Trying(_) => false,
+            Place::On(instance) => at.contains(&instance.id),
+        };
+        if !component.slots.values().all(has_them) {
+            return Err(Error::unavailable(format!("'{name}' is being started: try again in a moment")));
+        }
+        if at.is_empty() {
+            component.spec.limits(name)?;
+            check_limits(name, &changes)?;
         }
         let mut annotations = component.spec.annotations().clone();
         annotations.extend(changes);
         component.requirements = Requirements::parse(&annotations).map_err(Error::rejected)?;
         *component.spec.annotations_mut() = annotations;
+        let limits = component.spec.limits(&component.name);
+        for (replica, slot) in component.slots.iter() {
+            if let Some(home) = slot.home() {
+                let tenant = Tenant { component: id, replica: *replica };
+                self.placer.nodes.occupy(home.node, tenant, component.spec.workflow(), &component.requirements);
+            }
+        }
         // A place that it was refused with the limits from before may take it now.
-        component.lane.hurry();
-        self.marked.insert(Thing::Component(id));
-        component.spec.limits(&component.name)
+        self.hurry(id);
+        limits
     }
 
     pub(super) fn stop(&mut self, ticket: Ticket, kind: ComponentKind, id: ComponentId) {
@@ -238,8 +303,7 @@ impl Engine {
     fn dismiss(&mut self, id: ComponentId) {
         if let Some(component) = self.components.get_mut(&id) {
             component.is_leaving = true;
-            component.lane.hurry();
-            self.marked.insert(Thing::Component(id));
+            self.hurry(id);
         }
     }
 
@@ -255,7 +319,7 @@ impl Engine {
     }
 
     fn is_on(&self, id: ComponentId) -> bool {
-        self.components.get(&id).is_some_and(|component| matches!(component.place, Place::On(_)))
+        self.components.get(&id).is_some_and(|component| component.running().next().is_some())
     }
 
     fn kind_of(&self, id: ComponentId) -> Option<ComponentKind> {
@@ -268,7 +332,7 @@ impl Engine {
     }
 }
 
-fn unknown(id: ComponentId) -> Error {
+pub(super) fn unknown(id: ComponentId) -> Error {
     Error::not_found(format!("component {id} is not known in this domain"))
 }
 
@@ -300,18 +364,42 @@ fn check_limits(name: &str, changes: &Annotations) -> Result<(), Error> {
     Ok(())
 }
 
-fn outputs(patch: Patch) -> Result<BTreeMap<String, ComponentId>, Error> {
+/// How many instances a component shall have.
+fn scale(name: &str, spec: &ComponentSpec) -> Result<Scale, Error> {
+    let ComponentSpec::Function(function) = spec else { return Ok(Scale::default()) };
+    let scale = Scale::parse(&function.annotations).map_err(Error::rejected)?;
+    if scale.is_multiple() && function.state.policy != StatePolicy::Transient {
+        return Err(Error::rejected(format!(
+            "'{name}' keeps state, and several instances of it would overwrite what the others saved: write \
+             state=transient, or max_instances=1"
+        )));
+    }
+    Ok(scale)
+}
+
+/// What each output leads to, and where those of other domains run.
+fn outputs(patch: Patch) -> Result<(BTreeMap<String, ComponentId>, Vec<Row>), Error> {
     if patch.outputs.len() > OUTPUTS {
         return Err(Error::exhausted(format!("a component has at most {OUTPUTS} outputs")));
     }
+    let mut rows = Vec::new();
     let output = |(channel, target): (String, Target)| {
         check_name("output", &channel)?;
         match target {
             Target::Component(id) => Ok((channel, id)),
-            Target::Instance(_) | Target::Row(_) => Err(Error::rejected(format!(
+            Target::Row(row) if row.instances.len() > INSTANCES => Err(Error::exhausted(format!(
+                "output '{channel}' leads to more than {INSTANCES} instances of a component"
+            ))),
+            Target::Row(row) => {
+                let id = row.component;
+                rows.push(row);
+                Ok((channel, id))
+            }
+            Target::Instance(_) => Err(Error::rejected(format!(
                 "output '{channel}' leads to an instance: an orchestrator takes components"
             ))),
         }
     };
-    patch.outputs.into_iter().map(output).collect()
+    let outputs = patch.outputs.into_iter().map(output).collect::<Result<_, _>>()?;
+    Ok((outputs, rows))
 }

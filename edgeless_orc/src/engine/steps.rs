@@ -1,175 +1,139 @@
-//! The steps of a component, and what follows from the results of the calls that they make.
+//! The steps of a replica, and what follows from the results of the calls that they make.
 //!
-//! Whether a step is taken depends on the lane of the component only: one call at a time, and a
-//! pause after a failure. A result that arrives after its call was given up changes nothing here,
-//! except that what it started must be stopped.
+//! Whether a step is taken depends on the lane of the replica only: one call at a time, and a pause
+//! after a failure. A result that arrives after its call was given up changes nothing here, except
+//! that what it started must be stopped.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use edgeless_api::component::{ComponentKind, ComponentRef, Patch};
+use bytes::Bytes;
+use edgeless_api::component::{ComponentKind, ComponentRef};
 use edgeless_api::error::{Code, Error};
-use edgeless_api::id::{ComponentId, InstanceId};
+use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_daemon::engine::Ticket;
 
-use super::component::{Ask, Attempt, Component, Instance, Place, Step, Wiring};
+use super::component::{Ask, Component};
 use super::lane::Gate;
 use super::node::is_unknown;
-use super::{Answer, Call, Engine, Job, Note, Op, Reply, Thing};
-use crate::placement::{self, Candidate};
-use crate::registry::{Home, Node, Stray};
+use super::scaling::Load;
+use super::slot::{Attempt, Fate, Instance, Place, Slot, Step, Wiring};
+use super::{Answer, Call, Engine, Job, Note, Op, Outcome, Reply, Thing, rows};
+use crate::placement::Tenant;
+use crate::registry::{Home, Stray};
 
 /// How often one of our nodes is asked to start the same thing while it does not answer.
 const TRIES: u32 = 3;
 /// How often a node may fail to wire or activate an instance before whoever asked for it is told.
 const PATIENCE: u32 = 5;
-/// How long the last epoch of a component is remembered after its end: longer than any call about
-/// it can last.
-const MEMORY: Duration = Duration::from_secs(120);
+/// How often a node is asked to release an instance before it is asked to stop it.
+const RELEASES: u32 = 5;
+/// The time that a node has to handle what is queued for an instance that it releases.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 impl Engine {
-    pub(super) fn step_component(&mut self, id: ComponentId) {
-        let Some(component) = self.components.get_mut(&id) else { return self.tidy(id) };
-        if let Some(at) = component.opens_at {
-            if at <= self.now {
-                component.is_wanted_active = true;
-                component.opens_at = None;
-            } else {
-                self.timers.insert((at, Thing::Component(id)));
-            }
-        }
-        match component.lane.gate(self.now) {
+    pub(super) fn step_slot(&mut self, id: ComponentId, replica: u32) {
+        let Some(component) = self.components.get(&id) else { return };
+        let Some(slot) = component.slots.get(&replica) else { return };
+        let step = match slot.lane.gate(self.now) {
             Gate::Busy => return,
-            Gate::Until(at) => {
-                self.timers.insert((at, Thing::Component(id)));
-                return;
-            }
-            Gate::Free => {}
-        }
-        let Some(component) = self.components.get(&id) else { return };
-        match self.next_step(component) {
+            Gate::Until(at) => Step::Wait(at),
+            Gate::Free => self.next_step(id, component, slot),
+        };
+        match step {
             Step::Rest => {}
-            Step::Settled => self.settled(id),
-            Step::Place => self.place(id),
-            Step::Create(attempt) => self.create(id, &attempt),
-            Step::Abandon(attempt) => self.abandon(id, &attempt),
-            Step::Wire(wiring) => self.wire(id, wiring),
-            Step::Activate => self.let_emit(id),
-            Step::Stop(instance) => self.stop_instance(id, instance),
-            Step::Forget => self.forget(id, None),
-        }
-    }
-
-    fn settled(&mut self, id: ComponentId) {
-        if let Some(component) = self.components.get_mut(&id) {
-            component.lane.recover();
-            component.trouble = None;
-            self.satisfy(id);
-        }
-    }
-
-    /// Answers those who wait until all is as desired, or can be only later.
-    fn satisfy(&mut self, id: ComponentId) {
-        self.answer(id, Ask::Patch, &Ok(Reply::Done));
-        self.answer(id, Ask::Activate, &Ok(Reply::Done));
-    }
-
-    /// The component that waits for the end of this call, unless the call was given up.
-    fn awaiting(&mut self, id: ComponentId, op: Op) -> Option<&mut Component> {
-        let component = self.components.get_mut(&id)?;
-        component.lane.end(op).then_some(component)
-    }
-
-    /// Starts a call about a component, and no other until it ends.
-    fn call_for(&mut self, id: ComponentId, home: Home, job: Job, call: Call) {
-        let op = self.call(home.node, job, call);
-        if let Some(component) = self.components.get_mut(&id) {
-            component.lane.begin(op);
-        }
-    }
-
-    fn home_of(&self, id: ComponentId) -> Option<(Home, ComponentKind)> {
-        let component = self.components.get(&id)?;
-        Some((component.home()?, component.kind()))
-    }
-
-    fn place(&mut self, id: ComponentId) {
-        let Some(component) = self.components.get_mut(&id) else { return };
-        let nodes = self.registry.ready();
-        let fit = match placement::feasible(&component.name, &component.spec, &component.requirements, nodes) {
-            Ok(fit) => fit,
-            Err(error) => return self.no_place(id, error),
-        };
-        let is_open = |one: &Candidate<'_>| {
-            let home = self.registry.nodes.get(&one.node).map(Node::home);
-            home.is_some_and(|home| !component.tried.contains(&home) && !component.doubted.contains(&home))
-        };
-        let open: Vec<_> = fit.into_iter().filter(is_open).collect();
-        let Some(chosen) = self.placer.choose(&component.spec, &open) else {
-            let error = component.trouble.clone();
-            return self.no_place(id, error.unwrap_or_else(|| Error::unavailable("no node could start it")));
-        };
-        let Some(node) = self.registry.nodes.get_mut(&chosen.node) else { return };
-        node.residents.insert(id);
-        component.place = Place::Trying(Attempt { home: node.home(), provider: chosen.provider, unanswered: 0 });
-        self.marked.insert(Thing::Component(id));
-    }
-
-    /// A component that never ran is refused; one that ran waits.
-    fn no_place(&mut self, id: ComponentId, error: Error) {
-        let Some(component) = self.components.get_mut(&id) else { return };
-        if !component.is_born {
-            return self.forget(id, Some(error));
-        }
-        component.tried.clear();
-        component.trouble = Some(error.clone());
-        component.lane.back_off(self.now);
-        self.marked.insert(Thing::Component(id));
-        if !std::mem::replace(&mut component.is_noted, true) {
-            let name = component.name.clone();
-            self.note(Note::Waiting { component: id, name, error });
-        }
-    }
-
-    /// Whatever has no place may have one now.
-    pub(super) fn wake_homeless(&mut self) {
-        for (id, component) in &mut self.components {
-            if matches!(component.place, Place::Nowhere) {
-                component.lane.hurry();
-                self.marked.insert(Thing::Component(*id));
+            Step::Wait(at) => {
+                self.timers.insert((at, Thing::Slot(id, replica)));
             }
+            Step::Settled => self.settled(id, replica),
+            Step::Place => self.place(id, replica),
+            Step::Create(attempt) => self.create(id, replica, &attempt),
+            Step::Abandon(attempt) => self.abandon(id, replica, &attempt),
+            Step::Wire(wiring) => self.wire(id, replica, wiring),
+            Step::Activate => self.let_emit(id, replica),
+            Step::TakeOver(old) => self.take_over(id, replica, old),
+            Step::Release(instance) => self.release(id, replica, instance),
+            Step::Stop(instance) => self.stop_instance(id, replica, instance),
+            Step::Drop => self.drop_slot(id, replica, &Ok(Reply::Done)),
         }
     }
 
-    fn create(&mut self, id: ComponentId, attempt: &Attempt) {
+    pub(super) fn slot_mut(&mut self, id: ComponentId, replica: u32) -> Option<&mut Slot> {
+        self.components.get_mut(&id)?.slots.get_mut(&replica)
+    }
+
+    fn settled(&mut self, id: ComponentId, replica: u32) {
+        let Some(slot) = self.slot_mut(id, replica) else { return };
+        slot.lane.recover();
+        slot.trouble = None;
+        (slot.pin, slot.origin, slot.saved) = (None, None, None);
+        let moved = slot.detour.take().map_or(Ok(Reply::Done), Err);
+        let movers = std::mem::take(&mut slot.movers);
+        if let Some(instance) = slot.instance_mut() {
+            instance.is_settled = true;
+        }
+        for ticket in movers {
+            self.reply(ticket, moved.clone());
+        }
+        self.satisfy(id);
+    }
+
+    /// Answers those who wait until all is as desired, if what can be so at present is.
+    pub(super) fn satisfy(&mut self, id: ComponentId) {
         let Some(component) = self.components.get(&id) else { return };
-        let call = Call::Create(component.start(id, attempt));
-        self.call_for(id, attempt.home, Job::Create(id, component.kind(), attempt.home), call);
+        let has_asks = component.asks.iter().any(|(ask, _)| matches!(ask, Ask::Patch | Ask::Activate));
+        let is_as_far_as_it_gets = |slot: &Slot| {
+            let is_bystander = slot.fate != Fate::Stay || slot.replaces.is_some();
+            is_bystander || slot.instance().is_none_or(|instance| instance.is_settled)
+        };
+        if has_asks && component.slots.values().all(is_as_far_as_it_gets) {
+            self.answer(id, Ask::Patch, &Ok(Reply::Done));
+            self.answer(id, Ask::Activate, &Ok(Reply::Done));
+        }
+    }
+
+    /// The replica that waits for the end of this call, unless the call was given up.
+    fn awaiting(&mut self, id: ComponentId, replica: u32, op: Op) -> Option<&mut Slot> {
+        let slot = self.slot_mut(id, replica)?;
+        slot.lane.end(op).then_some(slot)
+    }
+
+    /// Starts a call about a replica, and no other until it ends.
+    fn call_for(&mut self, id: ComponentId, replica: u32, home: Home, job: Job, call: Call) {
+        let op = self.call(home.node, job, call);
+        if let Some(slot) = self.slot_mut(id, replica) {
+            slot.lane.begin(op);
+        }
+    }
+
+    fn create(&mut self, id: ComponentId, replica: u32, attempt: &Attempt) {
+        let Some(component) = self.components.get(&id) else { return };
+        let call = Call::Create(component.start(id, replica, attempt));
+        let job = Job::Create(id, replica, component.kind(), attempt.home);
+        self.call_for(id, replica, attempt.home, job, call);
     }
 
     pub(super) fn created(
         &mut self,
         op: Op,
-        id: ComponentId,
+        (id, replica): (ComponentId, u32),
         kind: ComponentKind,
         home: Home,
-        result: Result<Option<ComponentRef>, Error>,
+        result: Result<Outcome, Error>,
     ) {
         let result = match result {
-            Ok(Some(ComponentRef::Instance(instance))) if instance.node == home.node => Ok(instance),
+            Ok(Outcome::Started(ComponentRef::Instance(instance))) if instance.node == home.node => Ok(instance),
             Ok(_) => Err(Error::bug(format!("node {} answered a start with the id of something else", home.node))),
             Err(error) => Err(error),
         };
-        let component = self.awaiting(id, op);
-        let attempt = component.and_then(|component| match &component.place {
+        let attempt = self.awaiting(id, replica, op).and_then(|slot| match &slot.place {
             Place::Trying(attempt) => Some(attempt.clone()),
             Place::Nowhere | Place::On(_) => None,
         });
         match (attempt, result) {
             (None, result) => self.created_in_vain(kind, home, result),
-            (Some(_), Ok(instance)) => self.run(id, home, instance),
-            (Some(attempt), Err(error)) if is_unknown(&error) => self.unanswered(id, attempt, error),
-            (Some(_), Err(error)) => self.fail(id, home, error, true),
+            (Some(_), Ok(instance)) => self.run(id, replica, home, instance),
+            (Some(attempt), Err(error)) if is_unknown(&error) => self.unanswered(id, replica, attempt, error),
+            (Some(_), Err(error)) => self.fail(id, replica, home, error, true),
         }
     }
 
@@ -182,45 +146,70 @@ impl Engine {
         }
     }
 
-    fn run(&mut self, id: ComponentId, home: Home, instance: InstanceId) {
+    fn run(&mut self, id: ComponentId, replica: u32, home: Home, instance: InstanceId) {
         let is_native = self.registry.at(home).is_some_and(|node| node.about.native);
+        let now = self.now;
         let Some(component) = self.components.get_mut(&id) else { return };
-        // An EDGELESS 1.2 node knows no third step: what it creates runs.
-        component.place =
-            Place::On(Instance { home, id: instance, wiring: Some(Wiring::new()), is_active: !is_native });
-        component.tried.clear();
-        component.trouble = None;
-        component.is_noted = false;
         let note = Note::Spawned {
             component: id,
             kind: component.kind(),
             name: component.name.clone(),
             instance,
-            epoch: component.epoch,
+            epoch: component.slots.get(&replica).map(|slot| slot.epoch).unwrap_or_default(),
         };
-        if !component.is_born && !component.is_held {
-            component.opens_at = Some(self.now + super::requests::OPENS_AFTER);
+        if let Some(slot) = component.slots.get_mut(&replica) {
+            // An EDGELESS 1.2 node knows no third step: what it creates runs.
+            slot.place = Place::On(Instance {
+                home,
+                id: instance,
+                wiring: Some(Wiring::new()),
+                is_active: !is_native,
+                is_settled: false,
+                releases: 0,
+            });
+            slot.tried.clear();
+            slot.trouble = None;
+            slot.is_noted = false;
+            slot.load = Load::default();
         }
-        component.is_born = true;
+        if let Some(node) = self.registry.nodes.get_mut(&home.node) {
+            node.running.insert(instance.function, (id, replica));
+        }
+        let is_complete = component.running().count() >= component.scale.min as usize;
+        let is_first = !component.is_born && is_complete;
+        if is_first {
+            component.is_born = true;
+            if !component.is_held {
+                component.opens_at = Some(now + super::requests::OPENS_AFTER);
+            }
+        }
+        // Whoever speaks only EDGELESS 1.2 wakes nobody: what it sends to must be there.
+        let targets = component.outputs.values().filter(|_| !is_native).map(|target| Thing::Component(*target));
+        self.marked.extend(targets);
         self.note(note);
-        self.answer(id, Ask::Start, &Ok(Reply::Started(id)));
-        self.mark_with_senders(id);
+        if is_first {
+            self.answer(id, Ask::Start, &Ok(Reply::Started(id)));
+        }
+        self.marked.extend([Thing::Component(id), Thing::Slot(id, replica)]);
+        self.refresh_row(id);
     }
 
     /// A node did not say whether it started a component.
-    fn unanswered(&mut self, id: ComponentId, attempt: Attempt, error: Error) {
+    fn unanswered(&mut self, id: ComponentId, replica: u32, attempt: Attempt, error: Error) {
+        let now = self.now;
         let is_native = self.registry.at(attempt.home).is_some_and(|node| node.about.native);
-        let Some(component) = self.components.get_mut(&id) else { return };
+        let Some(slot) = self.slot_mut(id, replica) else { return };
         if is_native && attempt.unanswered + 1 < TRIES {
             // A repeat returns the first result, whatever became of it.
-            component.place = Place::Trying(Attempt { unanswered: attempt.unanswered + 1, ..attempt });
-            component.trouble = Some(error);
-            component.lane.back_off(self.now);
-            self.marked.insert(Thing::Component(id));
+            slot.place = Place::Trying(Attempt { unanswered: attempt.unanswered + 1, ..attempt });
+            slot.trouble = Some(error);
+            slot.lane.back_off(now);
+            self.marked.insert(Thing::Slot(id, replica));
             return;
         }
+        let Some(component) = self.components.get_mut(&id) else { return };
         if is_native {
-            let stray = Stray::Unknown(component.start(id, &attempt));
+            let stray = Stray::Unknown(component.start(id, replica, &attempt));
             self.add_stray(attempt.home.node, stray);
         } else {
             // A repeat would start a second instance on an EDGELESS 1.2 node, and the first cannot
@@ -228,7 +217,8 @@ impl Engine {
             component.doubted.insert(attempt.home);
             self.doubt(attempt.home);
         }
-        self.fail(id, attempt.home, error.context(format!("node {} did not start it", attempt.home.node)), false);
+        let error = error.context(format!("node {} did not start it", attempt.home.node));
+        self.fail(id, replica, attempt.home, error, false);
     }
 
     fn doubt(&mut self, home: Home) {
@@ -239,193 +229,267 @@ impl Engine {
     }
 
     /// A place is given up. A node that refuses what never ran speaks for all nodes.
-    fn fail(&mut self, id: ComponentId, home: Home, error: Error, is_answer: bool) {
-        self.leave_home(id);
+    fn fail(&mut self, id: ComponentId, replica: u32, home: Home, error: Error, is_answer: bool) {
+        self.leave_home(id, replica);
         let Some(component) = self.components.get_mut(&id) else { return };
-        component.vacate();
-        component.tried.insert(home);
-        component.lane.hurry();
+        let is_born = component.is_born;
+        let Some(slot) = component.slots.get_mut(&replica) else { return };
+        slot.place = Place::Nowhere;
+        slot.tried.insert(home);
+        slot.lane.hurry();
+        slot.trouble = Some(error.clone());
+        self.marked.insert(Thing::Slot(id, replica));
         // A node that is full speaks for itself only; any other refusal would be the same everywhere.
-        if is_answer && !component.is_born && error.code != Code::Exhausted {
-            return self.forget(id, Some(error));
+        if is_answer && !is_born && error.code != Code::Exhausted {
+            self.refuse(id, error);
         }
-        component.trouble = Some(error);
-        self.marked.insert(Thing::Component(id));
     }
 
-    fn abandon(&mut self, id: ComponentId, attempt: &Attempt) {
+    fn abandon(&mut self, id: ComponentId, replica: u32, attempt: &Attempt) {
         let is_native = self.registry.at(attempt.home).is_some_and(|node| node.about.native);
         if let Some(component) = self.components.get(&id) {
-            let stray = Stray::Unknown(component.start(id, attempt));
+            let stray = Stray::Unknown(component.start(id, replica, attempt));
             if is_native && attempt.unanswered > 0 {
                 self.add_stray(attempt.home.node, stray);
             }
         }
-        self.fail(id, attempt.home, Error::rejected("it is not wanted any more"), false);
+        self.fail(id, replica, attempt.home, Error::rejected("it is not wanted any more"), false);
     }
 
-    /// The node of a component does not look after it any more.
-    pub(super) fn leave_home(&mut self, id: ComponentId) {
-        let Some((home, _)) = self.home_of(id) else { return };
+    /// The node of a replica does not look after it any more.
+    pub(super) fn leave_home(&mut self, id: ComponentId, replica: u32) {
+        let Some(slot) = self.components.get(&id).and_then(|component| component.slots.get(&replica)) else { return };
+        let Some(home) = slot.home() else { return };
         if let Some(node) = self.registry.nodes.get_mut(&home.node) {
-            node.residents.remove(&id);
+            node.residents.remove(&(id, replica));
+            self.placer.nodes.release(home.node, Tenant { component: id, replica });
+            if let Some(instance) = slot.instance() {
+                node.running.remove(&instance.id.function);
+            }
             // A doubtful node waits until nothing is left on it.
             self.marked.insert(Thing::Node(home.node));
         }
     }
 
     /// What ran, or was being started, is gone.
-    pub(super) fn lose_instance(&mut self, id: ComponentId, error: Error) {
-        self.leave_home(id);
-        let Some(component) = self.components.get_mut(&id) else { return };
-        component.lane.clear();
-        component.vacate();
-        component.vacant_epoch = component.epoch;
-        component.tried.clear();
-        component.trouble = Some(error);
-        self.satisfy(id);
-        self.mark_with_senders(id);
-    }
-
-    /// A component has moved: it and whoever has an output to it may have a step to take.
-    pub(super) fn mark_with_senders(&mut self, id: ComponentId) {
-        self.marked.insert(Thing::Component(id));
-        if let Some(link) = self.links.get(&id) {
-            self.marked.extend(link.senders.iter().copied().map(Thing::Component));
+    pub(super) fn lose_instance(&mut self, id: ComponentId, replica: u32, error: Error) {
+        if let Some(slot) = self.slot_mut(id, replica) {
+            slot.lane.clear();
         }
+        self.vanish(id, replica, error);
     }
 
-    fn wire(&mut self, id: ComponentId, wiring: Wiring) {
+    fn vanish(&mut self, id: ComponentId, replica: u32, error: Error) {
+        self.leave_home(id, replica);
+        let Some(component) = self.components.get_mut(&id) else { return };
+        let is_replaced = component.successor(replica).is_some();
+        let Some(slot) = component.slots.get_mut(&replica) else { return };
+        slot.place = Place::Nowhere;
+        slot.tried.clear();
+        slot.trouble = Some(error.clone());
+        let replaces = slot.replaces;
+        match slot.fate {
+            Fate::Go => self.drop_slot(id, replica, &Ok(Reply::Done)),
+            // The one that was made ready for it takes its place.
+            _ if is_replaced => self.drop_slot(id, replica, &Ok(Reply::Done)),
+            Fate::Stay | Fate::Move => {
+                slot.fate = Fate::Stay;
+                if let Some(old) = replaces {
+                    self.give_way(id, replica, old, error);
+                }
+            }
+        }
+        self.marked.insert(Thing::Slot(id, replica));
+        self.refresh_row(id);
+        self.satisfy(id);
+    }
+
+    /// A replica is gone for good.
+    pub(super) fn drop_slot(&mut self, id: ComponentId, replica: u32, answer: &Answer) {
+        self.leave_home(id, replica);
+        let until = self.now + rows::FORWARDS;
+        let Some(component) = self.components.get_mut(&id) else { return };
+        let Some(slot) = component.slots.remove(&replica) else { return };
+        for (other, heir) in component.slots.iter_mut() {
+            if heir.replaces == Some(replica) {
+                heir.replaces = None;
+                self.marked.insert(Thing::Slot(id, *other));
+            }
+        }
+        self.marked.insert(Thing::Component(id));
+        if let Some(former) = slot.home().and_then(|home| self.links.get_mut(&id)?.former.get_mut(&home.node)) {
+            *former = until;
+        }
+        for ticket in slot.movers {
+            self.reply(ticket, answer.clone());
+        }
+        self.refresh_row(id);
+        self.satisfy(id);
+    }
+
+    fn wire(&mut self, id: ComponentId, replica: u32, wiring: Wiring) {
         let Some(component) = self.components.get_mut(&id) else { return };
         let kind = component.kind();
-        let Place::On(instance) = &mut component.place else { return };
+        let Some(instance) = component.slots.get_mut(&replica).and_then(Slot::instance_mut) else { return };
         instance.wiring = None;
-        let patch = Patch::new(instance.id.function, wiring.clone());
-        let (home, call) = (instance.home, Call::SetOutputs(kind, patch));
-        self.call_for(id, home, Job::Wire(id, wiring), call);
+        let (home, at) = (instance.home, instance.id);
+        let (patch, rows) = self.patch_of(at, &wiring);
+        self.acquaint(home.node, rows.iter());
+        let epochs = rows.iter().map(|row| (row.component, row.epoch)).collect();
+        let job = Job::Wire(id, replica, wiring, epochs);
+        self.call_for(id, replica, home, job, Call::SetOutputs(kind, patch));
     }
 
-    pub(super) fn wired(&mut self, op: Op, id: ComponentId, wiring: Wiring, result: Result<(), Error>) {
-        let Some(instance) = self.current_instance(op, id) else { return };
+    pub(super) fn wired(
+        &mut self,
+        op: Op,
+        (id, replica): (ComponentId, u32),
+        wiring: Wiring,
+        epochs: Vec<(ComponentId, u64)>,
+        result: Result<(), Error>,
+    ) {
+        let Some(instance) = self.awaiting(id, replica, op).and_then(Slot::instance_mut) else { return };
         match result {
             Ok(()) => {
+                let node = instance.home.node;
                 instance.wiring = Some(wiring);
-                self.marked.insert(Thing::Component(id));
+                self.marked.insert(Thing::Slot(id, replica));
+                self.caught_up(node, epochs);
             }
-            Err(error) => self.instance_failed(id, "wire", error),
+            Err(error) => self.instance_failed(id, replica, "wire", error),
         }
     }
 
-    fn let_emit(&mut self, id: ComponentId) {
-        let Some(component) = self.components.get(&id) else { return };
-        let Place::On(instance) = &component.place else { return };
+    fn let_emit(&mut self, id: ComponentId, replica: u32) {
+        let Some(instance) = self.slot_mut(id, replica).and_then(|slot| slot.instance_mut()) else { return };
         let (home, call) = (instance.home, Call::Activate(instance.id.function));
-        self.call_for(id, home, Job::Activate(id), call);
+        self.call_for(id, replica, home, Job::Activate(id, replica), call);
     }
 
-    pub(super) fn activated(&mut self, op: Op, id: ComponentId, result: Result<(), Error>) {
-        let Some(instance) = self.current_instance(op, id) else { return };
+    pub(super) fn activated(&mut self, op: Op, id: ComponentId, replica: u32, result: Result<(), Error>) {
+        let Some(instance) = self.awaiting(id, replica, op).and_then(Slot::instance_mut) else { return };
         match result {
             Ok(()) => {
                 instance.is_active = true;
-                self.marked.insert(Thing::Component(id));
+                self.marked.insert(Thing::Slot(id, replica));
             }
-            Err(error) => self.instance_failed(id, "activate", error),
+            Err(error) => self.instance_failed(id, replica, "activate", error),
         }
     }
 
-    /// The instance that a call was about, unless the call was given up.
-    fn current_instance(&mut self, op: Op, id: ComponentId) -> Option<&mut Instance> {
-        let component = self.awaiting(id, op)?;
-        match &mut component.place {
-            Place::On(instance) => Some(instance),
-            Place::Nowhere | Place::Trying(_) => None,
-        }
-    }
-
-    fn instance_failed(&mut self, id: ComponentId, attempt: &'static str, error: Error) {
+    fn instance_failed(&mut self, id: ComponentId, replica: u32, attempt: &'static str, error: Error) {
+        let now = self.now;
         let Some(component) = self.components.get_mut(&id) else { return };
-        let failures = component.lane.back_off(self.now);
-        component.trouble = Some(error.clone());
         let name = component.name.clone();
-        self.marked.insert(Thing::Component(id));
+        let Some(slot) = component.slots.get_mut(&replica) else { return };
+        let failures = slot.lane.back_off(now);
+        slot.trouble = Some(error.clone());
+        let movers = if slot.replaces.is_some() { Vec::new() } else { std::mem::take(&mut slot.movers) };
+        let replaces = slot.replaces;
+        self.marked.insert(Thing::Slot(id, replica));
         if failures == 1 {
             self.note(Note::InstanceFailing { component: id, name, attempt, error: error.clone() });
         }
+        for ticket in movers {
+            self.reply(ticket, Err(error.clone().context(format!("it has moved, but its node does not {attempt} it"))));
+        }
         if error.code == Code::NotFound {
             // The instance is gone; the pause stays, in case its successor fares no better.
-            self.leave_home(id);
-            if let Some(component) = self.components.get_mut(&id) {
-                component.vacate();
-                component.vacant_epoch = component.epoch;
-            }
-            self.satisfy(id);
-            self.mark_with_senders(id);
+            self.vanish(id, replica, error);
         } else if error.code.is_refusal() || failures >= PATIENCE {
             let error = error.context(format!("cannot {attempt} the component"));
-            self.answer(id, Ask::Patch, &Err(error.clone()));
-            self.answer(id, Ask::Activate, &Err(error));
+            match replaces {
+                // It is no better than what it shall replace.
+                Some(old) => self.give_way(id, replica, old, error),
+                None => {
+                    self.answer(id, Ask::Patch, &Err(error.clone()));
+                    self.answer(id, Ask::Activate, &Err(error));
+                }
+            }
         }
     }
 
-    fn stop_instance(&mut self, id: ComponentId, instance: InstanceId) {
-        let Some((home, kind)) = self.home_of(id) else { return };
-        self.call_for(id, home, Job::Stop(id), Call::Stop(kind, instance));
+    fn release(&mut self, id: ComponentId, replica: u32, at: InstanceId) {
+        let Some(instance) = self.slot_mut(id, replica).and_then(|slot| slot.instance_mut()) else { return };
+        instance.releases += 1;
+        let home = instance.home;
+        if instance.releases > RELEASES {
+            return self.stop_instance(id, replica, at);
+        }
+        let call = Call::Release { instance: at.function, grace: GRACE };
+        self.call_for(id, replica, home, Job::Release(id, replica), call);
     }
 
-    pub(super) fn stopped(&mut self, op: Op, id: ComponentId, result: Result<(), Error>) {
+    pub(super) fn released(&mut self, op: Op, id: ComponentId, replica: u32, result: Result<Option<Bytes>, Error>) {
         let now = self.now;
-        let Some(component) = self.awaiting(id, op) else { return };
+        let Some(slot) = self.awaiting(id, replica, op) else { return };
+        match result {
+            Ok(state) => self.gone(id, replica, state),
+            Err(error) if error.code == Code::NotFound => self.gone(id, replica, None),
+            Err(error) => {
+                if error.code.is_refusal()
+                    && let Some(instance) = slot.instance_mut()
+                {
+                    instance.releases = RELEASES;
+                }
+                slot.lane.back_off(now);
+                slot.trouble = Some(error);
+                self.marked.insert(Thing::Slot(id, replica));
+            }
+        }
+    }
+
+    /// A replica has left its node, as it should.
+    fn gone(&mut self, id: ComponentId, replica: u32, state: Option<Bytes>) {
+        let is_leaving = self.components.get(&id).is_some_and(|component| component.is_leaving);
+        let Some(slot) = self.slot_mut(id, replica) else { return };
+        if is_leaving || slot.fate != Fate::Move {
+            return self.drop_slot(id, replica, &Ok(Reply::Done));
+        }
+        slot.fate = Fate::Stay;
+        slot.origin = slot.home();
+        slot.lane.recover();
+        slot.trouble = None;
+        slot.saved = state;
+        let former = slot.home().map(|home| home.node);
+        self.leave_home(id, replica);
+        if let Some(slot) = self.slot_mut(id, replica) {
+            slot.place = Place::Nowhere;
+        }
+        let until = self.now + rows::FORWARDS;
+        if let Some(kept) = former.and_then(|node| self.links.get_mut(&id)?.former.get_mut(&node)) {
+            *kept = until;
+        }
+        self.marked.insert(Thing::Slot(id, replica));
+    }
+
+    fn stop_instance(&mut self, id: ComponentId, replica: u32, instance: InstanceId) {
+        let Some(component) = self.components.get(&id) else { return };
+        let Some(home) = component.slots.get(&replica).and_then(Slot::home) else { return };
+        let call = Call::Stop(component.kind(), instance);
+        self.call_for(id, replica, home, Job::Stop(id, replica), call);
+    }
+
+    pub(super) fn stopped(&mut self, op: Op, id: ComponentId, replica: u32, result: Result<(), Error>) {
+        let now = self.now;
+        let Some(slot) = self.awaiting(id, replica, op) else { return };
         match result {
             Err(error) if !error.code.is_refusal() => {
-                component.lane.back_off(now);
-                component.trouble = Some(error);
-                self.marked.insert(Thing::Component(id));
+                slot.lane.back_off(now);
+                slot.trouble = Some(error);
+                self.marked.insert(Thing::Slot(id, replica));
             }
             // One that the node does not know is stopped, too.
-            Ok(()) | Err(_) => self.forget(id, None),
-        }
-    }
-
-    /// Removes a component and answers whoever waits for it; with an error if it never ran.
-    fn forget(&mut self, id: ComponentId, error: Option<Error>) {
-        self.leave_home(id);
-        self.set_outputs(id, BTreeMap::new());
-        let Some(component) = self.components.remove(&id) else { return };
-        let kept_until = self.now + MEMORY;
-        let link = self.links.entry(id).or_default();
-        (link.last_epoch, link.kept_until) = (component.epoch + 1, kept_until);
-        self.timers.insert((kept_until, Thing::Component(id)));
-        self.mark_with_senders(id);
-        let name = component.name.clone();
-        if let Some(error) = error.clone().filter(|_| !component.is_leaving) {
-            self.note(Note::Refused { name, error });
-        } else {
-            self.note(Note::Stopped { component: id, kind: component.kind(), name });
-        }
-        let gone = || Error::unavailable(format!("component {id} was stopped meanwhile"));
-        for (ask, ticket) in component.asks {
-            let answer = match ask {
-                Ask::Stop => Ok(Reply::Done),
-                Ask::Start | Ask::Patch | Ask::Activate => Err(error.clone().unwrap_or_else(gone)),
-            };
-            self.answer_one(ask, ticket, answer);
-        }
-    }
-
-    /// Forgets what nobody needs to know of a component any more.
-    pub(super) fn tidy(&mut self, id: ComponentId) {
-        if self.links.get(&id).is_some_and(|link| link.senders.is_empty() && link.kept_until <= self.now) {
-            self.links.remove(&id);
+            Ok(()) | Err(_) => self.gone(id, replica, None),
         }
     }
 
     /// Answers those who wait for this.
     pub(super) fn answer(&mut self, id: ComponentId, ask: Ask, answer: &Answer) {
         let Some(component) = self.components.get_mut(&id) else { return };
-        let (answered, waiting) = std::mem::take(&mut component.asks).into_iter().partition(|(own, _)| *own == ask);
+        let (answered, waiting): (Vec<(Ask, Ticket)>, _) =
+            std::mem::take(&mut component.asks).into_iter().partition(|(own, _)| *own == ask);
         component.asks = waiting;
-        let answered: Vec<(Ask, Ticket)> = answered;
         for (ask, ticket) in answered {
             self.answer_one(ask, ticket, answer.clone());
         }
@@ -442,5 +506,17 @@ impl Engine {
             self.activations.remove(&ticket);
             self.reply(ticket, answer);
         }
+    }
+
+    /// A replica of a component begins to run events elsewhere: its node forwards what still comes there.
+    pub(super) fn leave_behind(&mut self, id: ComponentId, node: NodeId) {
+        let far = self.now + rows::FORWARDS + GRACE * 4;
+        if self.registry.nodes.get(&node).is_some_and(|known| known.about.native) {
+            self.links.entry(id).or_default().former.insert(node, far);
+        }
+    }
+
+    pub(super) fn component(&self, id: ComponentId) -> Option<&Component> {
+        self.components.get(&id)
     }
 }

@@ -8,11 +8,15 @@ use edgeless_api::component::{
 };
 use edgeless_api::error::Code;
 use edgeless_api::id::{StateId, WorkflowId};
-use edgeless_api::node::{Capabilities, Health, ProviderSpec};
+use edgeless_api::node::{Capabilities, Health, Performance, ProviderSpec};
 use edgeless_api::status::State;
 use edgeless_daemon::engine::Engine as _;
 
 use super::*;
+
+mod moving;
+mod replicas;
+mod rows;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const A: NodeId = NodeId(Uuid::from_u128(0xa));
@@ -28,10 +32,13 @@ struct World {
     now: Millis,
     tickets: u64,
     instances: u128,
+    /// What every instance has saved.
+    saved: Option<Bytes>,
     calls: Vec<(Op, NodeId, Call)>,
     answers: BTreeMap<Ticket, Answer>,
     notes: Vec<Note>,
     published: Vec<u32>,
+    published_rows: Vec<Vec<Row>>,
 }
 
 impl World {
@@ -54,10 +61,12 @@ impl World {
             now: Millis(0),
             tickets: 0,
             instances: 100,
+            saved: None,
             calls: vec![],
             answers: BTreeMap::new(),
             notes: vec![],
             published: vec![],
+            published_rows: vec![],
         }
     }
 
@@ -68,6 +77,7 @@ impl World {
                 Effect::Reply(ticket, answer) => assert!(self.answers.insert(ticket, answer).is_none(), "two answers"),
                 Effect::Note(note) => self.notes.push(note),
                 Effect::Publish(capabilities) => self.published.push(capabilities.num_nodes),
+                Effect::PublishRows(rows) => self.published_rows.push(rows),
                 Effect::Forget(_) => {}
             }
         }
@@ -149,6 +159,7 @@ impl World {
         changes: &[(&str, &str)],
         at: Option<InstanceId>,
     ) -> Result<Vec<(String, String)>, Error> {
+        let at = at.into_iter().collect();
         let ticket = self.request(|ticket| Event::Limit { ticket, id, changes: pairs(changes), at });
         match self.answer(ticket)? {
             Reply::Limits(limits) => {
@@ -167,6 +178,10 @@ impl World {
         self.engine.view(&[id]).remove(0).status
     }
 
+    fn row(&self, id: ComponentId) -> Row {
+        self.engine.row(id)
+    }
+
     fn instance(&self, id: ComponentId) -> InstanceId {
         self.status(id).instance.expect("it runs")
     }
@@ -179,7 +194,7 @@ impl World {
         (op, call)
     }
 
-    fn end(&mut self, op: Op, result: Result<Option<ComponentRef>, Error>) {
+    fn end(&mut self, op: Op, result: Result<Outcome, Error>) {
         self.send(Event::Done(op, result));
     }
 
@@ -189,9 +204,10 @@ impl World {
             Call::Create(_) => {
                 self.instances += 1;
                 let function = Uuid::from_u128(self.instances);
-                Some(ComponentRef::Instance(InstanceId { node, function }))
+                Outcome::Started(ComponentRef::Instance(InstanceId { node, function }))
             }
-            _ => None,
+            Call::Release { .. } => Outcome::Released(self.saved.clone()),
+            _ => Outcome::Done,
         };
         self.end(op, Ok(result));
     }
@@ -230,6 +246,7 @@ pub(super) fn node(id: NodeId) -> Registration {
         lifetime: None,
         interval: None,
         health: Health::default(),
+        performance: Performance::default(),
         native: true,
         leaving: false,
         loads: Vec::new(),
@@ -288,31 +305,58 @@ fn wiring(call: &Call) -> BTreeMap<String, Target> {
     }
 }
 
-fn row(component: ComponentId, epoch: u64, instances: &[InstanceId]) -> BTreeMap<String, Target> {
-    let row = Row::new(component, epoch, instances.to_vec());
+/// The row of a component that its controller wanted once.
+fn row(component: ComponentId, epoch: u64, instances: &[InstanceId]) -> Row {
+    let addresses = instances.iter().map(|at| (at.node, node(at.node).invocation_url)).collect();
+    Row { addresses, ..Row::new(component, (1 << 32) + epoch, instances.to_vec()) }
+}
+
+/// The rows that nodes were told.
+fn rows_in(calls: &[(NodeId, Call)]) -> Vec<(NodeId, Vec<Row>)> {
+    let rows = |(node, call): &(NodeId, Call)| match call {
+        Call::SetRows(rows) => Some((*node, rows.clone())),
+        _ => None,
+    };
+    calls.iter().filter_map(rows).collect()
+}
+
+/// Outputs that lead to one row.
+fn out(row: Row) -> BTreeMap<String, Target> {
     BTreeMap::from([("out".to_string(), Target::Row(row))])
 }
 
-fn unanswered() -> Result<Option<ComponentRef>, Error> {
+fn unanswered() -> Result<Outcome, Error> {
     Err(Error::timeout("no answer"))
 }
 
 // Nodes.
 
 #[test]
-fn a_new_node_is_reset_then_told_of_the_others_and_never_of_itself() {
+fn a_new_node_is_reset_and_joining_costs_our_nodes_nothing_else() {
     let mut world = World::new();
     let answer = world.register(node(A));
     assert_eq!(answer, Ok(Reply::Registered(Registered { keep_alive: Some(KEEP_ALIVE) })));
     assert_eq!(world.obey(), [(A, Call::Reset)]);
     world.register(node(B)).unwrap();
+    assert_eq!(world.obey(), [(B, Call::Reset)], "they learn of each other from rows");
+    assert!(world.note("new resource advertised by node 00000000-0000-0000-0000-00000000000a: provider_id log-1, class_type file-log, outputs []"));
+    assert!(world.note("added function instance client: node_id 00000000-0000-0000-0000-00000000000a, agent URL http://127.0.0.1:7010, invocation URL http://127.0.0.1:8010, capabilities 1 "));
+}
+
+#[test]
+fn a_plain_node_and_all_others_are_told_of_each_other_and_never_of_themselves() {
+    let mut world = World::new();
+    world.add(&node(A));
+    world.register(plain(B)).unwrap();
     let calls = world.obey();
     let add = |id| Call::UpdatePeers(PeerUpdate::Add(id, node(id).invocation_url));
     assert!(calls.contains(&(A, add(B))));
     let at_b: Vec<_> = calls.into_iter().filter(|(at, _)| *at == B).map(|(_, call)| call).collect();
     assert_eq!(at_b, [Call::Reset, add(A)]);
-    assert!(world.note("new resource advertised by node 00000000-0000-0000-0000-00000000000a: provider_id log-1, class_type file-log, outputs []"));
-    assert!(world.note("added function instance client: node_id 00000000-0000-0000-0000-00000000000a, agent URL http://127.0.0.1:7010, invocation URL http://127.0.0.1:8010, capabilities 1 "));
+    world.register(node(C)).unwrap();
+    let calls = world.obey();
+    assert_eq!(calls.len(), 3, "{calls:?}");
+    assert!(calls.contains(&(B, add(C))) && calls.contains(&(C, add(B))));
 }
 
 #[test]
@@ -341,8 +385,8 @@ fn a_reset_that_fails_is_tried_again_after_a_pause() {
 fn a_node_that_cannot_be_told_of_others_delays_only_itself() {
     let mut world = World::new();
     world.add(&node(A));
-    world.register(node(B)).unwrap();
-    world.register(node(C)).unwrap();
+    world.register(plain(B)).unwrap();
+    world.register(plain(C)).unwrap();
     let (stuck, _) = world.call(A);
     assert!(matches!(world.call(B).1, Call::Reset), "while A does not answer");
     assert!(matches!(world.call(C).1, Call::Reset));
@@ -369,10 +413,10 @@ fn a_refresh_moves_the_deadline_and_nothing_else() {
     }
     assert!(world.calls.is_empty(), "{:?}", world.calls);
     assert_eq!(world.notes.len(), notes);
-    assert_eq!(world.published, [0, 1]);
+    assert_eq!(world.published, [1]);
     world.pass(Duration::from_secs(2));
     assert!(world.engine.nodes().is_empty());
-    assert_eq!(world.published, [0, 1, 0]);
+    assert_eq!(world.published, [1, 0]);
 }
 
 #[test]
@@ -416,7 +460,7 @@ fn a_goodbye_ends_the_process_that_says_it_and_no_other() {
     world.register(goodbye.clone()).unwrap();
     assert!(world.calls.is_empty(), "from a node that is not known");
     world.add(&node(A));
-    world.add(&node(B));
+    world.add(&plain(B));
     world.register(goodbye).unwrap();
     assert_eq!(world.obey(), [(B, Call::UpdatePeers(PeerUpdate::Remove(A)))]);
     assert!(world.notes.iter().any(|note| matches!(note, Note::NodeLost { .. }) && !note.is_warning()));
@@ -479,7 +523,7 @@ fn a_component_is_started_wired_activated_and_stopped() {
 
     let patch = world.patch(ONE, &[("out", TWO)]);
     let (op, call) = world.call(A);
-    assert_eq!(wiring(&call), row(TWO, 1, &[two]));
+    assert_eq!(wiring(&call), out(row(TWO, 1, &[two])));
     assert!(world.is_open(patch));
     world.ok(A, op, &call);
     assert_eq!(world.answer(patch), Ok(Reply::Done));
@@ -579,7 +623,7 @@ fn an_answer_that_names_another_node_is_not_believed() {
     world.add(&node(A));
     let ticket = world.wanted(ONE, 1, function(&[]));
     let (op, _) = world.call(A);
-    world.end(op, Ok(Some(ComponentRef::Instance(InstanceId::random(B)))));
+    world.end(op, Ok(Outcome::Started(ComponentRef::Instance(InstanceId::random(B)))));
     assert_eq!(world.refusal(ticket).code, Code::Bug);
 }
 
@@ -691,9 +735,8 @@ fn what_a_lost_node_ran_runs_elsewhere_and_who_sends_to_it_is_told() {
     let moved = world.instance(TWO);
     assert_eq!(moved.node, A);
     assert!(calls.contains(&(A, Call::UpdatePeers(PeerUpdate::Remove(B)))));
-    let wirings: Vec<_> = calls.iter().filter(|(_, call)| matches!(call, Call::SetOutputs(..))).collect();
-    assert_eq!(wiring(&wirings[0].1), row(TWO, 2, &[]), "nowhere at first");
-    assert_eq!(wiring(&wirings[1].1), row(TWO, 2, &[moved]));
+    let told = rows_in(&calls);
+    assert_eq!(told, [(A, vec![row(TWO, 2, &[])]), (A, vec![row(TWO, 3, &[moved])])], "nowhere at first");
     assert!(calls.contains(&(A, Call::Activate(moved.function))), "it emits without being asked again");
     assert_eq!(world.status(TWO).epoch, 2);
     assert_eq!(world.status(TWO).state, State::Running);
@@ -913,9 +956,9 @@ fn an_activation_that_a_node_refuses_is_answered_once() {
 }
 
 #[test]
-fn an_instance_is_wired_to_another_node_only_when_its_own_knows_that_node() {
+fn an_instance_on_a_plain_node_is_wired_to_another_node_only_when_its_own_knows_that_node() {
     let mut world = World::new();
-    world.add(&node(A));
+    world.add(&plain(A));
     world.run(ONE);
     world.register(node(B)).unwrap();
     let (about_b, _) = world.call(A);
@@ -924,9 +967,9 @@ fn an_instance_is_wired_to_another_node_only_when_its_own_knows_that_node() {
     assert_eq!(two.node, B);
     let patch = world.patch(ONE, &[("out", TWO)]);
     assert!(world.calls.is_empty(), "A has not yet said that it knows B");
-    world.end(about_b, Ok(None));
+    world.end(about_b, Ok(Outcome::Done));
     let (op, call) = world.call(A);
-    assert_eq!(wiring(&call), row(TWO, 1, &[two]));
+    assert_eq!(wiring(&call), BTreeMap::from([("out".to_string(), Target::Instance(two))]));
     world.ok(A, op, &call);
     assert_eq!(world.answer(patch), Ok(Reply::Done));
 }
@@ -941,9 +984,10 @@ fn outputs_to_a_component_that_was_stopped_lead_nowhere_in_a_newer_epoch() {
     world.obey();
     world.stop(TWO);
     let last = world.obey().pop().unwrap();
-    assert_eq!(wiring(&last.1), row(TWO, 2, &[]));
-    world.run(TWO);
-    assert_eq!(world.status(TWO).epoch, 3, "what its senders have heard is older");
+    assert_eq!(rows_in(&[last]), [(A, vec![row(TWO, 2, &[])])]);
+    let two = world.run(TWO);
+    assert_eq!(world.status(TWO).epoch, 2, "no start is repeated");
+    assert_eq!(world.row(TWO), row(TWO, 3, &[two]), "what its senders have heard is older");
 }
 
 // Unknown outcomes.
@@ -1057,7 +1101,7 @@ fn a_plain_node_is_told_of_instances_and_never_activated() {
     world.obey();
     let again = world.run(TWO);
     assert_ne!(two, again);
-    assert!(world.engine.view(&[ONE])[0].peer.is_none(), "it cannot be asked how it is");
+    assert!(world.engine.view(&[ONE])[0].peers.is_empty(), "it cannot be asked how it is");
 }
 
 #[test]

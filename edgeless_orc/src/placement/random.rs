@@ -1,49 +1,58 @@
 //! A node at random, weighted by how much work it can do.
 
-use edgeless_api::id::NodeId;
 use edgeless_api::node::Capabilities;
 use rand::RngExt;
 
-use super::{Candidate, Memory, Strategy};
+use super::slots::Slot;
+use super::{Choice, Memory, Strategy};
 
-pub(super) static STRATEGY: Strategy = Strategy { name: "Random", title: "random", pick };
+pub(super) static STRATEGY: Strategy = Strategy { name: "Random", title: "random", pick, score };
 
-fn pick(candidates: &[Candidate<'_>], memory: &mut Memory) -> Option<NodeId> {
-    let last = candidates.last()?;
-    let total: f64 = candidates.iter().map(|candidate| weight(candidate.capabilities)).sum();
+fn pick(choice: &Choice<'_>, memory: &mut Memory) -> Option<Slot> {
+    let total = total(choice);
+    if total <= 0.0 {
+        return None;
+    }
     let mut drawn = memory.rng.random_range(0.0..total);
-    for candidate in candidates {
-        drawn -= weight(candidate.capabilities);
+    let mut last = None;
+    for slot in choice.left.ones() {
+        drawn -= choice.index.facts().weight(slot);
         if drawn < 0.0 {
-            return Some(candidate.node);
+            return Some(slot);
         }
+        last = Some(slot);
     }
     // The sum, taken the other way round, may differ by a rounding error.
-    Some(last.node)
+    last
+}
+
+fn total(choice: &Choice<'_>) -> f64 {
+    choice.left.ones().map(|slot| choice.index.facts().weight(slot)).sum()
+}
+
+fn score(choice: &Choice<'_>, slot: Slot) -> String {
+    let weight = choice.index.facts().weight(slot);
+    format!("weight {weight:.0}, drawn {:.1} times of 100", 100.0 * weight / total(choice))
 }
 
 /// Cores times speed; a node that does not know itself counts as a slow one.
-fn weight(own: &Capabilities) -> f64 {
+pub(super) fn weight(own: &Capabilities) -> f64 {
     let weight = f64::from(own.num_cores.max(own.num_cpus)) * f64::from(own.clock_freq_cpu);
     if weight.is_finite() && weight > 0.0 { weight } else { 1.0 }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Placer;
-    use super::super::tests::function;
+    use super::super::tests::{choose, function, placer, wasm};
     use super::*;
-    use uuid::Uuid;
 
     #[test]
     fn a_faster_node_is_chosen_more_often_and_a_slow_one_now_and_then() {
-        let with = |num_cores, clock_freq_cpu| Capabilities { num_cores, clock_freq_cpu, ..Capabilities::default() };
-        let (fast, slow) = (with(9, 100.0), with(1, 100.0));
-        let node = |n, capabilities| Candidate { node: NodeId(Uuid::from_u128(n)), capabilities, providers: &[] };
-        let nodes = [node(1, &fast), node(2, &slow)];
-        let spec = function(&[]);
-        let mut placer = Placer::new(&STRATEGY, 1);
-        let on_fast = (0..1000).filter(|_| placer.choose(&spec, &nodes).unwrap().node == nodes[0].node).count();
+        let (mut fast, mut slow) = (wasm(), wasm());
+        fast.capabilities.num_cores = 9;
+        slow.capabilities.num_cores = 1;
+        let mut placer = placer(&STRATEGY, 1, &[fast, slow]);
+        let on_fast = (0..1000).filter(|_| choose(&mut placer, &function(&[])) == Ok(1)).count();
         assert!((850..950).contains(&on_fast), "{on_fast} of 1000 where 900 are expected");
     }
 

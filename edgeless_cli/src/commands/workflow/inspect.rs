@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use edgeless_api::client::Workflows;
 use edgeless_api::component::FunctionClass;
-use edgeless_api::status::{ComponentStatus, Limit, OutputBooks, State, Usage};
+use edgeless_api::status::{ComponentStatus, InstanceStatus, Limit, OutputBooks, State, Usage};
 use edgeless_api::workflow::{Function, Mapping, Resource, Workflow, WorkflowStatus};
 use edgeless_api::{Code, ComponentId, InstanceId, WorkflowId};
 use serde::Serialize;
@@ -126,6 +126,24 @@ struct Component {
     limits: Vec<Limit>,
     usage: Option<Used>,
     log: Vec<Line>,
+    instances: Vec<Instance>,
+}
+
+/// One of the instances of a component.
+#[derive(Serialize)]
+struct Instance {
+    instance: InstanceId,
+    hostname: String,
+    state: State,
+    handled: u64,
+    queued: u64,
+}
+
+impl From<InstanceStatus> for Instance {
+    fn from(status: InstanceStatus) -> Self {
+        let InstanceStatus { instance, state, handled, queued, hostname } = status;
+        Self { instance, hostname, state, handled, queued }
+    }
 }
 
 /// What a component uses. The time is in seconds, sizes are in bytes.
@@ -212,6 +230,7 @@ impl From<ComponentStatus> for Component {
             limits: status.limits,
             usage: status.usage.map(Used::from),
             log: status.log.into_iter().map(Line::from).collect(),
+            instances: status.instances.into_iter().map(Instance::from).collect(),
         }
     }
 }
@@ -285,6 +304,14 @@ impl Component {
         )];
         if !self.reason.is_empty() {
             lines.push(format!("REASON {name} -> {}", indented(&self.reason)));
+        }
+        // A single one is in the first line.
+        for own in self.instances.iter().filter(|_| self.instances.len() > 1) {
+            let (place, hostname) = (own.instance, one_line(&own.hostname));
+            lines.push(format!(
+                "INSTANCE {name} -> {} on {} [instance {}, handled {}, queued {}, host {hostname}]",
+                own.state, place.node, place.function, own.handled, own.queued
+            ));
         }
         for books in &self.outputs {
             let fates: Vec<_> = books.fates().map(|(fate, count)| format!("{} {count}", one_line(fate))).collect();
