@@ -34,11 +34,11 @@ impl NodeRegistry for Forgetful {
     }
 
     async fn wake(&self, _: Vec<edgeless_api::ComponentId>) -> Result<(), Error> {
-        Err(Error::unimplemented("not played here"))
+        Ok(())
     }
 
     async fn locate(&self, _: edgeless_api::NodeId) -> Result<Option<edgeless_api::Url>, Error> {
-        Err(Error::unimplemented("not played here"))
+        Ok(None)
     }
 }
 
