@@ -1,7 +1,7 @@
 //! Nodes as they announce themselves, and as others see them.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
@@ -84,8 +84,121 @@ pub struct Health {
     pub proc_vmemory: Option<i32>,
     /// Over 1, 5 and 15 minutes, times 100.
     pub load_avg: Option<[i32; 3]>,
+    /// Over the network since the machine started.
+    pub rx_bytes: Option<i64>,
+    /// Over the network since the machine started.
+    pub rx_packets: Option<i64>,
+    /// Over the network since the machine started.
+    pub rx_errors: Option<i64>,
+    /// Over the network since the machine started.
+    pub tx_bytes: Option<i64>,
+    /// Over the network since the machine started.
+    pub tx_packets: Option<i64>,
+    /// Over the network since the machine started.
+    pub tx_errors: Option<i64>,
     /// MiB.
     pub disk_free_space: Option<i64>,
+    /// Bytes.
+    pub disk_reads: Option<i64>,
+    /// Bytes.
+    pub disk_writes: Option<i64>,
+    /// Percent.
+    pub gpu_load: Option<i32>,
+    /// Thousandths of a degree Celsius.
+    pub gpu_temperature: Option<i32>,
+    /// mW.
+    pub active_power: Option<i32>,
+}
+
+/// What a sample is the duration of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// An instance was made.
+    Instantiate,
+    /// It initialised itself.
+    Init,
+    /// It handled an event.
+    Execution,
+    /// It ran its stop handler.
+    Stop,
+    /// An event was on its way to it.
+    Transfer,
+}
+
+impl Phase {
+    /// All of them, in the order of their numbers in the protocol.
+    pub const ALL: [Self; 5] = [Self::Instantiate, Self::Init, Self::Execution, Self::Stop, Self::Transfer];
+
+    /// What other programs call its samples.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Instantiate => "function_instantiate_time",
+            Self::Init => "function_init_time",
+            Self::Execution => "function_execution_time",
+            Self::Stop => "function_stop_time",
+            Self::Transfer => "function_transfer_time",
+        }
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// The instance, on the node that measured.
+    pub instance: Uuid,
+    /// What was measured.
+    pub phase: Phase,
+    /// When, by the clock of the node.
+    pub at: SystemTime,
+    /// The duration; finite, and not negative.
+    pub seconds: f64,
+}
+
+/// A line that an instance logged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogEntry {
+    /// The instance, on the node that has the log.
+    pub instance: Uuid,
+    /// When, by the clock of the node.
+    pub at: SystemTime,
+    /// The log target that the instance named.
+    pub target: String,
+    /// The line.
+    pub message: String,
+}
+
+impl LogEntry {
+    /// The bytes of its texts.
+    pub fn text(&self) -> usize {
+        self.target.len() + self.message.len()
+    }
+}
+
+/// What a node measured of its instances since it was last heard, and what they logged.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Performance {
+    /// What was measured.
+    pub samples: Vec<Sample>,
+    /// What was logged.
+    pub entries: Vec<LogEntry>,
+    /// Samples and lines that are missing: there were too many, or they were unfit.
+    pub left_out: u64,
+}
+
+impl Performance {
+    /// The most samples and lines in one announcement of a node.
+    pub const MOST: usize = 10_000;
+    /// The most bytes of text in all of its lines.
+    pub const MOST_TEXT: usize = 1 << 20;
+    /// The longest line, bytes.
+    pub const LINE: usize = 8 << 10;
+    /// The longest log target, bytes.
+    pub const TARGET: usize = 256;
+
+    /// Whether there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.samples.is_empty() && self.entries.is_empty() && self.left_out == 0
+    }
 }
 
 /// What a node tells its orchestrator, again and again.
@@ -110,6 +223,8 @@ pub struct Registration {
     pub interval: Option<Duration>,
     /// Its load.
     pub health: Health,
+    /// What it measured of its instances.
+    pub performance: Performance,
     /// It speaks our fields and services, not only EDGELESS 1.2.
     pub native: bool,
     /// It says goodbye.

@@ -26,6 +26,7 @@ mod modules;
 mod neighbour;
 mod node;
 mod open_loop;
+mod orchestrate;
 mod peer_ring;
 mod platform;
 mod process;
@@ -109,6 +110,8 @@ enum Measurement {
     },
     /// A function that serves requests beside functions that take all they can get.
     Neighbour(Options),
+    /// An orchestrator with many nodes: to place a component, to replace lost nodes, memory.
+    Orchestrate(orchestrate::Domain),
     /// Functions and services in containers: events, starts, and whether they keep to their limits.
     Containers(Options),
     /// The guest of EDGELESS 1.x in the containers that are measured.
@@ -162,6 +165,7 @@ async fn measure(measurement: Measurement) -> Result<Report> {
         Measurement::Cold(options) => cold::measure(&options.into()).await,
         Measurement::Density { instances, options } => density::measure(&options.into(), instances as usize).await,
         Measurement::Neighbour(options) => neighbour::measure(&options.into()).await,
+        Measurement::Orchestrate(domain) => orchestrate::measure(domain).await,
         Measurement::Containers(options) => containers::measure(&options.into()).await,
         Measurement::ServeRelay => match containers::program::relay().await? {},
         Measurement::ServeWeb => match containers::program::web().await? {},

@@ -128,6 +128,7 @@ impl HealthMeter {
             proc_vmemory: process.and_then(|process| kb(process.virtual_memory())),
             load_avg,
             disk_free_space,
+            ..Health::default()
         }
     }
 }

@@ -98,7 +98,7 @@ pub struct Telemetry {
     /// Where metrics are served, if `[general]` does not say.
     #[serde(deserialize_with = "url::optional")]
     pub metrics_url: Option<Url>,
-    /// Not available yet.
+    /// Whether the orchestrator is told of each measurement of an instance, and of what it logs.
     pub performance_samples: bool,
 }
 
@@ -369,9 +369,6 @@ impl edgeless_daemon::config::Config for Config {
                 return Err(format!("general.{key}: CoAP is not available: leave it empty"));
             }
         }
-        if self.telemetry.performance_samples {
-            return Err("telemetry.performance_samples: not available yet: set it to false".into());
-        }
         if self.container_runtime.max_containers == 0 {
             return Err(
                 "container_runtime.max_containers: must be at least 1; `enabled = false` turns the runtime off".into(),
@@ -446,6 +443,11 @@ metrics_url = "http://127.0.0.1:7003"
 orchestrator_url = "http://127.0.0.1:7011"
 # Where functions' saved state is kept.
 # state_directory = "function_state"
+
+# Whether the orchestrator is told of each measurement of an instance and of each line that it logs, for
+# the [proxy] or [collector] of its configuration.
+# [telemetry]
+# performance_samples = false
 
 [wasm_runtime]
 # Whether this node runs functions in WebAssembly.

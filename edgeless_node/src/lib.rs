@@ -16,8 +16,11 @@
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
 //!   replies that are waited for; [`budget`]: the bytes that may wait; [`books`] and [`fate`]: what becomes of
 //!   events.
+//! - [`rows`] and [`partition`]: where components run, and which of several instances gets an event;
+//!   [`requests`]: what the orchestrator is asked for on behalf of events.
 //! - [`backends`]: servers of this node that stand behind its HTTP ingress.
-//! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event.
+//! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
+//!   [`samples`]: what the orchestrator is told of single measurements.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
 
 pub mod agent;
@@ -36,11 +39,15 @@ pub mod mailbox;
 pub mod measures;
 pub mod metrics;
 pub mod outputs;
+pub mod partition;
 pub mod peer;
 pub mod registration;
+pub mod requests;
 pub mod resources;
 pub mod router;
+pub mod rows;
 pub mod runtimes;
+pub mod samples;
 pub mod starts;
 pub mod state;
 
@@ -62,10 +69,12 @@ pub use config::Config;
 use instance::Runtime;
 use metrics::Metrics;
 use registration::{Announcer, Farewell};
+use requests::Requests;
 use resources::Surroundings;
 use router::{Options as RouterOptions, Router};
 use runtimes::container::{self, Containers};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
+use samples::Samples;
 use starts::StartTimes;
 use state::StateStore;
 
@@ -218,7 +227,10 @@ impl Node {
     ) -> Result<Self, Error> {
         let id = config.general.node_id;
         let limits = config.limits.api();
-        let metrics = Arc::new(Metrics::new(id, config.limits.max_series));
+        let metrics = {
+            let samples = Samples::new(config.telemetry.performance_samples);
+            Arc::new(Metrics::with_samples(id, config.limits.max_series, samples))
+        };
         let options = RouterOptions {
             emit_wait: config.limits.emit_wait,
             call_timeout: config.limits.call_timeout,
@@ -256,6 +268,12 @@ impl Node {
         let states = StateStore::new(config.general.state_directory.clone());
         let agent = Agent::new(router.clone(), runtimes, offers, states, agent_options, base.cancel().child_token());
 
+        let general = &config.general;
+        let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
+        let announced_url = general.invocation_url_announced.clone().unwrap_or_else(|| invocation_url.announced());
+        router.set_requests(Requests::new(register_url)?);
+        router.peers().set_own_url(announced_url.clone());
+
         let events = Server::new(limits, base.cancel().clone())
             .peer_stream(router.peers().clone())
             .invocation(Arc::new(Ingress(router)));
@@ -266,30 +284,30 @@ impl Node {
         tracing::info!("Start AgentAPI GRPC Server at {agent_url}");
 
         let registered = Arc::new(AtomicBool::new(false));
+        let samples = metrics.samples().clone();
         let metrics_url = metrics_listener.map(|(listener, url)| {
             let status = Arc::new(NodeStatus { metrics, registered: registered.clone() });
             front.vital("metrics server", status::serve(listener, status, front.cancel().clone()));
             url
         });
 
-        let general = &config.general;
-        let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
         let interval = Duration::from_secs(general.subscription_refresh_interval_sec.max(1));
         let registration = Registration {
             node: id,
             agent_url: general.agent_url_announced.clone().unwrap_or_else(|| agent_url.announced()),
-            invocation_url: general.invocation_url_announced.clone().unwrap_or_else(|| invocation_url.announced()),
+            invocation_url: announced_url,
             providers,
             capabilities,
             nonce: rand::random(),
             lifetime: None,
             interval: Some(interval),
             health: edgeless_api::node::Health::default(),
+            performance: edgeless_api::node::Performance::default(),
             native: true,
             leaving: false,
             loads: Vec::new(),
         };
-        let announcer = Announcer::new(register_url, registration, interval, registered)?;
+        let announcer = Announcer::new(register_url, registration, interval, registered, samples, agent.clone())?;
         let farewell = announcer.farewell();
         front.helper("registration", announcer.run(front.cancel().clone()));
 

@@ -7,6 +7,9 @@ use std::time::SystemTime;
 
 use edgeless_api::status::{Level, LogLine};
 use tokio::sync::broadcast;
+use uuid::Uuid;
+
+use crate::samples::Samples;
 
 /// The longest line that is kept, bytes; the rest of a longer one is cut off.
 const LINE: usize = 8 << 10;
@@ -19,6 +22,8 @@ pub struct Log {
     component: Arc<str>,
     keep: usize,
     lines: Arc<Mutex<Lines>>,
+    /// The instance, and where its lines are noted to be told.
+    samples: (Uuid, Samples),
 }
 
 #[derive(Debug, Default)]
@@ -31,7 +36,14 @@ struct Lines {
 impl Log {
     /// An empty log that keeps the last `keep` lines.
     pub fn new(component: &str, keep: usize) -> Self {
-        Self { component: component.into(), keep: keep.max(1), lines: Arc::default() }
+        let samples = (Uuid::nil(), Samples::default());
+        Self { component: component.into(), keep: keep.max(1), lines: Arc::default(), samples }
+    }
+
+    /// The same, where lines are also noted as those of this instance.
+    #[must_use]
+    pub fn with_samples(self, instance: Uuid, samples: Samples) -> Self {
+        Self { samples: (instance, samples), ..self }
     }
 
     /// Adds a line, here and to the log of the node.
@@ -48,7 +60,10 @@ impl Log {
             Level::Debug => tracing::debug!(component, target, "{message}"),
             Level::Trace => tracing::trace!(component, target, "{message}"),
         }
-        let line = LogLine { at: SystemTime::now(), level, target, message, component: component.to_string() };
+        let at = SystemTime::now();
+        let (instance, samples) = &self.samples;
+        samples.log(*instance, at, &target, &message);
+        let line = LogLine { at, level, target, message, component: component.to_string() };
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         if lines.kept.len() >= self.keep {
             lines.kept.pop_front();

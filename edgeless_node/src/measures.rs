@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use edgeless_api::node::Phase;
 use edgeless_api::{InstanceId, NodeId};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
@@ -16,6 +17,7 @@ use prometheus_client::metrics::MetricType;
 
 use crate::books::Ledger;
 use crate::event::EventKind;
+use crate::samples::Samples;
 
 /// Upper ends of the buckets, nanoseconds. From 0.1 s on those that dashboards for EDGELESS 1.2 know;
 /// below, where functions are.
@@ -100,12 +102,14 @@ pub struct InstanceMetrics {
     cut_off: AtomicU64,
     dropped: AtomicU64,
     restarts: AtomicU64,
+    samples: Samples,
 }
 
 impl InstanceMetrics {
     /// A handler takes an event that needed `transfer` to get here.
     pub fn begin(&self, transfer: Duration) {
         self.times.transfer.observe(transfer);
+        self.samples.add(self.id.function, Phase::Transfer, transfer);
         self.begun.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -115,6 +119,12 @@ impl InstanceMetrics {
             EventKind::Cast => self.times.cast.observe(execution),
             EventKind::Call => self.times.call.observe(execution),
         }
+        self.samples.add(self.id.function, Phase::Execution, execution);
+    }
+
+    /// The stop handler is through.
+    pub fn stop(&self, took: Duration) {
+        self.samples.add(self.id.function, Phase::Stop, took);
     }
 
     /// The handler was cut off in the middle of it.
@@ -162,6 +172,7 @@ pub struct Instances(Arc<Shared>);
 struct Shared {
     node: NodeId,
     max_series: usize,
+    samples: Samples,
     table: Mutex<Table>,
 }
 
@@ -177,8 +188,8 @@ struct Table {
 
 impl Instances {
     /// None yet; at most `max_series` of them are shown by themselves.
-    pub fn new(node: NodeId, max_series: usize) -> Self {
-        Self(Arc::new(Shared { node, max_series, table: Mutex::default() }))
+    pub fn new(node: NodeId, max_series: usize, samples: Samples) -> Self {
+        Self(Arc::new(Shared { node, max_series, samples, table: Mutex::default() }))
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut Table) -> R) -> R {
@@ -200,6 +211,7 @@ impl Instances {
                 cut_off: AtomicU64::new(0),
                 dropped: AtomicU64::new(0),
                 restarts: AtomicU64::new(0),
+                samples: self.0.samples.clone(),
             });
             table.live.insert(id, metrics.clone());
             metrics

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 pub use crate::measures::InstanceMetrics;
 use crate::measures::Instances;
+use crate::samples::Samples;
 use crate::starts::StartTimes;
 
 /// Why an event did not reach a handler.
@@ -121,18 +122,25 @@ pub struct Metrics {
     refused: Counter,
     requests_refused: Family<StatusLabels, Counter>,
     starts: StartTimes,
+    samples: Samples,
 }
 
 impl Metrics {
     /// Metrics with series for at most `max_series` single instances.
     pub fn new(node: NodeId, max_series: usize) -> Self {
+        Self::with_samples(node, max_series, Samples::default())
+    }
+
+    /// The same, where what is measured of single instances is also noted one by one.
+    pub fn with_samples(node: NodeId, max_series: usize, samples: Samples) -> Self {
         let metrics = Self {
             registry: Mutex::default(),
-            instances: Instances::new(node, max_series),
+            instances: Instances::new(node, max_series, samples.clone()),
             dropped: Family::default(),
             refused: Counter::default(),
             requests_refused: Family::default(),
-            starts: StartTimes::new(node),
+            starts: StartTimes::new(node).with_samples(samples.clone()),
+            samples,
         };
         {
             let mut registry = metrics.registry.lock().unwrap_or_else(PoisonError::into_inner);
@@ -157,6 +165,11 @@ impl Metrics {
             Ok(()) => text,
             Err(error) => format!("# the metrics cannot be written: {error}\n"),
         }
+    }
+
+    /// What is measured of single instances, one by one.
+    pub fn samples(&self) -> &Samples {
+        &self.samples
     }
 
     /// What functions take before their first event.

@@ -7,11 +7,14 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use edgeless_api::NodeId;
+use edgeless_api::node::Phase;
+use edgeless_api::{InstanceId, NodeId};
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::samples::Samples;
 
 /// A step of a start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -51,12 +54,20 @@ pub struct StartTimes {
     node: NodeId,
     times: Family<Labels, Histogram, fn() -> Histogram>,
     classes: Arc<Mutex<BTreeSet<String>>>,
+    samples: Samples,
 }
 
 impl StartTimes {
     /// No times yet.
     pub fn new(node: NodeId) -> Self {
-        Self { node, times: Family::new_with_constructor(histogram), classes: Arc::default() }
+        let samples = Samples::default();
+        Self { node, times: Family::new_with_constructor(histogram), classes: Arc::default(), samples }
+    }
+
+    /// The same, where those of single instances are also noted one by one.
+    #[must_use]
+    pub fn with_samples(self, samples: Samples) -> Self {
+        Self { samples, ..self }
     }
 
     /// Shows them to monitoring.
@@ -69,6 +80,16 @@ impl StartTimes {
     pub fn observe(&self, class: &str, step: Step, took: Duration) {
         let labels = Labels { node_id: self.node.to_string(), function_class: self.shown(class), step };
         self.times.get_or_create_owned(&labels).observe(took.as_secs_f64());
+    }
+
+    /// The same, where it is known which instance it was.
+    pub fn observe_one(&self, instance: InstanceId, class: &str, step: Step, took: Duration) {
+        self.observe(class, step, took);
+        match step {
+            Step::Instantiate => self.samples.add(instance.function, Phase::Instantiate, took),
+            Step::Init => self.samples.add(instance.function, Phase::Init, took),
+            Step::Compile | Step::Load => {}
+        }
     }
 
     fn shown(&self, class: &str) -> String {

@@ -12,14 +12,21 @@
 //! - `shell`: does what the engine decides; `service`: turns requests into events; `logs`: what
 //!   components log, wherever they run; `limits`: what they may use; `operations`:
 //!   what operators do; `announce`: tells a controller of the domain; `owner`: which
-//!   controller that is; `metrics`: what monitoring sees.
+//!   controller that is; `mirror`: the export to Redis;
+//!   `metrics`: what monitoring sees.
+//! - `border`: what the domain is to others; `forwarder`: takes events for the nodes of a domain that
+//!   others cannot reach; `nested`: the domain as one node of another.
 
 mod announce;
+mod border;
 pub mod config;
 pub mod engine;
+mod forwarder;
 mod limits;
 mod logs;
 mod metrics;
+mod mirror;
+mod nested;
 mod operations;
 mod orchestrator;
 mod owner;

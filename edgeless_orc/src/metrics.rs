@@ -3,11 +3,68 @@
 use std::sync::atomic::AtomicU64;
 
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::engine::Note;
+use crate::mirror;
+
+/// What becomes of an event at the forwarder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Forwarded {
+    /// The node of its target took it.
+    HandedOver,
+    /// Its target is not known here.
+    UnknownAlias,
+    /// Its target ran nowhere for too long.
+    NoInstance,
+    /// Nobody says where the node of its target is.
+    NoAddress,
+    /// Too many wait for the same node.
+    QueueFull,
+    /// The node of its target cannot be reached; it may have got it.
+    Unreachable,
+    /// The node of its target refused it.
+    Refused,
+    /// It would come back.
+    Loop,
+    /// It is for another node than this forwarder.
+    Misaddressed,
+    /// It answers a call that nobody waits for.
+    UnknownCall,
+    /// It answers a call that another one has.
+    Forged,
+    /// It cannot be understood.
+    Malformed,
+}
+
+impl EncodeLabelValue for Forwarded {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::HandedOver => "handed over",
+            Self::UnknownAlias => "unknown target",
+            Self::NoInstance => "no instance",
+            Self::NoAddress => "no address",
+            Self::QueueFull => "queue full",
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Loop => "loop",
+            Self::Misaddressed => "misaddressed",
+            Self::UnknownCall => "unknown call",
+            Self::Forged => "forged reply",
+            Self::Malformed => "malformed",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    outcome: Forwarded,
+}
 
 /// Counters and gauges, fed by what the engine says.
 pub(crate) struct Metrics {
@@ -18,6 +75,8 @@ pub(crate) struct Metrics {
     stopped: Counter,
     nodes_lost: Counter,
     code_sent: Counter,
+    forwarded: Family<OutcomeLabels, Counter>,
+    pub(crate) mirror: mirror::Metrics,
 }
 
 impl Metrics {
@@ -35,7 +94,16 @@ impl Metrics {
         let stopped = counter("components_stopped", "Components that were stopped as asked");
         let nodes_lost = counter("nodes_lost", "Nodes that were silent, restarted or said goodbye");
         let code_sent = counter("code_sent", "Starts that carried the code to a node");
-        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent }
+        let forwarded = Family::default();
+        registry.register("events", "Events at the forwarder, by what became of them", forwarded.clone());
+        let mirror = mirror::Metrics::default();
+        mirror.register(&mut registry);
+        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent, forwarded, mirror }
+    }
+
+    /// Counts an event at the forwarder.
+    pub(crate) fn count_forwarded(&self, outcome: Forwarded) {
+        self.forwarded.get_or_create(&OutcomeLabels { outcome }).inc();
     }
 
     /// Counts a start that carries code.

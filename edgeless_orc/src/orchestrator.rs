@@ -5,21 +5,26 @@ use std::time::Duration;
 
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::Error;
-use edgeless_api::id::DomainId;
+use edgeless_api::id::{DomainId, NodeId};
 use edgeless_api::server::Server;
 use edgeless_api::url::Url;
 use edgeless_daemon::binaries::Binaries;
-use edgeless_daemon::engine::Driver;
+use edgeless_daemon::engine::{Driver, Inbox};
 use edgeless_daemon::tasks::Failure;
 use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, broadcast, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::announce::Announcement;
+use crate::border::Border;
 use crate::config::Config;
 use crate::engine::{Engine, Settings};
+use crate::forwarder::{EngineRows, Forwarder, Identity, Locate};
 use crate::limits::Limiter;
 use crate::metrics::Metrics;
+use crate::mirror;
+use crate::nested::{self, Agent, Announcer, Farewell, Parent};
 use crate::owner::Owner;
 use crate::service::Service;
 use crate::shell::{Links, ROWS, Shell};
@@ -36,6 +41,9 @@ pub struct Orchestrator {
     url: Url,
     node_register_url: Url,
     metrics_url: Option<Url>,
+    agent_url: Option<Url>,
+    invocation_url: Option<Url>,
+    farewell: Option<Farewell>,
     /// What takes requests; it ends first.
     servers: Tasks,
     tasks: Tasks,
@@ -56,6 +64,16 @@ impl Orchestrator {
     pub fn metrics_url(&self) -> Option<&Url> {
         self.metrics_url.as_ref()
     }
+
+    /// Where its parent commands it, if it has one.
+    pub fn agent_url(&self) -> Option<&Url> {
+        self.agent_url.as_ref()
+    }
+
+    /// Where its forwarder takes events, if it has one.
+    pub fn invocation_url(&self) -> Option<&Url> {
+        self.invocation_url.as_ref()
+    }
 }
 
 impl Daemon for Orchestrator {
@@ -69,6 +87,7 @@ impl Daemon for Orchestrator {
         let (listener, url) = listen(&config.general.orchestrator_url).await?;
         let nodes = listen_if_set(config.general.node_register_url.as_ref()).await?;
         let monitoring = listen_if_set(config.general.metrics_url.as_ref()).await?;
+        let gate = Gate::open(&config).await?;
         tracing::info!("node keep-alive enabled every {} seconds", baseline.keep_alive_interval_secs);
         tracing::info!("Orchestration logic strategy: {}", baseline.orchestration_strategy.title);
 
@@ -90,6 +109,13 @@ impl Daemon for Orchestrator {
 
         let domain = DomainId(config.general.domain_id.clone());
         let owner = Owner::new();
+        let forwarder = gate.forwarder(&config, &inbox, &metrics, tasks.cancel().clone());
+        let border = match (&forwarder, &gate.parent) {
+            (None, _) => Border::Open,
+            (Some(forwarder), None) => Border::Private(forwarder.clone()),
+            (Some(forwarder), Some(_)) => Border::Nested(forwarder.clone()),
+        };
+        let reports = mirror::start(&config, &inbox, &tasks, &metrics.mirror)?;
         let service = Arc::new(Service {
             inbox: inbox.clone(),
             limiter: Limiter::new(inbox.clone(), links.clone()),
@@ -100,23 +126,34 @@ impl Daemon for Orchestrator {
             rows,
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
             owner: owner.clone(),
+            border,
             binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
+            reports,
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
         let mut main = server().components(service.clone()).domain(service.clone()).operations(service.clone());
         let node_register_url = match nodes {
             Some((listener, url)) => {
-                servers.vital("node registration", server().node_registry(service).serve(listener));
+                servers.vital("node registration", server().node_registry(service.clone()).serve(listener));
                 url
             }
             None => {
-                main = main.node_registry(service);
+                main = main.node_registry(service.clone());
                 url.clone()
             }
         };
         tracing::info!("Start OrchestratorAPIServer GRPC Server at {url}");
         servers.vital("orchestrator server", main.serve(listener));
 
+        let (agent_url, invocation_url) = (gate.agent_url(), gate.invocation_url());
+        let mut farewell = None;
+        if let Some(forwarder) = forwarder {
+            let announcer = gate.serve(&config, service, forwarder, capabilities.clone(), server, (&servers, &tasks));
+            if let Some(announcer) = announcer {
+                farewell = Some(announcer.farewell());
+                tasks.helper("registration at the parent", announcer.run());
+            }
+        }
         if let Some(announcement) = announcement(&config, &url, owner) {
             let cancel = tasks.cancel().clone();
             tasks.helper("domain announcement", async move {
@@ -127,7 +164,98 @@ impl Daemon for Orchestrator {
             tasks.vital("metrics", status::serve(listener, metrics, tasks.cancel().clone()));
             url
         });
-        Ok(Self { domain, url, node_register_url, metrics_url, servers, tasks })
+        Ok(Self { domain, url, node_register_url, metrics_url, agent_url, invocation_url, farewell, servers, tasks })
+    }
+}
+
+/// Where others reach the domain that do not reach its nodes.
+#[derive(Default)]
+struct Gate {
+    parent: Option<Parent>,
+    agent: Option<(TcpListener, Url)>,
+    invocation: Option<(TcpListener, Url)>,
+}
+
+impl Gate {
+    /// Listens where the configuration says that somebody will come.
+    async fn open(config: &Config) -> Result<Self, Error> {
+        let general = &config.general;
+        let parent = config.parent.orchestrator_url.as_ref().map(Parent::new).transpose()?;
+        let mut gate = Self { parent, ..Self::default() };
+        if gate.parent.is_some() {
+            gate.agent = listen_if_set(general.agent_url.as_ref()).await?;
+        }
+        if gate.parent.is_some() || general.private {
+            gate.invocation = listen_if_set(general.invocation_url.as_ref()).await?;
+        }
+        Ok(gate)
+    }
+
+    fn agent_url(&self) -> Option<Url> {
+        self.agent.as_ref().map(|(_, url)| url.clone())
+    }
+
+    fn invocation_url(&self) -> Option<Url> {
+        self.invocation.as_ref().map(|(_, url)| url.clone())
+    }
+
+    fn forwarder(
+        &self,
+        config: &Config,
+        inbox: &Inbox<Engine>,
+        metrics: &Arc<Metrics>,
+        cancel: CancellationToken,
+    ) -> Option<Arc<Forwarder>> {
+        let (general, bound) = (&config.general, &self.invocation.as_ref()?.1);
+        let node = match &self.parent {
+            Some(_) => {
+                let domain = DomainId(general.domain_id.clone());
+                config.parent.node_id.unwrap_or_else(|| nested::node_of(&domain))
+            }
+            None => general.forwarder_id.unwrap_or_else(NodeId::random),
+        };
+        let url = general.invocation_url_announced.clone().unwrap_or_else(|| bound.announced());
+        let me = Identity { node, url, limits: config.limits.wire() };
+        let rows = Arc::new(EngineRows::new(inbox.clone()));
+        let parent = self.parent.clone().map(|parent| Arc::new(parent) as Arc<dyn Locate>);
+        Some(Forwarder::new(me, config.limits.max_forwarded, rows, parent, metrics.clone(), cancel))
+    }
+
+    /// Begins to serve, and returns what makes the domain known to its parent, if it has one.
+    fn serve(
+        self,
+        config: &Config,
+        service: Arc<Service>,
+        forwarder: Arc<Forwarder>,
+        capabilities: watch::Receiver<DomainCapabilities>,
+        server: impl Fn() -> Server,
+        (servers, tasks): (&Tasks, &Tasks),
+    ) -> Option<Announcer> {
+        let general = &config.general;
+        let (listener, _) = self.invocation?;
+        servers.vital("forwarder", server().invocation(forwarder.clone()).serve(listener));
+        let (cancel, watching) = (tasks.cancel().clone(), forwarder.clone());
+        tasks.helper("calls at the forwarder", async move {
+            cancel.run_until_cancelled(watching.watch()).await;
+        });
+        let (parent, (listener, bound)) = (self.parent?, self.agent?);
+        let (inbox, domain) = (service.inbox.clone(), service.domain.clone());
+        let agent = Agent::new(service, forwarder.clone(), domain.clone());
+        let commands = server().components(agent.clone()).node_management(agent.clone());
+        servers.vital("agent of the domain", commands.serve(listener));
+        Some(Announcer {
+            parent,
+            domain,
+            node: forwarder.node(),
+            agent_url: general.agent_url_announced.clone().unwrap_or_else(|| bound.announced()),
+            invocation_url: forwarder.url().clone(),
+            nonce: rand::random(),
+            interval: Duration::from_secs(general.subscription_refresh_interval_sec),
+            inbox,
+            capabilities,
+            agent,
+            cancel: tasks.cancel().child_token(),
+        })
     }
 }
 
@@ -173,6 +301,9 @@ impl Handle for Orchestrator {
     }
 
     async fn stop(self) -> Stopped {
+        if let Some(farewell) = self.farewell {
+            farewell.say().await;
+        }
         // Requests in hand may end by themselves; then whoever still waits is told that nothing
         // will come, which ends them too.
         drop(self.servers.stop(GRACE).await);

@@ -85,6 +85,27 @@ pub(crate) struct Node {
 }
 
 impl Node {
+    fn new(about: Registration, deadline: Millis) -> Self {
+        Self {
+            incarnation: 0,
+            stage: Stage::Resetting,
+            residents: BTreeSet::new(),
+            running: BTreeMap::new(),
+            acquaintances: BTreeSet::new(),
+            owed: BTreeSet::new(),
+            telling_rows: BTreeSet::new(),
+            strangers: BTreeSet::new(),
+            telling: None,
+            strays: VecDeque::new(),
+            is_doubtful: false,
+            management: Lane::default(),
+            cleaning: Lane::default(),
+            routing: Lane::default(),
+            deadline,
+            about,
+        }
+    }
+
     pub(crate) fn home(&self) -> Home {
         Home { node: self.about.node, incarnation: self.incarnation }
     }
@@ -193,6 +214,30 @@ impl Registry {
         })
     }
 
+    /// All nodes, but of what runs there only that on one of them.
+    pub(crate) fn excerpt(&self, id: NodeId) -> Self {
+        let part = |(other, node): (&NodeId, &Node)| {
+            let is_whole = *other == id;
+            let node = Node {
+                residents: if is_whole { node.residents.clone() } else { BTreeSet::new() },
+                running: if is_whole { node.running.clone() } else { BTreeMap::new() },
+                // A node without residents would be reset.
+                is_doubtful: false,
+                incarnation: node.incarnation,
+                stage: node.stage,
+                ..Node::new(node.about.clone(), node.deadline)
+            };
+            (*other, node)
+        };
+        Self {
+            nodes: self.nodes.iter().map(part).collect(),
+            plain: self.plain.clone(),
+            cordoned: self.cordoned.clone(),
+            deadlines: BTreeSet::new(),
+            ..*self
+        }
+    }
+
     /// Adds a node, and tells whom of the others this concerns.
     pub(crate) fn add(&mut self, now: Millis, about: Registration) -> BTreeSet<NodeId> {
         self.incarnations += 1;
@@ -202,24 +247,7 @@ impl Registry {
             self.plain.insert(id);
         }
         self.deadlines.insert((deadline, id));
-        let node = Node {
-            incarnation: self.incarnations,
-            stage: Stage::Resetting,
-            residents: BTreeSet::new(),
-            running: BTreeMap::new(),
-            acquaintances: BTreeSet::new(),
-            owed: BTreeSet::new(),
-            telling_rows: BTreeSet::new(),
-            strangers: BTreeSet::new(),
-            telling: None,
-            strays: VecDeque::new(),
-            is_doubtful: false,
-            management: Lane::default(),
-            cleaning: Lane::default(),
-            routing: Lane::default(),
-            deadline,
-            about,
-        };
+        let node = Node { incarnation: self.incarnations, ..Node::new(about, deadline) };
         self.nodes.insert(id, node);
         let others = self.to_be_told(id);
         self.make_stranger(id, &others);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext,
 };
@@ -25,9 +26,11 @@ use futures_util::stream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use uuid::Uuid;
 
+use crate::border::Border;
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
 use crate::limits::Limiter;
 use crate::logs::{self, Follow};
+use crate::mirror::Reports;
 use crate::owner::{Listening, Owner};
 use crate::shell::Links;
 
@@ -46,10 +49,14 @@ pub(crate) struct Service {
     pub(crate) rows: broadcast::Sender<Vec<Row>>,
     /// Bounds those who follow the domain.
     pub(crate) watchers: Arc<Semaphore>,
+    /// Where rows go out and patches come in.
+    pub(crate) border: Border,
     /// The controller that the domain works for.
     pub(crate) owner: Owner,
     /// The code of the components.
     pub(crate) binaries: Binaries,
+    /// Where what nodes measure goes; the engine has no use for it.
+    pub(crate) reports: Reports,
 }
 
 impl Service {
@@ -114,29 +121,29 @@ fn wanted(start: Start) -> Wanted {
 
 #[async_trait]
 impl Components for Service {
-    async fn start(&self, mut start: Start) -> Result<ComponentRef, Error> {
-        if let ComponentSpec::Function(function) = &mut start.spec {
-            function.class.binary = self.binaries.keep(std::mem::take(&mut function.class.binary))?;
-        }
-        let wanted = Box::new(wanted(start));
-        match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
-            Reply::Started(id) => Ok(ComponentRef::Component(id)),
-            other => Err(unexpected(&other)),
-        }
+    async fn start(&self, start: Start) -> Result<ComponentRef, Error> {
+        self.border.admit_controller()?;
+        self.begin(start).await.map(ComponentRef::Component)
     }
 
     async fn stop(&self, kind: ComponentKind, id: ComponentRef) -> Result<(), Error> {
-        let id = component(id)?;
-        self.done(|ticket| Event::Stop(ticket, kind, id)).await
+        self.border.admit_controller()?;
+        self.halt(kind, component(id)?).await
     }
 
     async fn patch(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
-        self.done(|ticket| Event::Patch(ticket, kind, patch)).await
+        self.border.admit_controller()?;
+        self.wire(kind, self.border.incoming(patch)).await
     }
 
     async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
-        let ids = ids.into_iter().map(ComponentId).collect();
-        self.done(|ticket| Event::Activate(ticket, ids)).await
+        self.border.admit_controller()?;
+        self.open(ids.into_iter().map(ComponentId).collect()).await
+    }
+
+    async fn release(&self, component: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
+        self.border.admit_controller()?;
+        self.release_own(ComponentId(component), grace).await
     }
 
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
@@ -162,7 +169,53 @@ impl Components for Service {
     }
 }
 
+/// What controllers ask for, and a parent in its own way.
 impl Service {
+    pub(crate) async fn begin(&self, mut start: Start) -> Result<ComponentId, Error> {
+        if let ComponentSpec::Function(function) = &mut start.spec {
+            function.class.binary = self.binaries.keep(std::mem::take(&mut function.class.binary))?;
+        }
+        let wanted = Box::new(wanted(start));
+        match self.ask(|ticket| Event::Start(ticket, wanted)).await? {
+            Reply::Started(id) => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) async fn halt(&self, kind: ComponentKind, id: ComponentId) -> Result<(), Error> {
+        self.done(|ticket| Event::Stop(ticket, kind, id)).await
+    }
+
+    pub(crate) async fn wire(&self, kind: ComponentKind, patch: Patch) -> Result<(), Error> {
+        self.done(|ticket| Event::Patch(ticket, kind, patch)).await
+    }
+
+    pub(crate) async fn open(&self, ids: Vec<ComponentId>) -> Result<(), Error> {
+        self.done(|ticket| Event::Activate(ticket, ids)).await
+    }
+
+    /// Whether one of these components is still there.
+    pub(crate) async fn is_any_left(&self, ids: &[Uuid]) -> bool {
+        self.view(ids.to_vec()).await.is_ok_and(|views| !views.is_empty())
+    }
+
+    /// Lets the instances of a component come to their ends, and tells the state that was saved last. It is stopped
+    /// next: until then the engine takes it for running.
+    pub(crate) async fn release_own(&self, id: ComponentId, grace: Duration) -> Result<Option<Bytes>, Error> {
+        let unknown = || Error::not_found(format!("component {id} is not known in this domain"));
+        let view = self.view(vec![id.0]).await?.pop().ok_or_else(unknown)?;
+        if view.peers.is_empty() {
+            return Err(Error::unavailable(format!("component {id} does not run at present: try again later")));
+        }
+        let mut saved = None;
+        for (peer, instance) in view.peers {
+            let state = self.links.to(&peer)?.components.release(instance.function, grace).await?;
+            // Only a component with one instance saves its state.
+            saved = saved.or(state);
+        }
+        Ok(saved)
+    }
+
     async fn status_at(&self, peer: &Peer, instances: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {
         let link = self.links.to(peer)?;
         tokio::time::timeout(ASK, link.components.status(instances)).await.unwrap_or_else(|_| Err(late(peer)))
@@ -268,12 +321,14 @@ fn add_books(all: &mut Vec<OutputBooks>, books: OutputBooks) {
 impl Service {
     /// A controller follows the domain from now on. For another one than before, the domain starts afresh.
     async fn follow(&self, controller: u64) -> Result<(OwnedSemaphorePermit, Listening), Error> {
+        self.border.admit_controller()?;
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             Error::exhausted("too many follow this domain already: raise limits.max_watchers of its orchestrator")
         })?;
         let listening = self.owner.listen(controller)?;
         if listening.changes_hands {
             tracing::warn!("another controller follows this domain: what ran for the one before is stopped");
+            self.border.start_afresh();
             self.inbox.tell(Event::StopAll).await?;
         }
         Ok((permit, listening))
@@ -320,14 +375,16 @@ impl Domain for Service {
         let held = self.follow(controller).await?;
         let changes = self.rows.subscribe();
         let inbox = self.inbox.clone();
-        let rows = stream::try_unfold((true, changes, inbox, held), |(is_new, mut changes, inbox, held)| async move {
+        let border = self.border.clone();
+        let begin = (true, changes, inbox, border, held);
+        let rows = stream::try_unfold(begin, |(is_new, mut changes, inbox, border, held)| async move {
             let changed = if is_new { None } else { next_rows(&mut changes).await };
             let rows = match changed {
                 Some(rows) => rows,
                 // All of them, at first and whenever some changes were missed.
                 None => inbox.read(|engine, _| engine.exported_rows()).await?,
             };
-            Ok(Some((rows, (false, changes, inbox, held))))
+            Ok(Some((border.outgoing(rows), (false, changes, inbox, border, held))))
         });
         Ok(Box::pin(rows))
     }
@@ -335,9 +392,14 @@ impl Domain for Service {
 
 #[async_trait]
 impl NodeRegistry for Service {
-    async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
+    async fn update_node(&self, mut node: Registration) -> Result<Registered, Error> {
+        let (id, health) = (node.node, node.health.clone());
+        let (performance, is_leaving) = (std::mem::take(&mut node.performance), node.leaving);
         match self.ask(|ticket| Event::Register(ticket, Box::new(node))).await? {
-            Reply::Registered(registered) => Ok(registered),
+            Reply::Registered(registered) => {
+                self.reports.add(id, (!is_leaving).then_some(health), performance);
+                Ok(registered)
+            }
             other => Err(unexpected(&other)),
         }
     }
@@ -347,7 +409,10 @@ impl NodeRegistry for Service {
     }
 
     async fn locate(&self, node: NodeId) -> Result<Option<Url>, Error> {
-        self.inbox.read(move |engine, _| engine.locate(node)).await
+        match self.border.locate(node) {
+            Some(forwarder) => Ok(Some(forwarder)),
+            None => self.inbox.read(move |engine, _| engine.locate(node)).await,
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Management and events, at a node.
 
 use futures_util::{Stream, StreamExt};
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 
 use super::Connection;
@@ -9,6 +11,8 @@ use crate::event::Event;
 use crate::node::PeerUpdate;
 use crate::peer::Frame;
 use crate::server::Values;
+use crate::url::Url;
+use crate::wire::event::SENDER;
 use crate::wire::pb;
 use pb::function_invocation_client::FunctionInvocationClient;
 use pb::node_management_client::NodeManagementClient;
@@ -51,13 +55,21 @@ impl NodeManagement {
 pub struct Invocation {
     connection: Connection,
     invocation: FunctionInvocationClient<Channel>,
+    sender: Option<MetadataValue<Ascii>>,
 }
 
 impl Invocation {
     /// Sends them over `connection`.
     pub fn new(connection: Connection) -> Self {
         let connection = connection.to("node");
-        Self { invocation: FunctionInvocationClient::new(connection.channel.clone()), connection }
+        Self { invocation: FunctionInvocationClient::new(connection.channel.clone()), connection, sender: None }
+    }
+
+    /// Tells with each event that the node of its source takes events at `url`: a peer that knows no links has
+    /// no other way to learn where replies go.
+    #[must_use]
+    pub fn of_node_at(self, url: &Url) -> Self {
+        Self { sender: url.to_string().parse().ok(), ..self }
     }
 
     /// Returns when the event is accepted there.
@@ -65,7 +77,11 @@ impl Invocation {
     /// # Errors
     /// The node refuses it or cannot be reached.
     pub async fn handle(&self, event: Event) -> Result<(), Error> {
-        let handled = self.invocation.clone().handle(pb::Event::from(event)).await;
+        let mut request = Request::new(pb::Event::from(event));
+        if let Some(sender) = &self.sender {
+            request.metadata_mut().insert(SENDER, sender.clone());
+        }
+        let handled = self.invocation.clone().handle(request).await;
         handled.map(|_| ()).map_err(|status| self.connection.error(status))
     }
 }

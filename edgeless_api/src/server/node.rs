@@ -11,6 +11,8 @@ use crate::error::Error;
 use crate::event::Event;
 use crate::node::PeerUpdate;
 use crate::peer::Frame;
+use crate::url::Url;
+use crate::wire::event::SENDER;
 use crate::wire::pb;
 
 /// Is managed by an orchestrator.
@@ -28,6 +30,10 @@ pub trait Invocation: Send + Sync + 'static {
     /// Returns when the event is accepted, or is dropped and counted. An event for another node is
     /// an error.
     async fn handle(&self, event: Event) -> Result<(), Error>;
+    /// The same, where the sender says where the node of the event's source takes events.
+    async fn handle_from(&self, event: Event, _sender: Option<Url>) -> Result<(), Error> {
+        self.handle(event).await
+    }
     /// Takes note of an event that could not be parsed. Its sender gets the error.
     fn malformed(&self, _error: &Error) {}
 }
@@ -87,8 +93,10 @@ impl<T: NodeManagement> pb::node_management_server::NodeManagement for Adapter<T
 #[async_trait]
 impl<T: Invocation> pb::function_invocation_server::FunctionInvocation for Adapter<T> {
     async fn handle(&self, request: Request<pb::Event>) -> Wire<()> {
+        // What is no address is as good as none.
+        let sender = request.metadata().get(SENDER).and_then(|url| url.to_str().ok()?.parse().ok());
         let event = Event::try_from(request.into_inner()).inspect_err(|error| self.service.malformed(error))?;
-        empty(self.service.handle(event).await)
+        empty(self.service.handle_from(event, sender).await)
     }
 }
 

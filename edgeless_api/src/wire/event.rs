@@ -9,6 +9,9 @@ use super::{pb, required};
 use crate::error::Error;
 use crate::event::{Event, Kind, Reply, Trace};
 
+/// The metadata of a request that says where the node of the event's source takes events. Ours.
+pub(crate) const SENDER: &str = "edgeless-invocation-url";
+
 impl From<Event> for pb::Event {
     fn from(event: Event) -> Self {
         let (event_type, payload, stream_id, remaining) = match event.kind {

@@ -9,12 +9,13 @@ mod by_hand;
 pub(crate) mod component;
 pub(crate) mod domain;
 pub(crate) mod error;
-mod event;
+pub(crate) mod event;
 mod frame;
 pub(crate) mod guest;
 pub(crate) mod node;
 pub(crate) mod operations;
 mod peer;
+mod performance;
 pub(crate) mod status;
 mod workflow;
 

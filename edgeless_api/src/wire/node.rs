@@ -6,6 +6,7 @@ use super::{pb, required, uuid};
 use crate::error::Error;
 use crate::id::{DomainId, NodeId};
 use crate::node::{Capabilities, Health, InstanceLoad, NodeInfo, PeerUpdate, ProviderSpec, Registered, Registration};
+use crate::wire::performance;
 
 /// What a node that sends no lifetime is given when its deadline lies absurdly far ahead.
 const LONGEST_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -69,6 +70,7 @@ impl TryFrom<pb::ResourceProviderSpecification> for ProviderSpec {
 
 fn health_message(health: Health) -> pb::NodeHealthStatus {
     let i32_or = |value: Option<i32>| value.unwrap_or(-1);
+    let i64_or = |value: Option<i64>| value.unwrap_or(-1);
     let load = |index: usize| health.load_avg.and_then(|load| load.get(index).copied()).unwrap_or(-1);
     pb::NodeHealthStatus {
         mem_free: i32_or(health.mem_free),
@@ -80,24 +82,25 @@ fn health_message(health: Health) -> pb::NodeHealthStatus {
         load_avg_1: load(0),
         load_avg_5: load(1),
         load_avg_15: load(2),
-        tot_rx_bytes: -1,
-        tot_rx_pkts: -1,
-        tot_rx_errs: -1,
-        tot_tx_bytes: -1,
-        tot_tx_pkts: -1,
-        tot_tx_errs: -1,
-        disk_free_space: health.disk_free_space.unwrap_or(-1),
-        disk_tot_reads: -1,
-        disk_tot_writes: -1,
-        gpu_load_perc: -1,
-        gpu_temp_cels: -1,
-        active_power: -1,
+        tot_rx_bytes: i64_or(health.rx_bytes),
+        tot_rx_pkts: i64_or(health.rx_packets),
+        tot_rx_errs: i64_or(health.rx_errors),
+        tot_tx_bytes: i64_or(health.tx_bytes),
+        tot_tx_pkts: i64_or(health.tx_packets),
+        tot_tx_errs: i64_or(health.tx_errors),
+        disk_free_space: i64_or(health.disk_free_space),
+        disk_tot_reads: i64_or(health.disk_reads),
+        disk_tot_writes: i64_or(health.disk_writes),
+        gpu_load_perc: i32_or(health.gpu_load),
+        gpu_temp_cels: i32_or(health.gpu_temperature),
+        active_power: i32_or(health.active_power),
     }
 }
 
 impl From<pb::NodeHealthStatus> for Health {
     fn from(health: pb::NodeHealthStatus) -> Self {
         let measured = |value: i32| (value >= 0).then_some(value);
+        let counted = |value: i64| (value >= 0).then_some(value);
         let load = [health.load_avg_1, health.load_avg_5, health.load_avg_15];
         Self {
             mem_free: measured(health.mem_free),
@@ -107,7 +110,18 @@ impl From<pb::NodeHealthStatus> for Health {
             proc_memory: measured(health.proc_memory),
             proc_vmemory: measured(health.proc_vmemory),
             load_avg: load.iter().all(|value| *value >= 0).then_some(load),
-            disk_free_space: (health.disk_free_space >= 0).then_some(health.disk_free_space),
+            rx_bytes: counted(health.tot_rx_bytes),
+            rx_packets: counted(health.tot_rx_pkts),
+            rx_errors: counted(health.tot_rx_errs),
+            tx_bytes: counted(health.tot_tx_bytes),
+            tx_packets: counted(health.tot_tx_pkts),
+            tx_errors: counted(health.tot_tx_errs),
+            disk_free_space: counted(health.disk_free_space),
+            disk_reads: counted(health.disk_tot_reads),
+            disk_writes: counted(health.disk_tot_writes),
+            gpu_load: measured(health.gpu_load_perc),
+            gpu_temperature: measured(health.gpu_temp_cels),
+            active_power: measured(health.active_power),
         }
     }
 }
@@ -141,7 +155,7 @@ impl From<Registration> for pb::UpdateNodeRequest {
             refresh_deadline: deadline_after(lifetime),
             nonce: node.nonce,
             health_status: Some(health_message(node.health)),
-            performance_samples: Some(pb::NodePerformanceSamples::default()),
+            performance_samples: Some(performance::message(node.performance)),
             native: node.native,
             lifetime_ms: node.lifetime.map(millis).unwrap_or_default(),
             leaving: node.leaving,
@@ -178,6 +192,7 @@ impl TryFrom<pb::UpdateNodeRequest> for Registration {
             lifetime,
             interval: None,
             health: request.health_status.map(Into::into).unwrap_or_default(),
+            performance: request.performance_samples.map(performance::parsed).unwrap_or_default(),
             native: request.native,
             leaving: request.leaving,
             loads: request.loads.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,

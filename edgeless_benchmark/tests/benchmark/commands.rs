@@ -89,6 +89,23 @@ fn neighbour_names_what_became_of_each_hog() {
     }
 }
 
+#[test]
+fn orchestrate() {
+    let output = run(&["orchestrate", "--nodes", "20", "--components", "100", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    are_positive(&figures, &["place_us_p50", "place_us_p99"]);
+    are_in_order(&figures, "place_us_p50", "place_us_p99");
+    // Too little to be counted.
+    for key in ["recover_ms", "mib"] {
+        assert!(figures[key].as_f64().is_some_and(|figure| figure >= 0.0), "{key} in {figures:#}");
+    }
+    let output = run(&["orchestrate", "--strategy", "Fastest"]);
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("there is no such strategy; there are: Random, RoundRobin"), "{said}");
+}
+
 /// Whether there is a Docker engine to test with; said aloud where there is none.
 fn has_docker(test: &str) -> bool {
     let answer = Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output();
@@ -144,7 +161,9 @@ fn the_documentation_has_a_place_for_each_table() {
     let text = std::fs::read_to_string(repository().join("docs/benchmarks.md")).unwrap();
     let makefile = std::fs::read_to_string(repository().join("Makefile")).unwrap();
     let measured = makefile.lines().find_map(|line| line.strip_prefix("BENCHMARKS := ")).unwrap();
-    for command in ["ring", "peer-ring", "flood", "http", "start", "cold", "density", "neighbour", "containers"] {
+    for command in
+        ["ring", "peer-ring", "flood", "http", "start", "cold", "density", "neighbour", "containers", "orchestrate"]
+    {
         for mark in [format!("<!-- measured:{command}:begin -->\n"), format!("<!-- measured:{command}:end -->\n")] {
             assert_eq!(text.matches(&mark).count(), 1, "{mark}");
         }

@@ -17,6 +17,7 @@ mod code;
 mod containers;
 mod examples;
 mod guide;
+mod nested;
 mod programs;
 mod support;
 mod world;

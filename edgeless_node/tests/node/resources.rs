@@ -14,7 +14,7 @@ use edgeless_api::component::{ComponentKind, ResourceSpec};
 use edgeless_api::event::{Kind, Reply, Trace};
 use edgeless_api::node::{Registered, Registration};
 use edgeless_api::server::{NodeRegistry, Server};
-use edgeless_api::{ComponentSpec, Error, Event, InstanceId, Limits, WorkflowId};
+use edgeless_api::{ComponentId, ComponentSpec, Error, Event, InstanceId, Limits, NodeId, Url, WorkflowId};
 use edgeless_daemon::config::parse;
 use edgeless_daemon::{Daemon, Stopped};
 use edgeless_node::Node;
@@ -199,6 +199,14 @@ impl NodeRegistry for Orchestrator {
     async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
         self.0.send(node).await.map_err(Error::bug)?;
         Ok(Registered { keep_alive: None })
+    }
+
+    async fn wake(&self, _components: Vec<ComponentId>) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn locate(&self, _node: NodeId) -> Result<Option<Url>, Error> {
+        Ok(None)
     }
 }
 

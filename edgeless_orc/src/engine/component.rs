@@ -15,7 +15,7 @@ use edgeless_api::status::{ComponentStatus, InstanceStatus, State};
 use edgeless_daemon::engine::{Millis, Ticket};
 
 use super::scaling::Trend;
-use super::slot::{Fate, Place, Slot};
+use super::slot::{Fate, Place, Slot, Slots};
 use super::{Engine, View};
 use crate::registry::{Home, Registry};
 
@@ -66,7 +66,7 @@ pub(super) struct Component {
     pub(super) is_leaving: bool,
 
     /// Its replicas by number.
-    pub(super) slots: BTreeMap<u32, Slot>,
+    pub(super) slots: Slots,
     /// Of the last start of any of them.
     pub(super) epoch: u64,
     /// The instances in its row.

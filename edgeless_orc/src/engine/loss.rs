@@ -1,4 +1,4 @@
-//! What would become of the components of a node if it were lost: the same steps on a copy.
+//! What would become of the components of a node if it were lost: the same steps on a copy of what it is about.
 
 use std::collections::BTreeSet;
 
@@ -18,10 +18,31 @@ impl Engine {
         let unknown = || Error::not_found(format!("node {node} is not known in this domain"));
         let residents: BTreeSet<(ComponentId, u32)> =
             self.registry.nodes.get(&node).ok_or_else(unknown)?.residents.iter().copied().collect();
-        let mut copy = self.clone();
+        let mut copy = self.excerpt(node, residents.iter().map(|(id, _)| *id).collect());
         copy.lose_node(node, "it is imagined to be lost");
         copy.settle();
         Ok(residents.into_iter().filter_map(|(id, replica)| copy.relocation(id, replica)).collect())
+    }
+
+    /// A copy with all nodes, and only as much of the components as the loss of this node is about: `lost` and
+    /// what they are connected with.
+    fn excerpt(&self, node: NodeId, lost: BTreeSet<ComponentId>) -> Self {
+        let connected = |id: &ComponentId| {
+            let outputs = self.components.get(id).into_iter().flat_map(|component| component.outputs.values());
+            let senders = self.links.get(id).into_iter().flat_map(|link| &link.senders);
+            outputs.chain(senders).copied().collect::<Vec<_>>()
+        };
+        let ids: BTreeSet<ComponentId> = lost.iter().flat_map(connected).chain(lost.iter().copied()).collect();
+        let part = |id: &ComponentId| Some((*id, self.components.get(id)?.clone()));
+        let link = |id: &ComponentId| Some((*id, self.links.get(id)?.clone()));
+        Self {
+            now: self.now,
+            registry: self.registry.excerpt(node),
+            placer: self.placer.clone(),
+            components: ids.iter().filter_map(part).collect(),
+            links: lost.iter().filter_map(link).collect(),
+            ..Self::new(self.settings.clone())
+        }
     }
 
     fn relocation(&self, component: ComponentId, replica: u32) -> Option<Relocation> {

@@ -25,6 +25,7 @@ mod requests;
 mod rows;
 mod scaling;
 mod slot;
+mod snapshot;
 mod steps;
 
 #[cfg(test)]
@@ -54,6 +55,7 @@ use component::{Component, Link};
 pub(crate) use lane::Lane;
 pub use note::Note;
 use slot::Wiring;
+pub use snapshot::{ComponentState, Cursor, NodeState, Page};
 
 /// What the engine is made from.
 #[derive(Clone, Debug)]
@@ -305,6 +307,8 @@ pub struct Engine {
     /// What was published may no longer be true.
     is_outdated: bool,
     effects: Vec<Effect>,
+    /// Raised whenever something that a snapshot shows may have changed.
+    generation: u64,
 }
 
 impl Engine {
@@ -330,6 +334,7 @@ impl Engine {
             published: None,
             is_outdated: false,
             effects: Vec::new(),
+            generation: 0,
         }
     }
 
@@ -365,6 +370,17 @@ impl Engine {
             cordoned: self.registry.is_cordoned(node.about.node),
         };
         self.registry.nodes.values().map(info).collect()
+    }
+
+    /// Where a component runs now; `None`: it is not one of the domain.
+    pub fn row_of(&self, component: ComponentId) -> Option<Row> {
+        self.components.contains_key(&component).then(|| self.row(component))
+    }
+
+    /// Where a node takes events, and where commands.
+    pub fn contact(&self, node: NodeId) -> Option<(Url, Url)> {
+        let about = &self.registry.nodes.get(&node)?.about;
+        Some((about.invocation_url.clone(), about.agent_url.clone()))
     }
 
     /// Where a node takes events.
@@ -452,6 +468,7 @@ impl edgeless_daemon::engine::Engine for Engine {
 
     fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         self.now = now;
+        let may_be_quiet = matches!(event, Event::Tick | Event::Register(..));
         match event {
             Event::Tick => self.pass_time(),
             Event::Register(ticket, about) => {
@@ -482,6 +499,10 @@ impl edgeless_daemon::engine::Engine for Engine {
         }
         self.settle();
         self.publish_rows();
+        let is_reply = |effect: &Effect| matches!(effect, Effect::Reply(..));
+        let is_quiet = may_be_quiet && !self.is_outdated && self.effects.iter().all(is_reply);
+        self.generation += u64::from(!is_quiet);
+        self.publish();
         std::mem::take(&mut self.effects)
     }
 

@@ -132,7 +132,7 @@ impl Engine {
     /// Something else is wanted of a component than before.
     pub(super) fn hurry(&mut self, id: ComponentId) {
         let Some(component) = self.components.get_mut(&id) else { return };
-        for (replica, slot) in &mut component.slots {
+        for (replica, slot) in component.slots.iter_mut() {
             slot.lane.hurry();
             if let Some(instance) = slot.instance_mut() {
                 instance.is_settled = false;
@@ -317,7 +317,9 @@ impl Engine {
             if component.wanted == 0 {
                 component.wanted = 1;
                 component.trend.changed(now);
+                let name = component.name.clone();
                 self.marked.insert(Thing::Component(*id));
+                self.note(Note::Scaled { component: *id, name, from: 0, to: 1 });
             }
         }
     }
@@ -375,6 +377,10 @@ impl Engine {
         *link = Link { last_epoch: component.epoch, last_row: component.row_epoch, kept_until, ..std::mem::take(link) };
         self.timers.insert((kept_until, Thing::Component(id)));
         self.exported.remove(&id);
+        if self.foreign.contains_key(&id) {
+            // It runs in another domain by now.
+            self.spread_row(id);
+        }
         let name = component.name.clone();
         if component.refusal.is_none() {
             self.note(Note::Stopped { component: id, kind: component.kind(), name });

@@ -16,7 +16,7 @@ use edgeless_daemon::engine::{Millis, Ticket};
 
 use super::component::{Ask, Component};
 use super::scaling::Trend;
-use super::slot::{Place, Slot};
+use super::slot::{Place, Slot, Slots};
 use super::{Answer, Engine, Reply, Thing, Wanted};
 use crate::placement::Tenant;
 use crate::registry::Stray;
@@ -49,7 +49,7 @@ impl Engine {
         let scale = scale(&wanted.context.name, &wanted.spec)?;
         let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
         let had_row = !self.listed(id).is_empty();
-        let row_epoch = self.row(id).epoch.max(epoch.saturating_mul(1 << 32));
+        let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
         let first_epoch = match known {
             Some(_) if self.kind_of(id) != Some(wanted.spec.kind()) => return Err(self.wrong_kind(id)),
             Some((known, _, _)) if epoch < known => {
@@ -87,7 +87,7 @@ impl Engine {
             opens_at: None,
             is_held: wanted.is_held,
             is_leaving: false,
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
             epoch: first_epoch,
             listed: Vec::new(),
             row_epoch,
@@ -132,7 +132,7 @@ impl Engine {
         self.set_outputs(id, BTreeMap::new());
         let Some(old) = self.components.remove(&id) else { return 0 };
         let superseded = Error::rejected(format!("component {id} was started again with a newer epoch"));
-        for (replica, slot) in &old.slots {
+        for (replica, slot) in old.slots.iter() {
             match &slot.place {
                 Place::On(instance) => self.add_stray(instance.home.node, Stray::Known(old.kind(), instance.id)),
                 Place::Trying(attempt) if attempt.unanswered > 0 => {
@@ -171,10 +171,10 @@ impl Engine {
         if is_there {
             self.wait(id, Ask::Patch, ticket)?;
         }
-        self.set_outputs(id, outputs);
         for row in rows {
             self.learn(row);
         }
+        self.set_outputs(id, outputs);
         self.export(id, is_exported);
         if let Some(component) = self.components.get_mut(&id) {
             component.is_wanted_active |= !component.is_held;
@@ -250,14 +250,13 @@ impl Engine {
         if changes.is_empty() {
             return component.spec.limits(name);
         }
-        let mut places = component.slots.values().map(|slot| &slot.place);
         // What is on its way has the limits from before.
-        let has_them = |place: &Place| match place {
+        let has_them = |slot: &Slot| match &slot.place {
             Place::Nowhere => true,
             Place::Trying(_) => false,
             Place::On(instance) => at.contains(&instance.id),
         };
-        if !places.all(has_them) {
+        if !component.slots.values().all(has_them) {
             return Err(Error::unavailable(format!("'{name}' is being started: try again in a moment")));
         }
         if at.is_empty() {
@@ -269,7 +268,7 @@ impl Engine {
         component.requirements = Requirements::parse(&annotations).map_err(Error::rejected)?;
         *component.spec.annotations_mut() = annotations;
         let limits = component.spec.limits(&component.name);
-        for (replica, slot) in &component.slots {
+        for (replica, slot) in component.slots.iter() {
             if let Some(home) = slot.home() {
                 let tenant = Tenant { component: id, replica: *replica };
                 self.placer.nodes.occupy(home.node, tenant, component.spec.workflow(), &component.requirements);

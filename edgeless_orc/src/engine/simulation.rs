@@ -1,10 +1,12 @@
-//! The engine against model nodes that crash, fall silent and lose answers, seeded. After quiet,
-//! what runs is what is wanted, nothing is left over, and every request was answered once.
+//! The engine against model nodes that crash, fall silent and lose answers, while operators move
+//! components and load comes and goes, seeded. After quiet, what runs is what is wanted, nothing is left
+//! over, every sender is told where what it sends to runs, and every request was answered once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use edgeless_api::component::{Row, Target};
+use edgeless_api::component::{Row, StatePolicy, Target};
+use edgeless_api::node::InstanceLoad;
 use edgeless_daemon::engine::Engine as _;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -69,6 +71,25 @@ struct Desired {
     is_active: bool,
 }
 
+/// What components may be: alone, several, none at first, and with state.
+const KINDS: [&[(&str, &str)]; 4] = [
+    &[],
+    &[("min_instances", "2"), ("max_instances", "3")],
+    &[("min_instances", "0"), ("max_instances", "2")],
+    &[("state", "")],
+];
+
+fn kind(id: ComponentId) -> ComponentSpec {
+    let annotations = KINDS[usize::try_from(id.0.as_u128() % 4).unwrap()];
+    let mut spec = function(annotations);
+    if let ComponentSpec::Function(function) = &mut spec
+        && annotations == [("state", "")]
+    {
+        function.state.policy = StatePolicy::NodeLocal;
+    }
+    spec
+}
+
 struct Simulation {
     rng: SmallRng,
     engine: Engine,
@@ -79,6 +100,9 @@ struct Simulation {
     tickets: u64,
     epochs: u64,
     desired: BTreeMap<ComponentId, Desired>,
+    is_busy: bool,
+    /// What happened, and how often.
+    seen: BTreeMap<&'static str, usize>,
 }
 
 impl Simulation {
@@ -106,6 +130,8 @@ impl Simulation {
             tickets: 0,
             epochs: 0,
             desired: BTreeMap::new(),
+            is_busy: false,
+            seen: BTreeMap::new(),
         }
     }
 
@@ -114,9 +140,22 @@ impl Simulation {
             match effect {
                 Effect::Call(op, peer, call) => self.calls.push((op, peer.node, call)),
                 Effect::Reply(ticket, answer) => self.answered(ticket, &answer),
-                Effect::Forget(_) | Effect::Publish(_) | Effect::PublishRows(_) | Effect::Note(_) => {}
+                Effect::Note(note) => self.count(&note),
+                Effect::Forget(_) | Effect::Publish(_) | Effect::PublishRows(_) => {}
             }
         }
+    }
+
+    fn count(&mut self, note: &Note) {
+        let what = match note {
+            Note::Moving { to: Some(_), .. } => "moved",
+            Note::Moving { to: None, .. } => "evicted",
+            Note::Scaled { from: 0, .. } => "woken",
+            Note::Scaled { from, to, .. } if from < to => "grown",
+            Note::Scaled { .. } => "shrunk",
+            _ => return,
+        };
+        *self.seen.entry(what).or_default() += 1;
     }
 
     /// A start that is refused leaves nothing behind.
@@ -141,8 +180,39 @@ impl Simulation {
     fn refresh(&mut self) {
         let reachable: Vec<_> =
             self.nodes.values().filter(|node| node.is_reachable).map(|node| node.about.clone()).collect();
-        for about in reachable {
+        for mut about in reachable {
+            about.loads = self.loads(about.node);
             self.request(None, |ticket| Event::Register(ticket, Box::new(about)));
+        }
+    }
+
+    /// Some instances have much to do, most nothing.
+    fn loads(&mut self, node: NodeId) -> Vec<InstanceLoad> {
+        let is_busy = self.is_busy;
+        let instances: Vec<Uuid> = self.nodes[&node].running.keys().copied().collect();
+        let load = |instance| InstanceLoad {
+            instance,
+            queued: if is_busy { self.rng.random_range(0..100) } else { 0 },
+            handled: 0,
+        };
+        instances.into_iter().map(load).collect()
+    }
+
+    fn node(&mut self) -> NodeId {
+        NodeId(Uuid::from_u128(self.rng.random_range(1..=NODES)))
+    }
+
+    /// What an operator does.
+    fn operate(&mut self) {
+        let (component, node) = (self.component(), self.node());
+        match self.rng.random_range(0..6) {
+            0 | 1 => self.request(None, |ticket| Event::Move { ticket, component, node }),
+            2 | 3 => self.request(None, |ticket| Event::Evict { ticket, component, node }),
+            4 => {
+                let is_cordoned = self.rng.random_bool(0.4);
+                self.request(None, |ticket| Event::Cordon { ticket, node, is_cordoned });
+            }
+            _ => self.request(None, |ticket| Event::Wake(ticket, vec![component])),
         }
     }
 
@@ -159,7 +229,7 @@ impl Simulation {
                 self.epochs += 1;
                 let context = StartContext::new(id, self.epochs, String::new());
                 self.desired.insert(id, Desired::default());
-                let wanted = Box::new(Wanted { spec: function(&[]), context, is_held: true });
+                let wanted = Box::new(Wanted { spec: kind(id), context, is_held: true });
                 self.request(Some(id), |ticket| Event::Start(ticket, wanted));
             }
             1 => {
@@ -238,6 +308,7 @@ impl Simulation {
                 node.running.get_mut(&instance).ok_or_else(missing)?.is_active = true;
             }
             Call::Release { instance, .. } => {
+                *self.seen.entry("released").or_default() += 1;
                 assert!(is_native, "a plain node is asked to release");
                 node.running.remove(&instance).ok_or_else(missing)?;
                 return Ok(Outcome::Released(None));
@@ -275,11 +346,15 @@ impl Simulation {
 
     fn trouble(&mut self) {
         for _ in 0..400 {
-            match self.rng.random_range(0..20) {
+            match self.rng.random_range(0..22) {
                 0 => self.cut(),
                 1 | 2 => self.heal(),
                 3..=7 => self.ask(),
-                8..=10 => {
+                8 => {
+                    self.operate();
+                    self.is_busy = self.rng.random_bool(0.3);
+                }
+                9..=11 => {
                     let millis = self.rng.random_range(0..700);
                     self.pass(millis);
                 }
@@ -292,7 +367,11 @@ impl Simulation {
         for node in self.nodes.values_mut() {
             node.is_reachable = true;
         }
-        for _ in 0..200 {
+        self.is_busy = false;
+        for node in self.nodes.keys().copied().collect::<Vec<_>>() {
+            self.request(None, |ticket| Event::Cordon { ticket, node, is_cordoned: false });
+        }
+        for _ in 0..120 {
             self.pass(500);
             while !self.calls.is_empty() {
                 self.answer(false);
@@ -310,7 +389,7 @@ impl Simulation {
             let component = &self.engine.components[id];
             assert_eq!(component.slots.len(), component.wanted as usize, "{:?}", component.slots);
             assert!((component.scale.min..=component.scale.max).contains(&component.wanted));
-            for (replica, slot) in &component.slots {
+            for (replica, slot) in component.slots.iter() {
                 let instance = slot.instance().expect("it runs").id;
                 let node = &self.nodes[&instance.node];
                 let running = &node.running[&instance.function];
@@ -352,25 +431,35 @@ impl Simulation {
     }
 }
 
-fn simulate(seeds: std::ops::Range<u64>, plain: u128) {
+/// What happened with all these seeds together.
+fn simulate(seeds: std::ops::Range<u64>, plain: u128) -> BTreeMap<&'static str, usize> {
+    let mut seen = BTreeMap::new();
     for seed in seeds {
         let run = std::panic::AssertUnwindSafe(|| {
             let mut simulation = Simulation::new(seed, plain);
             simulation.trouble();
             simulation.quiet();
             simulation.check();
+            simulation.seen
         });
-        assert!(std::panic::catch_unwind(run).is_ok(), "seed {seed} with {plain} plain nodes");
+        let Ok(once) = std::panic::catch_unwind(run) else { panic!("seed {seed} with {plain} plain nodes") };
+        for (what, count) in once {
+            *seen.entry(what).or_default() += count;
+        }
     }
+    seen
 }
 
 #[test]
 fn our_nodes_run_what_is_wanted_after_any_trouble() {
-    simulate(0..300, 0);
+    let seen = simulate(0..200, 0);
+    for what in ["moved", "evicted", "grown", "shrunk", "released", "woken"] {
+        assert!(seen.get(what).is_some_and(|count| *count > 20), "{what} too seldom: {seen:?}");
+    }
 }
 
 #[test]
 fn plain_nodes_run_what_is_wanted_after_any_trouble() {
-    simulate(0..150, 2);
-    simulate(150..300, NODES);
+    simulate(0..100, 2);
+    simulate(100..200, NODES);
 }

@@ -150,6 +150,53 @@ impl Slot {
     }
 }
 
+/// The replicas of a component by number. Most have one: a map that holds them in place would reserve the
+/// room for many.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slots(BTreeMap<u32, Box<Slot>>);
+
+impl Slots {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn get(&self, replica: &u32) -> Option<&Slot> {
+        self.0.get(replica).map(Box::as_ref)
+    }
+
+    pub(super) fn get_mut(&mut self, replica: &u32) -> Option<&mut Slot> {
+        self.0.get_mut(replica).map(Box::as_mut)
+    }
+
+    pub(super) fn insert(&mut self, replica: u32, slot: Slot) {
+        self.0.insert(replica, Box::new(slot));
+    }
+
+    pub(super) fn remove(&mut self, replica: &u32) -> Option<Slot> {
+        self.0.remove(replica).map(|slot| *slot)
+    }
+
+    pub(super) fn keys(&self) -> impl Iterator<Item = &u32> {
+        self.0.keys()
+    }
+
+    pub(super) fn values(&self) -> impl Iterator<Item = &Slot> {
+        self.0.values().map(Box::as_ref)
+    }
+
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = (&u32, &Slot)> {
+        self.0.iter().map(|(replica, slot)| (replica, slot.as_ref()))
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = (&u32, &mut Slot)> {
+        self.0.iter_mut().map(|(replica, slot)| (replica, slot.as_mut()))
+    }
+}
+
 impl Component {
     /// Whether events may be sent to a replica.
     pub(super) fn is_listed(&self, slot: &Slot) -> bool {

@@ -310,7 +310,7 @@ impl Engine {
         let until = self.now + rows::FORWARDS;
         let Some(component) = self.components.get_mut(&id) else { return };
         let Some(slot) = component.slots.remove(&replica) else { return };
-        for (other, heir) in &mut component.slots {
+        for (other, heir) in component.slots.iter_mut() {
             if heir.replaces == Some(replica) {
                 heir.replaces = None;
                 self.marked.insert(Thing::Slot(id, *other));

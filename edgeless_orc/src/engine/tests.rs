@@ -8,11 +8,15 @@ use edgeless_api::component::{
 };
 use edgeless_api::error::Code;
 use edgeless_api::id::{StateId, WorkflowId};
-use edgeless_api::node::{Capabilities, Health, ProviderSpec};
+use edgeless_api::node::{Capabilities, Health, Performance, ProviderSpec};
 use edgeless_api::status::State;
 use edgeless_daemon::engine::Engine as _;
 
 use super::*;
+
+mod moving;
+mod replicas;
+mod rows;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const A: NodeId = NodeId(Uuid::from_u128(0xa));
@@ -242,6 +246,7 @@ pub(super) fn node(id: NodeId) -> Registration {
         lifetime: None,
         interval: None,
         health: Health::default(),
+        performance: Performance::default(),
         native: true,
         leaving: false,
         loads: Vec::new(),

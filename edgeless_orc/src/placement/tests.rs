@@ -88,6 +88,7 @@ fn registration(n: u128, node: &Node) -> Registration {
         native: true,
         leaving: false,
         loads: Vec::new(),
+        performance: edgeless_api::node::Performance::default(),
     }
 }
 

@@ -295,10 +295,10 @@ impl Contained {
             true => self.at_socket(&guest, end, context, found).await?,
             false => self.over_network(&guest, end, context, &plan, found).await?,
         };
-        component.shared.starts.observe(&class, Step::Instantiate, began.elapsed());
+        component.shared.starts.observe_one(context.id, &class, Step::Instantiate, began.elapsed());
         let began = Instant::now();
         init(&serving, &component.spec, context).await?;
-        component.shared.starts.observe(&class, Step::Init, began.elapsed());
+        component.shared.starts.observe_one(context.id, &class, Step::Init, began.elapsed());
         Ok(serving)
     }
 

@@ -143,12 +143,12 @@ impl Program for WasmProgram {
         let place = places.take()?;
         let saved = context.state.load().await?;
         let clock = ticker.clock();
-        let log = context.log.clone();
+        let (id, log) = (context.id, context.log.clone());
         // The start section of a module is code of the guest like any other.
         let instantiate = Guest::instantiate(&self.module, &self.entry, context, *limits, clock.clone(), place);
         let began = Instant::now();
         let mut guest = ticker.run(&clock, instantiate).await?;
-        starts.observe(&self.class, Step::Instantiate, began.elapsed());
+        starts.observe_one(id, &self.class, Step::Instantiate, began.elapsed());
         let began = Instant::now();
         let init = guest.init(self.payload.as_deref().map(str::as_bytes), saved.as_deref());
         let initialised = ticker.run(&clock, init).await;
@@ -158,7 +158,7 @@ impl Program for WasmProgram {
             let said = said.map(|line| format!("{}: ", line.message)).unwrap_or_default();
             Error::rejected(format!("its initialisation failed: {said}{trap}"))
         })?;
-        starts.observe(&self.class, Step::Init, began.elapsed());
+        starts.observe_one(id, &self.class, Step::Init, began.elapsed());
         let guest = Arc::new(Mutex::new(Some(Box::new(guest))));
         Ok(Box::new(WasmInstance { guest, shared: self.shared.clone(), clock }))
     }

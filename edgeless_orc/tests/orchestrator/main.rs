@@ -13,15 +13,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use edgeless_api::client::{self, Connection, Options};
 use edgeless_api::component::{
-    Annotations, CONTAINER, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, Start,
+    Annotations, CONTAINER, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, Row, Start,
     StartContext, StateSpec, Target, without_limits,
 };
 use edgeless_api::domain::{DomainRegistered, DomainRegistration};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
-use edgeless_api::node::{Capabilities, Health, PeerUpdate, ProviderSpec, Registration};
+use edgeless_api::node::{Capabilities, Health, PeerUpdate, Performance, ProviderSpec, Registration};
 use edgeless_api::server::{Components, DomainRegistry, NodeManagement, Server, Values};
 use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, State};
 use edgeless_api::{Binary, Digest, Limits, Url};
@@ -32,6 +33,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
+
+mod operations;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -70,6 +73,9 @@ struct Asked {
     patches: Vec<Patch>,
     activated: Vec<Uuid>,
     stopped: Vec<ComponentRef>,
+    released: Vec<Uuid>,
+    /// Where components run, as it was told last.
+    rows: BTreeMap<ComponentId, Row>,
     /// How often its log was followed.
     followed: usize,
     /// The limits that its instances were given while they ran.
@@ -126,7 +132,13 @@ impl Components for Played {
     }
 
     async fn patch(&self, _: ComponentKind, patch: Patch) -> Result<(), Error> {
-        self.asked.lock().unwrap().patches.push(patch);
+        let mut asked = self.asked.lock().unwrap();
+        for target in patch.outputs.values() {
+            if let Target::Row(row) = target {
+                asked.rows.insert(row.component, row.clone());
+            }
+        }
+        asked.patches.push(patch);
         Ok(())
     }
 
@@ -155,6 +167,16 @@ impl Components for Played {
             instances: Vec::new(),
         };
         Ok(known.map(status).collect())
+    }
+
+    async fn release(&self, instance: Uuid, _: Duration) -> Result<Option<Bytes>, Error> {
+        self.asked.lock().unwrap().released.push(instance);
+        Ok(Some(Bytes::from_static(b"saved")))
+    }
+
+    async fn set_rows(&self, rows: Vec<Row>) -> Result<(), Error> {
+        self.asked.lock().unwrap().rows.extend(rows.into_iter().map(|row| (row.component, row)));
+        Ok(())
     }
 
     async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
@@ -280,6 +302,7 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         lifetime: None,
         interval: None,
         health: Health::default(),
+        performance: Performance::default(),
         native: true,
         leaving: false,
         loads: Vec::new(),
@@ -481,8 +504,8 @@ async fn a_silent_node_is_dropped_and_its_component_runs_elsewhere() {
     dies.beat.cancel();
     wait_until("the component is created on the other node", || stays.see(|asked| asked.started.len()) > before).await;
     let instance = stays.runs(moving).unwrap();
-    let is_rewired = || stays.see(|asked| asked.patches.last().is_some_and(|patch| targets(patch) == [instance]));
-    wait_until("its sender is wired to the new instance", is_rewired).await;
+    let is_told = || stays.see(|asked| asked.rows.get(&moving).is_some_and(|row| row.instances == [instance]));
+    wait_until("the node of its sender is told of the new instance", is_told).await;
     let is_active = || stays.see(|asked| asked.activated.contains(&instance.function));
     wait_until("the new instance is activated", is_active).await;
     let is_removed = || stays.see(|asked| asked.peers.contains(&PeerUpdate::Remove(dies.id())));
@@ -717,7 +740,8 @@ fn the_program_writes_a_template_and_refuses_what_is_wrong() {
 
     for (file, text, part) in [
         ("key.toml", "[general]\ndomane_id = \"a\"", "domane_id"),
-        ("redis.toml", "[proxy]\nproxy_type = \"Redis\"", "not available yet"),
+        ("redis.toml", "[proxy]\nproxy_type = \"Redis\"", "name the server, such as redis://127.0.0.1:6379"),
+        ("proxy.toml", "[proxy]\nproxy_type = \"etcd\"", "'etcd' is not known: write \"None\" or \"Redis\""),
     ] {
         std::fs::write(dir.path().join(file), text).unwrap();
         let (code, error) = program(dir.path(), &["-c", file]);
