@@ -49,7 +49,7 @@ impl Engine {
         let scale = scale(&wanted.context.name, &wanted.spec)?;
         let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
         let had_row = !self.listed(id).is_empty();
-        let row_epoch = self.row(id).epoch.max(epoch.saturating_mul(1 << 32));
+        let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
         let first_epoch = match known {
             Some(_) if self.kind_of(id) != Some(wanted.spec.kind()) => return Err(self.wrong_kind(id)),
             Some((known, _, _)) if epoch < known => {

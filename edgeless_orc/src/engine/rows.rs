@@ -47,7 +47,16 @@ impl Engine {
                 ..Row::new(id, component.row_epoch, component.listed.clone())
             },
             (None, Some(row)) => row.clone(),
-            (None, None) => Row::new(id, self.links.get(&id).map(|link| link.last_row).unwrap_or_default(), Vec::new()),
+            (None, None) => Row::new(id, self.row_epoch(id), Vec::new()),
+        }
+    }
+
+    /// That of its row.
+    pub(super) fn row_epoch(&self, id: ComponentId) -> u64 {
+        match (self.components.get(&id), self.foreign.get(&id)) {
+            (Some(component), _) => component.row_epoch,
+            (None, Some(row)) => row.epoch,
+            (None, None) => self.links.get(&id).map(|link| link.last_row).unwrap_or_default(),
         }
     }
 
@@ -212,7 +221,7 @@ impl Engine {
     /// A node has these rows now, which may be old by now.
     pub(super) fn caught_up(&mut self, node: NodeId, rows: Vec<(ComponentId, u64)>) {
         for (id, epoch) in rows {
-            if self.row(id).epoch != epoch {
+            if self.row_epoch(id) != epoch {
                 self.owe(node, id);
             } else if self.registry.nodes.get(&node).is_none_or(|known| !known.owes(id)) {
                 self.told(node, id);
