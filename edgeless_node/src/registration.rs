@@ -36,8 +36,8 @@ pub struct Announcer {
     /// Between two announcements, if the orchestrator does not say.
     interval: Duration,
     registered: Arc<AtomicBool>,
-    agent: Arc<Agent>,
     samples: Samples,
+    agent: Arc<Agent>,
 }
 
 impl Announcer {
@@ -56,7 +56,7 @@ impl Announcer {
     ) -> Result<Self, Error> {
         let connection = Connection::lazy(url, Options { deadline: DEADLINE, ..Options::default() })?;
         let registry = NodeRegistry::new(connection);
-        Ok(Self { registry, url: url.clone(), registration, interval, registered, agent, samples })
+        Ok(Self { registry, url: url.clone(), registration, interval, registered, samples, agent })
     }
 
     /// Announces until cancelled.
