@@ -1,7 +1,7 @@
 //! What two nodes send each other over a link: frames of numbered items.
 //!
 //! The nodes at both ends of an event are those of the link, so that instances are named by their
-//! own id alone.
+//! own id alone; only an event that is passed on names the node that it comes from.
 
 use std::time::{Duration, SystemTime};
 
@@ -73,6 +73,8 @@ pub enum Item {
 pub struct Event {
     /// Who sends it.
     pub source: Uuid,
+    /// The node of the source, if the event is passed on for it; `None`: the one at the end of the link.
+    pub source_node: Option<NodeId>,
     /// Who shall get it.
     pub target: Uuid,
     /// What it says.

@@ -16,7 +16,7 @@ use edgeless_api::component::{
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId, StateId, WorkflowId};
 use edgeless_api::node::{Capabilities, Health, Registration};
 use edgeless_daemon::engine::{Engine as _, Millis, Ticket};
-use edgeless_orc::engine::{Call, Effect, Engine, Event, Op, Settings, Wanted};
+use edgeless_orc::engine::{Call, Effect, Engine, Event, Op, Outcome, Settings, Wanted};
 use edgeless_orc::placement::{STRATEGIES, Strategy};
 use uuid::Uuid;
 
@@ -205,9 +205,10 @@ impl Model {
                     if let Some(context) = start.context {
                         self.homes.insert(context.component, node);
                     }
-                    Some(ComponentRef::Instance(InstanceId { node, function }))
+                    Outcome::Started(ComponentRef::Instance(InstanceId { node, function }))
                 }
-                _ => None,
+                Call::Release { .. } => Outcome::Released(None),
+                _ => Outcome::Done,
             };
             self.send(Event::Done(op, Ok(answer)));
         }
@@ -301,6 +302,7 @@ fn node(n: u32, sets: u32) -> Result<Registration> {
         health: Health { load_avg: Some([i32::try_from(n % 400)?, 0, 0]), ..Health::default() },
         native: true,
         leaving: false,
+        performance: edgeless_api::node::Performance::default(),
         loads: vec![],
     })
 }

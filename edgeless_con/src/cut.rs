@@ -109,7 +109,7 @@ impl<'a> Graph<'a> {
         self.problem.most.get(domain).copied().unwrap_or(0)
     }
 
-    fn of_component<'t>(table: &'t [Vec<usize>], component: usize) -> &'t [usize] {
+    fn of_component(table: &[Vec<usize>], component: usize) -> &[usize] {
         table.get(component).map_or(&[], Vec::as_slice)
     }
 

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use edgeless_api::client::{self, Connection, Options};
 use edgeless_api::component::{
     Annotations, CONTAINER, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, Patch, Row, Start, StatePolicy,
@@ -15,9 +16,10 @@ use edgeless_api::component::{
 };
 use edgeless_api::domain::{DomainCapabilities, DomainRegistration, DomainState};
 use edgeless_api::error::{Code, Error};
-use edgeless_api::id::{ComponentId, DomainId, NodeId, WorkflowId};
+use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId, WorkflowId};
 use edgeless_api::node::{Capabilities, NodeInfo};
-use edgeless_api::server::{Components, Domain, Server, Values};
+use edgeless_api::operations::{DrainProgress, Relocation};
+use edgeless_api::server::{Components, Domain, Operations, Server, Values};
 use edgeless_api::status::{ComponentStatus, Level, Limit, LogLine, Placement, State};
 use edgeless_api::workflow::{Function, Resource, Workflow};
 use edgeless_api::{Digest, Limits, Url};
@@ -67,6 +69,16 @@ struct Told {
     refused: Mutex<Option<(String, Error)>>,
     /// Starts wait while this is true.
     is_held: watch::Sender<bool>,
+    /// Where it says that its components run.
+    rows: watch::Sender<Vec<Row>>,
+    released: Mutex<Vec<Uuid>>,
+    /// Where its nodes take commands; none: it has none.
+    agents: Mutex<Vec<Url>>,
+    /// How often it was asked for its nodes since they are these.
+    nodes_asked: Mutex<usize>,
+    /// Its node, and what was asked of it.
+    node: NodeId,
+    asked: Mutex<Vec<String>>,
 }
 
 impl Orc {
@@ -76,10 +88,14 @@ impl Orc {
 
     /// One that is not native has the services of EDGELESS 1.2 only.
     async fn serve_as(domain: &str, native: bool) -> Self {
+        Self::serve_having(domain, native, &["RUST_WASM", CONTAINER], &["file-log"]).await
+    }
+
+    async fn serve_having(domain: &str, native: bool, runtimes: &[&str], classes: &[&str]) -> Self {
         let capabilities = DomainCapabilities {
             num_nodes: 1,
-            runtimes: BTreeSet::from(["RUST_WASM", CONTAINER].map(String::from)),
-            resource_classes: BTreeSet::from(["file-log".to_string()]),
+            runtimes: runtimes.iter().map(|name| name.to_string()).collect(),
+            resource_classes: classes.iter().map(|name| name.to_string()).collect(),
             ..DomainCapabilities::default()
         };
         let domain = DomainId(domain.into());
@@ -93,11 +109,17 @@ impl Orc {
             stopped: Mutex::default(),
             refused: Mutex::default(),
             is_held: watch::Sender::new(false),
+            rows: watch::Sender::new(Vec::new()),
+            released: Mutex::default(),
+            agents: Mutex::new(vec![any_port()]),
+            nodes_asked: Mutex::default(),
+            node: NodeId::random(),
+            asked: Mutex::default(),
         });
         let (listener, url) = edgeless_daemon::listen(&any_port()).await.unwrap();
         let cancel = CancellationToken::new();
         let server = Server::new(Limits::default(), cancel.clone()).components(told.clone());
-        let server = if native { server.domain(told.clone()) } else { server };
+        let server = if native { server.domain(told.clone()).operations(told.clone()) } else { server };
         tokio::spawn(server.serve(listener));
         Self { url, cancel, told }
     }
@@ -212,6 +234,11 @@ impl Components for Told {
         changes.into_iter().map(limit).collect()
     }
 
+    async fn release(&self, id: Uuid, _: Duration) -> Result<Option<Bytes>, Error> {
+        self.released.lock().unwrap().push(id);
+        Ok(Some(Bytes::from_static(b"remembered")))
+    }
+
     async fn logs(&self, ids: Vec<Uuid>, _: bool) -> Result<Values<LogLine>, Error> {
         let line = |id: Uuid| {
             Ok(LogLine {
@@ -249,18 +276,56 @@ impl Domain for Told {
         items.into_iter().map(place).collect()
     }
 
+    async fn watch_rows(&self, _controller: u64) -> Result<Values<Vec<Row>>, Error> {
+        let mut rows = self.rows.subscribe();
+        rows.mark_changed();
+        Ok(Box::pin(futures_util::stream::unfold(rows, |mut rows| async move {
+            rows.changed().await.ok()?;
+            let list = rows.borrow_and_update().clone();
+            Some((Ok(list), rows))
+        })))
+    }
+
     async fn nodes(&self) -> Result<Vec<NodeInfo>, Error> {
-        Ok(vec![NodeInfo {
-            node: NodeId(Uuid::nil()),
+        let info = |agent_url: &Url| NodeInfo {
+            node: self.node,
             domain: self.state.borrow().domain.clone(),
-            agent_url: any_port(),
+            agent_url: agent_url.clone(),
             invocation_url: any_port(),
             capabilities: Capabilities::default(),
             providers: Vec::new(),
             components: 0,
             native: true,
             cordoned: false,
-        }])
+        };
+        *self.nodes_asked.lock().unwrap() += 1;
+        Ok(self.agents.lock().unwrap().iter().map(info).collect())
+    }
+}
+
+#[async_trait]
+impl Operations for Told {
+    async fn cordon(&self, node: NodeId, cordoned: bool) -> Result<(), Error> {
+        self.asked.lock().unwrap().push(format!("cordon {node} {cordoned}"));
+        Ok(())
+    }
+
+    async fn drain(&self, node: NodeId) -> Result<Values<DrainProgress>, Error> {
+        self.asked.lock().unwrap().push(format!("drain {node}"));
+        Ok(Box::pin(futures_util::stream::iter([Ok(DrainProgress { total: 3, ..DrainProgress::default() })])))
+    }
+
+    async fn residents(&self, _: NodeId) -> Result<Vec<ComponentStatus>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn plan_loss(&self, _: NodeId) -> Result<Vec<Relocation>, Error> {
+        Err(Error::rejected("nothing runs there"))
+    }
+
+    async fn move_component(&self, component: ComponentId, node: NodeId) -> Result<(), Error> {
+        self.asked.lock().unwrap().push(format!("move {component} {node}"));
+        Ok(())
     }
 
     async fn watch_rows(&self, _controller: u64) -> Result<Values<Vec<Row>>, Error> {
@@ -684,4 +749,136 @@ async fn limits_in_a_domain_that_cannot_say_are_an_error() {
     let error = user.limits(f, pairs(&[("cpu", "1")])).await.unwrap_err();
     assert_eq!(error.code, Code::Unavailable);
     assert!(error.message.contains("the domain domain-1 is out of reach"), "{error}");
+}
+
+/// A controller with two orchestrators in reach, neither of which can host everything, or both of which can.
+async fn two(halves: bool, grace: Duration) -> (Orc, Orc, Controller, client::Workflows) {
+    let (wasm, log): (&[&str], &[&str]) = (&["RUST_WASM"], &["file-log"]);
+    let nothing: &[&str] = &[];
+    let a = Orc::serve_having("a", true, wasm, if halves { nothing } else { log }).await;
+    let b = Orc::serve_having("b", true, if halves { nothing } else { wasm }, log).await;
+    let orchestrators = vec![a.listed_as("a"), b.listed_as("b")];
+    let config = Config { controller_url: any_port(), orchestrators, domain_grace: grace, ..Config::default() };
+    let controller = Controller::start(config).await.unwrap();
+    let user = user_of(&controller);
+    wait_until("both domains are in reach", || has_domains(&user, 2)).await;
+    (a, b, controller, user)
+}
+
+async fn homes(user: &client::Workflows, workflow: WorkflowId) -> Vec<String> {
+    let (_, status) = user.inspect(workflow).await.unwrap();
+    status.mapping.into_iter().map(|own| own.domain.0).collect()
+}
+
+#[tokio::test]
+async fn a_workflow_is_split_and_its_domains_exchange_where_it_runs() {
+    let (a, b, controller, user) = two(true, Duration::from_secs(30)).await;
+    let plan = user.plan(workflow(&[])).await.unwrap();
+    assert_eq!(plan.iter().map(|own| own.domain.0.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    let status = user.start(workflow(&[]), None).await.unwrap();
+    assert_eq!(homes(&user, status.workflow).await, ["a", "b"]);
+    let [f, l] = [status.mapping[0].component, status.mapping[1].component];
+    assert_eq!(*b.told.patched.lock().unwrap(), [Patch { exported: true, ..Patch::new(l.0, BTreeMap::new()) }]);
+
+    let node = NodeId::random();
+    let instance = InstanceId { node, function: Uuid::from_u128(1) };
+    let mut row = Row::new(l, 1 << 32, vec![instance]);
+    row.addresses.insert(node, "http://10.0.0.1:7005".parse().unwrap());
+    b.told.rows.send_replace(vec![row.clone()]);
+    let wanted = Patch::new(f.0, BTreeMap::from([("out".to_string(), Target::Row(row))]));
+    wait_until("the sender's domain knows", || async {
+        (a.told.patched.lock().unwrap().last() == Some(&wanted)).then_some(())
+    })
+    .await;
+
+    let states: Vec<_> = user.status(status.workflow).await.unwrap().into_iter().map(|own| own.state).collect();
+    assert_eq!(states, [State::Running, State::Running], "each domain is asked for its own");
+    let lines: Vec<_> = user.logs(status.workflow, None, false).await.unwrap().collect().await;
+    let lines: BTreeSet<_> = lines.into_iter().map(|line| line.unwrap().message).collect();
+    assert_eq!(lines, BTreeSet::from([f.to_string(), l.to_string()]));
+    user.stop(status.workflow).await.unwrap();
+    assert_eq!((a.stopped(), b.stopped()), (vec![f], vec![l]));
+    assert_eq!(controller.stop().await, Stopped::Clean);
+}
+
+#[tokio::test]
+async fn a_workflow_migrates_with_its_state() {
+    let (a, b, _controller, user) = two(false, Duration::from_secs(30)).await;
+    let before = user.start(workflow(&[]), None).await.unwrap();
+    let [f, l] = [before.mapping[0].component, before.mapping[1].component];
+    let (from, to) = if before.mapping[0].domain.0 == "a" { (&a, &b) } else { (&b, &a) };
+    let target = to.told.state.borrow().domain.clone();
+    let after = user.migrate(before.workflow, target.clone(), None).await.unwrap();
+    assert_eq!(after.workflow, before.workflow);
+    assert!(after.mapping.iter().all(|own| own.domain == target));
+    assert_eq!(*from.told.released.lock().unwrap(), [f.0]);
+    assert_eq!(from.stopped(), [l]);
+    let state = |start: Start| start.context.map(|context| (context.component, context.state));
+    let states: BTreeMap<_, _> = to.started().into_iter().filter_map(state).collect();
+    assert_eq!(states, BTreeMap::from([(f, Some(Bytes::from_static(b"remembered"))), (l, None)]));
+
+    let error = user.migrate(before.workflow, target.clone(), Some("f".into())).await.unwrap_err();
+    assert_eq!(error, Error::rejected(format!("'f' runs in {target} already")));
+    let error = user.migrate(before.workflow, DomainId("x".into()), None).await.unwrap_err();
+    assert_eq!(error, Error::not_found("there is no domain 'x'; there are: a, b"));
+    let back = from.told.state.borrow().domain.clone();
+    let split = user.migrate(before.workflow, back.clone(), Some("l".into())).await.unwrap();
+    assert_eq!((&split.mapping[0].domain, &split.mapping[1].domain), (&target, &back));
+}
+
+#[tokio::test]
+async fn a_domain_that_is_killed_as_a_whole_is_left() {
+    let (a, b, _controller, user) = two(false, Duration::from_millis(300)).await;
+    let (listener, agent) = edgeless_daemon::listen(&any_port()).await.unwrap();
+    for orc in [&a, &b] {
+        *orc.told.agents.lock().unwrap() = vec![agent.clone()];
+        *orc.told.nodes_asked.lock().unwrap() = 0;
+        // It says that it has changed, so that its nodes are learnt.
+        orc.told.state.send_modify(|state| state.capabilities.num_nodes = 2);
+        wait_until("the nodes are learnt", || async { (*orc.told.nodes_asked.lock().unwrap() > 0).then_some(()) })
+            .await;
+    }
+    let status = user.start(workflow(&[]), None).await.unwrap();
+    let home = status.mapping[0].domain.0.clone();
+    let (lost, other) = if home == "a" { (a, b) } else { (b, a) };
+    drop(lost);
+    wait_until("the domain is lost", || has_domains(&user, 1)).await;
+    for _ in 0..2 {
+        // A probe comes, and after a while the next one.
+        tokio::time::timeout(DEADLINE, listener.accept()).await.unwrap().unwrap();
+    }
+    assert_eq!(homes(&user, status.workflow).await, [home.clone(), home], "a node of it answers");
+    drop(listener);
+    let left = other.told.state.borrow().domain.0.clone();
+    wait_until("it runs elsewhere", || async {
+        (homes(&user, status.workflow).await == [left.clone(), left.clone()]).then_some(())
+    })
+    .await;
+    wait_until("it is activated there", || async { (!other.told.activated.lock().unwrap().is_empty()).then_some(()) })
+        .await;
+}
+
+#[tokio::test]
+async fn operators_reach_the_domain_of_a_node_or_component() {
+    let (a, b, controller, user) = two(true, Duration::from_secs(30)).await;
+    let operations = client::Operations::new(Connection::lazy(controller.url(), Options::default()).unwrap());
+    operations.cordon(a.told.node, true).await.unwrap();
+    let progress: Vec<_> = operations.drain(b.told.node).await.unwrap().collect().await;
+    assert_eq!(progress[0].as_ref().unwrap().total, 3);
+    assert_eq!(operations.residents(a.told.node).await.unwrap(), []);
+    assert_eq!(operations.plan_loss(a.told.node).await, Err(Error::rejected("nothing runs there")));
+    let nobody = NodeId::random();
+    let error = operations.cordon(nobody, true).await.unwrap_err();
+    assert_eq!(error.code, Code::NotFound);
+    assert!(error.message.starts_with(&format!("there is no node {nobody} in a domain")), "{error}");
+
+    let f = user.start(workflow(&[]), None).await.unwrap().mapping[0].component;
+    operations.move_component(f, a.told.node).await.unwrap();
+    let error = operations.move_component(f, b.told.node).await.unwrap_err();
+    assert!(error.message.contains(" runs in a, and node ") && error.message.contains("migrate-component"), "{error}");
+    let error = operations.move_component(ComponentId::random(), a.told.node).await.unwrap_err();
+    assert_eq!(error.code, Code::NotFound);
+    let asked = |orc: &Orc| orc.told.asked.lock().unwrap().clone();
+    assert_eq!(asked(&a), [format!("cordon {} true", a.told.node), format!("move {f} {}", a.told.node)]);
+    assert_eq!(asked(&b), [format!("drain {}", b.told.node)]);
 }

@@ -114,6 +114,7 @@ async fn hosted(router: &Arc<Router>) -> Hosted {
     let component = Component {
         id,
         component: ComponentId::random(),
+        replica: 0,
         epoch: 1,
         name: "silent".to_string(),
         kind: ComponentKind::Function,
@@ -127,7 +128,9 @@ async fn hosted(router: &Arc<Router>) -> Hosted {
         metrics_type: "NATIVE".to_string(),
         queued: 64 << 20,
         is_untold: false,
+        pressed: None,
         cancel: CancellationToken::new(),
+        node: CancellationToken::new(),
     };
     let factory: edgeless_node::host::Factory = Box::new(|_| Box::pin(async { Ok(Box::new(Silent) as Box<_>) }));
     host(component, factory, router.clone(), Duration::from_secs(1)).await.unwrap()

@@ -37,6 +37,7 @@ const SOURCE: Uuid = Uuid::from_u128(1);
 fn event(target: u128, payload: &Bytes) -> Event {
     Event {
         source: SOURCE,
+        source_node: None,
         target: Uuid::from_u128(target),
         payload: payload.clone(),
         call: None,

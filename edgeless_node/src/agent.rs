@@ -1,24 +1,26 @@
 //! The agent: starts, wires and stops components for the orchestrator.
 //!
-//! A start is repeatable: the same component and epoch give the same instance, an older epoch is
-//! refused, a newer one replaces the older instance.
+//! A start is repeatable: the same component, replica and epoch give the same instance, an older epoch is
+//! refused, a newer one replaces the older instance. So is a release: for a while, a repeat gets the same
+//! state.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use edgeless_api::component::{
-    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Start, StartContext,
-    without_limits,
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Row, Start,
+    StartContext, without_limits,
 };
-use edgeless_api::node::PeerUpdate;
+use edgeless_api::node::{InstanceLoad, PeerUpdate};
 use edgeless_api::server::{Components, NodeManagement, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine};
 use edgeless_api::{Code, ComponentId, Error, InstanceId};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, stream};
-use tokio::sync::OnceCell;
+use tokio::sync::{Notify, OnceCell};
 use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -70,6 +72,8 @@ pub struct Agent {
     states: StateStore,
     options: Options,
     cancel: CancellationToken,
+    /// Told when events pile up for an instance whose load is reported.
+    pressed: Arc<Notify>,
     table: Mutex<Table>,
     /// A start or a stop goes on to its end, also when who asked for it is gone.
     me: Weak<Self>,
@@ -77,17 +81,63 @@ pub struct Agent {
 
 type Slot = Arc<OnceCell<Arc<Hosted>>>;
 
+/// What a start is known by: a component may have several instances on the node.
+type Key = (ComponentId, u32);
+
+/// What an instance that was released had saved, once it has ended.
+type Saved = Arc<OnceCell<Option<Bytes>>>;
+
 /// What runs, or is being started.
 #[derive(Default)]
 struct Table {
-    placed: HashMap<ComponentId, (u64, Slot)>,
+    placed: HashMap<Key, (u64, Slot)>,
     running: HashMap<Uuid, Arc<Hosted>>,
     /// What was stopped last, oldest first: a start that was on its way meanwhile comes too late.
-    stopped: VecDeque<(ComponentId, u64)>,
+    stopped: VecDeque<(Key, u64)>,
+    /// What is being released, or was, oldest first.
+    released: VecDeque<Release>,
+}
+
+/// A release, for whoever asks for it again.
+struct Release {
+    instance: Uuid,
+    since: Instant,
+    saved: Saved,
+}
+
+impl Release {
+    fn size(&self) -> usize {
+        self.saved.get().and_then(Option::as_ref).map_or(0, Bytes::len)
+    }
 }
 
 /// Stops that are remembered.
 const STOPPED: usize = 1024;
+/// Releases that are remembered: so many, so long, and so many bytes of saved states.
+const RELEASED: usize = 1024;
+const RELEASED_FOR: Duration = Duration::from_secs(60);
+const RELEASED_BYTES: usize = 64 << 20;
+
+impl Table {
+    /// The place for what an instance had saved, and whether somebody asked for its release before.
+    fn release(&mut self, instance: Uuid) -> (Saved, bool) {
+        if let Some(known) = self.released.iter().find(|release| release.instance == instance) {
+            return (known.saved.clone(), true);
+        }
+        let mut bytes: usize = self.released.iter().map(Release::size).sum();
+        while let Some(oldest) = self.released.front() {
+            let is_over = self.released.len() >= RELEASED || bytes > RELEASED_BYTES;
+            if !oldest.saved.initialized() || !is_over && oldest.since.elapsed() < RELEASED_FOR {
+                break;
+            }
+            bytes -= oldest.size();
+            self.released.pop_front();
+        }
+        let saved = Saved::default();
+        self.released.push_back(Release { instance, since: Instant::now(), saved: saved.clone() });
+        (saved, false)
+    }
+}
 
 impl Agent {
     /// An agent that runs nothing yet; `cancel` ends what it will run.
@@ -106,6 +156,7 @@ impl Agent {
             states,
             options,
             cancel,
+            pressed: Arc::default(),
             table: Mutex::default(),
             me: me.clone(),
         })
@@ -129,15 +180,27 @@ impl Agent {
         self.table(|table| table.running.len())
     }
 
+    /// What the instances have to do whose starts asked for it to be reported.
+    pub fn loads(&self) -> Vec<InstanceLoad> {
+        self.table(|table| table.running.values().filter_map(|hosted| hosted.load()).collect())
+    }
+
+    /// Told when events pile up for one of these instances.
+    pub fn pressed(&self) -> &Arc<Notify> {
+        &self.pressed
+    }
+
     /// Stops everything that runs.
     pub async fn stop_all(&self) {
         let all = self.table(|table| {
             table.placed.clear();
             // Who resets the node begins to count epochs anew.
             table.stopped.clear();
+            table.released.clear();
             std::mem::take(&mut table.running)
         });
         join_all(all.values().map(|hosted| hosted.stop())).await;
+        self.router.clear_rows();
     }
 
     fn find(&self, instance: Uuid) -> Option<Arc<Hosted>> {
@@ -150,8 +213,9 @@ impl Agent {
 
     /// The place for a start, and the instance that it replaces.
     fn place(&self, context: &StartContext) -> Result<(Slot, Option<Arc<Hosted>>), Error> {
+        let key = (context.component, context.replica);
         self.table(|table| {
-            let known = table.placed.get(&context.component).cloned();
+            let known = table.placed.get(&key).cloned();
             match known {
                 Some((epoch, slot)) if epoch == context.epoch => return Ok((slot, None)),
                 Some((epoch, _)) if epoch > context.epoch => {
@@ -162,7 +226,7 @@ impl Agent {
                 }
                 _ => {}
             }
-            let stopped = table.stopped.iter().rev().find(|(component, _)| *component == context.component);
+            let stopped = table.stopped.iter().rev().find(|(stopped, _)| *stopped == key);
             if let Some((_, epoch)) = stopped.filter(|(_, epoch)| *epoch >= context.epoch) {
                 return Err(Error::rejected(format!(
                     "'{}' was stopped here meanwhile, in epoch {epoch}: place it in a newer one",
@@ -179,16 +243,16 @@ impl Agent {
                 )));
             }
             let slot = Slot::default();
-            table.placed.insert(context.component, (context.epoch, slot.clone()));
+            table.placed.insert(key, (context.epoch, slot.clone()));
             Ok((slot, replaced))
         })
     }
 
     /// Forgets a start that failed, unless another took its place.
-    fn vacate(&self, component: ComponentId, slot: &Slot) {
+    fn vacate(&self, key: Key, slot: &Slot) {
         self.table(|table| {
-            if table.placed.get(&component).is_some_and(|(_, known)| Arc::ptr_eq(known, slot)) {
-                table.placed.remove(&component);
+            if table.placed.get(&key).is_some_and(|(_, known)| Arc::ptr_eq(known, slot)) {
+                table.placed.remove(&key);
             }
         });
     }
@@ -229,6 +293,10 @@ impl Agent {
             Error::rejected(format!("this node does not run {kind}; it runs: {}", known.join(", ")))
         })?;
         base.state = self.states.state(&spec.state)?;
+        if let Some(moved) = &context.state {
+            // Whatever is stored here is older: the component has run elsewhere since.
+            base.state = base.state.moved(moved.clone()).await?;
+        }
         let program = runtime.load(spec).await?;
         let component = Component {
             controls: program.controls(),
@@ -277,6 +345,7 @@ impl Agent {
         Component {
             id: base.id,
             component: context.component,
+            replica: context.replica,
             epoch: context.epoch,
             name: context.name.clone(),
             kind,
@@ -290,7 +359,9 @@ impl Agent {
             metrics_type: metrics_type.to_string(),
             queued: self.router.options().queued,
             is_untold: false,
+            pressed: context.reports_load.then(|| self.pressed.clone()),
             cancel: base.cancel.clone(),
+            node: self.cancel.clone(),
         }
     }
 
@@ -302,14 +373,14 @@ impl Agent {
             if component.kind != kind {
                 return Err(Error::rejected(format!("{instance} is a {}, not a {kind}", component.kind)));
             }
-            let (id, epoch) = (component.component, component.epoch);
-            if table.placed.get(&id).is_some_and(|(placed, _)| *placed == epoch) {
-                table.placed.remove(&id);
+            let (key, epoch) = ((component.component, component.replica), component.epoch);
+            if table.placed.get(&key).is_some_and(|(placed, _)| *placed == epoch) {
+                table.placed.remove(&key);
             }
             if table.stopped.len() >= STOPPED {
                 table.stopped.pop_front();
             }
-            table.stopped.push_back((id, epoch));
+            table.stopped.push_back((key, epoch));
             Ok(table.running.remove(&instance))
         })
     }
@@ -342,7 +413,7 @@ impl Agent {
         let hosted = match created.await {
             Ok(hosted) => hosted.clone(),
             Err(error) => {
-                self.vacate(context.component, &slot);
+                self.vacate((context.component, context.replica), &slot);
                 // Whoever starts it sends the code along next.
                 if error.code != Code::NeedsCode {
                     tracing::warn!(name = %context.name, %error, "a component could not be started");
@@ -352,7 +423,8 @@ impl Agent {
         };
         let id = hosted.component().id;
         let kept = self.table(|table| {
-            let current = table.placed.get(&context.component).is_some_and(|(_, known)| Arc::ptr_eq(known, &slot));
+            let key = (context.component, context.replica);
+            let current = table.placed.get(&key).is_some_and(|(_, known)| Arc::ptr_eq(known, &slot));
             if current {
                 table.running.insert(id.function, hosted.clone());
             }
@@ -386,6 +458,31 @@ impl Agent {
         let limits = controls.set_limits(&changes).await?;
         tracing::info!(name = %component.name, instance = %id, ?changes, "limits changed");
         Ok(limits)
+    }
+
+    async fn release_now(self: Arc<Self>, id: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
+        let (saved, hosted) = self.table(|table| {
+            let hosted = table.running.get(&id).cloned();
+            let is_known = hosted.is_some() || table.released.iter().any(|release| release.instance == id);
+            (is_known.then(|| table.release(id).0), hosted)
+        });
+        let saved = saved.ok_or_else(|| Error::not_found(format!("no instance {id} runs here")))?;
+        let release = async || {
+            // What was stopped meanwhile has no state any more.
+            let Some(hosted) = hosted else { return Ok::<_, Error>(None) };
+            hosted.release(grace).await;
+            let component = hosted.component();
+            let state = component.state.load().await?;
+            // It is found until here, so that its outputs can be changed.
+            self.take(component.kind, id)?;
+            component.state.forget().await;
+            if let Some(controls) = &component.controls {
+                controls.forget().await;
+            }
+            tracing::info!(name = %component.name, instance = %id, "{} released", component.kind);
+            Ok(state)
+        };
+        saved.get_or_try_init(release).await.cloned()
     }
 
     async fn stop_now(self: Arc<Self>, kind: ComponentKind, id: InstanceId) -> Result<(), Error> {
@@ -447,6 +544,17 @@ impl Components for Agent {
 
     async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
         self.to_its_end(move |me| me.limits_now(id, changes)).await
+    }
+
+    async fn release(&self, instance: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
+        self.to_its_end(move |me| me.release_now(instance, grace)).await
+    }
+
+    async fn set_rows(&self, rows: Vec<Row>) -> Result<(), Error> {
+        for row in rows {
+            self.router.update_row(row);
+        }
+        Ok(())
     }
 
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {

@@ -51,9 +51,19 @@ impl Calls {
 
     /// Expects a reply for as long as the result lives.
     pub fn expect(&self, caller: InstanceId, callee: InstanceId, reply: oneshot::Sender<Answer>) -> Expected<'_> {
+        Expected { calls: self, stream: self.expect_until(caller, callee, reply) }
+    }
+
+    /// Expects a reply until it comes or is [forgotten](Self::forget); returns the number that it carries.
+    pub fn expect_until(&self, caller: InstanceId, callee: InstanceId, reply: oneshot::Sender<Answer>) -> u64 {
         let stream = self.next.fetch_add(1, Ordering::Relaxed);
         self.with(|pending| pending.insert(stream, Pending { caller, callee, reply }));
-        Expected { calls: self, stream }
+        stream
+    }
+
+    /// Expects a reply no more.
+    pub fn forget(&self, stream: u64) {
+        self.with(|pending| pending.remove(&stream));
     }
 
     /// Gives a reply to its caller. It counts only if it comes from whom the call went to, and goes to
@@ -101,7 +111,7 @@ impl Expected<'_> {
 
 impl Drop for Expected<'_> {
     fn drop(&mut self) {
-        self.calls.with(|pending| pending.remove(&self.stream));
+        self.calls.forget(self.stream);
     }
 }
 

@@ -8,26 +8,30 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use edgeless_api::component::{ComponentKind, Target};
 use edgeless_api::event::Reply;
+use edgeless_api::node::InstanceLoad;
 use edgeless_api::status::{ComponentStatus, Level, State};
 use edgeless_api::{Code, ComponentId, Error, InstanceId};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
 
 use crate::fate::Fate;
 use crate::instance::{Controls, EventKind, Instance, InstanceError};
 use crate::log::Log;
-use crate::mailbox::{Delivery, Receiver, Told, mailbox};
+use crate::mailbox::{Delivery, Mailbox, Receiver, Told, watched};
 use crate::metrics::{Dropped, InstanceMetrics};
 use crate::outputs::Outputs;
 use crate::router::Router;
+use crate::rows::RowCell;
 use crate::state::State as SavedState;
 
 /// The wait before the first replacement; it doubles with each that breaks.
@@ -40,6 +44,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Time in handlers after which others have their turn, also when more events wait.
 const TURN: Duration = Duration::from_micros(200);
+/// How long what comes for an instance that has moved is passed on.
+const FORWARDING: Duration = Duration::from_secs(10);
 /// Lines of log that a status shows.
 const STATUS_LINES: usize = 10;
 
@@ -52,6 +58,8 @@ pub struct Component {
     pub id: InstanceId,
     /// What it is known by above.
     pub component: ComponentId,
+    /// Which of its instances this is.
+    pub replica: u32,
     /// Which placement of it this is.
     pub epoch: u64,
     /// Its name in the workflow.
@@ -78,13 +86,19 @@ pub struct Component {
     pub queued: usize,
     /// Nobody will say when it may emit: its first outputs do.
     pub is_untold: bool,
+    /// Told when events pile up; `None`: nobody wants to know what it has to do.
+    pub pressed: Option<Arc<Notify>>,
     /// Ends it.
     pub cancel: CancellationToken,
+    /// Ends what is left of it when it has moved: the node stops.
+    pub node: CancellationToken,
 }
 
 /// A component that is hosted.
 pub struct Hosted {
     component: Component,
+    mailbox: Mailbox,
+    is_released: Arc<AtomicBool>,
     metrics: Arc<InstanceMetrics>,
     status: Arc<Mutex<(State, String)>>,
     ended: watch::Receiver<bool>,
@@ -106,8 +120,9 @@ pub async fn host(
     let instance = factory(token).await?;
     let ledger = component.outputs.ledger().clone();
     let metrics = router.metrics().instances().add(component.id, &component.metrics_type, ledger);
-    let (sender, receiver) = mailbox(component.mailbox, component.queued, metrics.clone());
-    router.add_mailbox(component.id.function, sender);
+    let (mailbox, receiver) = watched(component.mailbox, component.queued, metrics.clone(), component.pressed.clone());
+    router.add_mailbox(component.id.function, mailbox.clone());
+    let is_released = Arc::new(AtomicBool::new(false));
     let status = Arc::new(Mutex::new((State::Running, String::new())));
     let (end, ended) = watch::channel(false);
     let host = Host {
@@ -116,16 +131,22 @@ pub async fn host(
         grace,
         max_in_flight: component.max_in_flight.max(1),
         id: component.id,
+        row: router.row(component.component),
+        is_released: is_released.clone(),
         hand: Hand { router, metrics: metrics.clone(), log: component.log.clone(), limit: component.handler_limit },
         cancel: component.cancel.clone(),
         status: status.clone(),
         failures: 0,
     };
+    let node = component.node.clone();
     tokio::spawn(async move {
-        host.run(instance, guard).await;
+        let late = host.run(instance, guard).await;
         end.send(true).ok();
+        if let Some(late) = late {
+            late.forward(&node).await;
+        }
     });
-    Ok(Hosted { component, metrics, status, ended })
+    Ok(Hosted { component, mailbox, is_released, metrics, status, ended })
 }
 
 impl Hosted {
@@ -188,16 +209,40 @@ impl Hosted {
         }
     }
 
+    /// What it has to do, if anybody wants to know.
+    pub fn load(&self) -> Option<InstanceLoad> {
+        self.component.pressed.as_ref()?;
+        Some(InstanceLoad {
+            instance: self.component.id.function,
+            queued: u32::try_from(self.mailbox.queued()).unwrap_or(u32::MAX),
+            handled: self.metrics.handled(),
+        })
+    }
+
     /// Ends it: what it waits for fails, the handler in hand gets a while to end, then its stop
     /// handler runs.
     pub async fn stop(&self) {
         self.component.cancel.cancel();
         self.ended().await;
     }
+
+    /// Ends it because its component has moved: once it has handled what waits for it, its stop handler
+    /// runs; when `grace` is over it is stopped, whatever it is about. What comes later, or is left, goes
+    /// where the row of its component leads.
+    pub async fn release(&self, grace: Duration) {
+        self.is_released.store(true, Ordering::Release);
+        self.mailbox.drain();
+        if tokio::time::timeout(grace, self.ended()).await.is_err() {
+            self.stop().await;
+        }
+    }
 }
 
 struct Host {
     id: InstanceId,
+    /// Where its component runs.
+    row: Arc<RowCell>,
+    is_released: Arc<AtomicBool>,
     receiver: Receiver,
     factory: Factory,
     hand: Hand,
@@ -224,6 +269,8 @@ struct Broken(String);
 enum End {
     /// The component is stopped.
     Stopped,
+    /// The component is released, and everything that waited was handled.
+    Drained,
     /// The component is stopped, and a handler was cut off in the middle.
     CutOff,
     /// It broke.
@@ -231,7 +278,8 @@ enum End {
 }
 
 impl Host {
-    async fn run(mut self, first: Box<dyn Instance>, token: DropGuard) {
+    /// Serves the component until it is stopped. What is left if it has moved.
+    async fn run(mut self, first: Box<dyn Instance>, token: DropGuard) -> Option<Late> {
         let mut current = Some((first, token));
         // The token ends what an incarnation left behind: its delayed casts die with it.
         while let Some((instance, token)) = current.take() {
@@ -241,9 +289,9 @@ impl Host {
                 self.failures = 0;
             }
             match end {
-                End::Stopped => {
+                End::Stopped | End::Drained => {
                     let began = Instant::now();
-                    if tokio::time::timeout(self.grace, instance.stop()).await.is_err() {
+                    if !self.has_stopped(instance.as_ref()).await {
                         self.hand.log.push(Level::Warn, "edgeless", "the stop handler did not end in time");
                     }
                     self.hand.metrics.stop(began.elapsed());
@@ -262,13 +310,27 @@ impl Host {
                 }
             }
         }
-        self.hand.router.remove_mailbox(self.id.function);
+        self.cancel.cancel();
         self.set_status(State::Stopped, "");
-        self.receiver.close();
-        while let Some(delivery) = self.receiver.take().await {
-            self.hand.lose(delivery, Dropped::Stopping);
+        let late = Late { id: self.id.function, row: self.row, receiver: self.receiver, hand: self.hand };
+        if self.is_released.load(Ordering::Acquire) {
+            late.hand.retire();
+            return Some(late);
         }
-        self.hand.router.metrics().instances().retire(&self.hand.metrics);
+        let hand = late.lose().await;
+        hand.retire();
+        None
+    }
+
+    /// Runs the stop handler. Whether it ended in time: what is released may finish what it has begun, and
+    /// gets answers to what it asks, until it is stopped.
+    async fn has_stopped(&self, instance: &dyn Instance) -> bool {
+        let mut stop = pin!(instance.stop());
+        tokio::select! {
+            biased;
+            () = &mut stop => true,
+            () = self.cancel.cancelled() => tokio::time::timeout(self.grace, stop).await.is_ok(),
+        }
     }
 
     /// Handles events until the component is stopped or the instance breaks.
@@ -300,7 +362,7 @@ impl Host {
                 delivery = self.receiver.take() => delivery,
                 reason = &mut broken => return End::Broken(reason),
             };
-            let Some(delivery) = delivery else { return End::Stopped };
+            let Some(delivery) = delivery else { return End::Drained };
             let mut handling = pin!(self.hand.handle(instance, delivery));
             let handled = tokio::select! {
                 biased;
@@ -328,23 +390,30 @@ impl Host {
         let cancel = self.cancel.clone();
         let mut cancelled = pin!(cancel.cancelled());
         let mut broken = instance.broken();
-        loop {
+        let end = loop {
             tokio::select! {
                 biased;
-                () = &mut cancelled => break,
+                () = &mut cancelled => break End::Stopped,
                 Some(handled) = in_flight.next(), if !in_flight.is_empty() => match handled {
                     Ok(Handled::Yes(_)) => self.failures = 0,
                     Ok(Handled::Expired) => {}
                     Err(Broken(reason)) => return End::Broken(reason),
                 },
                 delivery = self.receiver.take(), if in_flight.len() < self.max_in_flight => {
-                    let Some(delivery) = delivery else { break };
+                    let Some(delivery) = delivery else { break End::Drained };
                     in_flight.push(self.hand.handle(instance, delivery));
                 }
                 reason = &mut broken => return End::Broken(reason),
             }
+        };
+        let mut rest = pin!(async { while in_flight.next().await.is_some() {} });
+        if matches!(end, End::Drained) {
+            // Until the time of grace of whoever releases it is over.
+            tokio::select! {
+                () = &mut rest => return end,
+                () = cancelled => {}
+            }
         }
-        let rest = async { while in_flight.next().await.is_some() {} };
         match tokio::time::timeout(self.grace, rest).await {
             Ok(()) => End::Stopped,
             Err(_) => End::CutOff,
@@ -408,6 +477,7 @@ impl Host {
     async fn refuse(&mut self) {
         loop {
             tokio::select! {
+                biased;
                 () = self.cancel.cancelled() => return,
                 delivery = self.receiver.take() => match delivery {
                     Some(delivery) => self.hand.lose(delivery, Dropped::TargetFailed),
@@ -423,6 +493,39 @@ impl Host {
     }
 }
 
+/// What still comes for an instance that has ended.
+struct Late {
+    id: Uuid,
+    row: Arc<RowCell>,
+    receiver: Receiver,
+    hand: Hand,
+}
+
+impl Late {
+    /// Passes on what is left and what still comes, in order, to where the component runs now.
+    async fn forward(mut self, node: &CancellationToken) {
+        let until = tokio::time::Instant::now() + FORWARDING;
+        let next = async |receiver: &mut Receiver| {
+            let taken = tokio::time::timeout_at(until, receiver.take());
+            node.run_until_cancelled(taken).await?.ok().flatten()
+        };
+        while let Some(delivery) = next(&mut self.receiver).await {
+            self.hand.router.forward(&self.row, self.id, delivery).await;
+        }
+        self.lose().await;
+    }
+
+    /// Takes nothing in any more, and drops what is left.
+    async fn lose(mut self) -> Hand {
+        self.hand.router.remove_mailbox(self.id);
+        self.receiver.close();
+        while let Some(delivery) = self.receiver.take().await {
+            self.hand.lose(delivery, Dropped::Stopping);
+        }
+        self.hand
+    }
+}
+
 /// What handling an event takes beside the instance.
 struct Hand {
     router: Arc<Router>,
@@ -433,6 +536,11 @@ struct Hand {
 }
 
 impl Hand {
+    /// The instance is gone.
+    fn retire(&self) {
+        self.router.metrics().instances().retire(&self.metrics);
+    }
+
     /// Counts an event that is not handled. Its reply, if it wants one, is an error.
     fn lose(&self, delivery: Delivery, cause: Dropped) {
         self.metrics.count_dropped();

@@ -16,6 +16,8 @@
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
 //!   replies that are waited for; [`budget`]: the bytes that may wait; [`books`] and [`fate`]: what becomes of
 //!   events.
+//! - [`rows`] and [`partition`]: where components run, and which of several instances gets an event;
+//!   [`requests`]: what the orchestrator is asked for on behalf of events.
 //! - [`backends`]: servers of this node that stand behind its HTTP ingress.
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
 //!   [`samples`]: what the orchestrator is told of single measurements.
@@ -37,10 +39,13 @@ pub mod mailbox;
 pub mod measures;
 pub mod metrics;
 pub mod outputs;
+pub mod partition;
 pub mod peer;
 pub mod registration;
+pub mod requests;
 pub mod resources;
 pub mod router;
+pub mod rows;
 pub mod runtimes;
 pub mod samples;
 pub mod starts;
@@ -64,6 +69,7 @@ pub use config::Config;
 use instance::Runtime;
 use metrics::Metrics;
 use registration::{Announcer, Farewell};
+use requests::Requests;
 use resources::Surroundings;
 use router::{Options as RouterOptions, Router};
 use runtimes::container::{self, Containers};
@@ -262,6 +268,12 @@ impl Node {
         let states = StateStore::new(config.general.state_directory.clone());
         let agent = Agent::new(router.clone(), runtimes, offers, states, agent_options, base.cancel().child_token());
 
+        let general = &config.general;
+        let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
+        let announced_url = general.invocation_url_announced.clone().unwrap_or_else(|| invocation_url.announced());
+        router.set_requests(Requests::new(register_url)?);
+        router.peers().set_own_url(announced_url.clone());
+
         let events = Server::new(limits, base.cancel().clone())
             .peer_stream(router.peers().clone())
             .invocation(Arc::new(Ingress(router)));
@@ -279,13 +291,11 @@ impl Node {
             url
         });
 
-        let general = &config.general;
-        let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
         let interval = Duration::from_secs(general.subscription_refresh_interval_sec.max(1));
         let registration = Registration {
             node: id,
             agent_url: general.agent_url_announced.clone().unwrap_or_else(|| agent_url.announced()),
-            invocation_url: general.invocation_url_announced.clone().unwrap_or_else(|| invocation_url.announced()),
+            invocation_url: announced_url,
             providers,
             capabilities,
             nonce: rand::random(),
@@ -297,7 +307,7 @@ impl Node {
             leaving: false,
             loads: Vec::new(),
         };
-        let announcer = Announcer::new(register_url, registration, interval, registered, samples)?;
+        let announcer = Announcer::new(register_url, registration, interval, registered, samples, agent.clone())?;
         let farewell = announcer.farewell();
         front.helper("registration", announcer.run(front.cancel().clone()));
 

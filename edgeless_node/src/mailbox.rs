@@ -142,6 +142,8 @@ impl Drop for Replier {
 const OWN: usize = 64;
 /// Slots for what other nodes were granted: enough for 256 of them at once.
 const GRANTED: usize = 1 << 16;
+/// What one other node is granted.
+const WINDOW: usize = 256;
 /// A queue that was longer than this gives its memory back once it is empty.
 const KEPT: usize = 64;
 /// Payloads below this are bounded well enough by their number.
@@ -164,6 +166,15 @@ struct Shared {
     /// The payloads that may wait, bytes.
     bytes: usize,
     metrics: Arc<InstanceMetrics>,
+    pressure: Option<Pressure>,
+}
+
+/// Who wants to know at once that events pile up.
+#[derive(Debug)]
+struct Pressure {
+    /// With so many in one line.
+    at: usize,
+    told: Arc<Notify>,
 }
 
 /// A mutex of the standard library: it is held for a few instructions and never across an await.
@@ -175,6 +186,8 @@ struct Queues {
     next: usize,
     /// Senders that wait for room.
     senders: usize,
+    /// It is closed once it is empty for a moment.
+    is_draining: bool,
     is_closed: bool,
     receiver: Option<Waker>,
 }
@@ -200,8 +213,21 @@ enum Line {
 /// A mailbox for `capacity` events, whose payloads have so many `bytes` at most. A larger payload may
 /// wait alone.
 pub fn mailbox(capacity: usize, bytes: usize, metrics: Arc<InstanceMetrics>) -> (Mailbox, Receiver) {
-    let (queues, room) = (Mutex::default(), Notify::new());
-    let shared = Arc::new(Shared { queues, room, capacity: capacity.max(1), bytes, metrics });
+    watched(capacity, bytes, metrics, None)
+}
+
+/// The same; `pressed` is told whenever half of what may wait waits.
+pub fn watched(
+    capacity: usize,
+    bytes: usize,
+    metrics: Arc<InstanceMetrics>,
+    pressed: Option<Arc<Notify>>,
+) -> (Mailbox, Receiver) {
+    let (queues, room, capacity) = (Mutex::default(), Notify::new(), capacity.max(1));
+    // One other node alone is never granted more than its window.
+    let at = (capacity.min(WINDOW) / 2).max(1);
+    let pressure = pressed.map(|told| Pressure { at, told });
+    let shared = Arc::new(Shared { queues, room, capacity, bytes, metrics, pressure });
     (Mailbox(shared.clone()), Receiver(shared))
 }
 
@@ -283,10 +309,31 @@ impl Mailbox {
             Some(queue) if queue.fits(size, most, self.0.bytes) => {
                 queue.events.push_back(delivery);
                 queue.bytes += size;
+                if let Some(pressure) = &self.0.pressure
+                    && queue.events.len() == pressure.at
+                {
+                    pressure.told.notify_one();
+                }
                 Put::Done(queues.receiver.take())
             }
             _ => Put::NoRoom(delivery),
         }
+    }
+
+    /// Events that wait.
+    pub fn queued(&self) -> usize {
+        self.0.queues().lines.iter().map(|queue| queue.events.len()).sum()
+    }
+
+    /// Lets its host handle what waits, and then end. Events are taken in as before: what comes after the
+    /// end waits for whoever has the [`Receiver`] by then.
+    pub fn drain(&self) {
+        let waker = {
+            let mut queues = self.0.queues();
+            queues.is_draining = true;
+            queues.receiver.take()
+        };
+        Put::wake(waker);
     }
 
     fn put_now(&self, delivery: Delivery, line: Line, full: Dropped) -> Result<(), Dropped> {
@@ -386,7 +433,8 @@ impl Drop for Waiting<'_> {
 }
 
 impl Receiver {
-    /// The next event; `None` only once the mailbox is closed and empty. Gives way to other tasks after a
+    /// The next event; `None` once the mailbox is closed and empty, and one time when it is empty after
+    /// [`drain`](Mailbox::drain). Gives way to other tasks after a
     /// number of events, also if there are always more.
     pub async fn take(&mut self) -> Option<Delivery> {
         std::future::poll_fn(|context| {
@@ -400,7 +448,7 @@ impl Receiver {
                 }
                 return Poll::Ready(Some(delivery));
             }
-            if queues.is_closed {
+            if queues.is_closed || std::mem::take(&mut queues.is_draining) {
                 return Poll::Ready(None);
             }
             match &mut queues.receiver {

@@ -1,7 +1,7 @@
 //! Keeps the node known to its orchestrator.
 //!
-//! The node announces itself three times within the interval that the orchestrator names. An
-//! orchestrator that is away is tried again, with growing pauses, and that is said once.
+//! The node announces itself three times within the interval that the orchestrator names, and earlier when
+//! events pile up for an instance whose load the orchestrator wants to know. An orchestrator that is away is tried again, with growing pauses, and that is said once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,13 +10,17 @@ use std::time::Duration;
 use edgeless_api::client::{Connection, NodeRegistry, Options};
 use edgeless_api::node::{Registered, Registration};
 use edgeless_api::{Error, Url};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::Agent;
 use crate::capabilities::HealthMeter;
 use crate::samples::Samples;
 
 /// The shortest pause between two announcements.
 const SHORTEST: Duration = Duration::from_millis(50);
+/// The shortest pause before one that is made because events pile up.
+const PRESSED: Duration = Duration::from_millis(200);
 /// The first pause after an announcement that failed; it doubles with each.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
 /// The longest pause after an announcement that failed.
@@ -33,6 +37,7 @@ pub struct Announcer {
     interval: Duration,
     registered: Arc<AtomicBool>,
     samples: Samples,
+    agent: Arc<Agent>,
 }
 
 impl Announcer {
@@ -47,10 +52,11 @@ impl Announcer {
         interval: Duration,
         registered: Arc<AtomicBool>,
         samples: Samples,
+        agent: Arc<Agent>,
     ) -> Result<Self, Error> {
         let connection = Connection::lazy(url, Options { deadline: DEADLINE, ..Options::default() })?;
         let registry = NodeRegistry::new(connection);
-        Ok(Self { registry, url: url.clone(), registration, interval, registered, samples })
+        Ok(Self { registry, url: url.clone(), registration, interval, registered, samples, agent })
     }
 
     /// Announces until cancelled.
@@ -65,7 +71,9 @@ impl Announcer {
             self.registration.capabilities
         );
         loop {
+            let announced_at = Instant::now();
             self.registration.health = meter.measure();
+            self.registration.loads = self.agent.loads();
             let performance = self.samples.take();
             let registration = Registration { performance: performance.clone(), ..self.registration.clone() };
             let announced = tokio::select! {
@@ -102,13 +110,17 @@ impl Announcer {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
+                // One that cannot be told of it is not told more often.
+                () = self.agent.pressed().notified(), if self.registered.load(Ordering::Relaxed) => {
+                    cancel.run_until_cancelled(tokio::time::sleep_until(announced_at + PRESSED)).await;
+                }
             }
         }
     }
 
     /// What says goodbye when the node is about to stop.
     pub fn farewell(&self) -> Farewell {
-        let registration = Registration { leaving: true, ..self.registration.clone() };
+        let registration = Registration { leaving: true, loads: Vec::new(), ..self.registration.clone() };
         let (registry, registered) = (self.registry.clone(), self.registered.clone());
         Farewell { registry, registration, registered, samples: self.samples.clone() }
     }

@@ -4,19 +4,18 @@
 //!  Outputs --+-> row of the component -> instance --+-> mailbox, if it runs here
 //!  peers ----+                                      +-> peer, if it runs elsewhere
 //! ```
+//! What comes for an instance that has moved is still taken from its mailbox, and [forwarded](Router::forward).
 //! Tables are read without a lock. Every event that gets lost is counted with its cause, and every
 //! call gets an answer: a reply, an error, or the end of its time.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
-use arc_swap::ArcSwap;
 use edgeless_api::component::Row;
 use edgeless_api::event::{Kind, Reply, Trace};
 use edgeless_api::{ComponentId, Error, Event, InstanceId, NodeId, Url};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
 use crate::books::Entry;
@@ -25,7 +24,9 @@ use crate::event::{Cause, EventKind, Incoming, Payload};
 use crate::fate::{Fate, Ticket};
 use crate::mailbox::{Delivery, Mailbox, Replier, Told};
 use crate::metrics::{Dropped, Metrics};
-use crate::peer::{self, Deliver, Peers, Settler, session};
+use crate::peer::{self, Deliver, Link, Peers, Settler, session};
+use crate::requests::Requests;
+use crate::rows::{RowCell, Rows, WAKE_AGAIN};
 
 /// How long things may take and how large they may be.
 #[derive(Clone, Copy, Debug)]
@@ -76,29 +77,8 @@ impl From<Dropped> for CallError {
     }
 }
 
-/// Where a component runs at present; shared by all outputs that lead to it.
-#[derive(Debug)]
-pub struct RowCell {
-    component: ComponentId,
-    row: ArcSwap<Row>,
-    next: AtomicUsize,
-    changed: Notify,
-}
-
-impl RowCell {
-    /// The instance that gets the next event; several take turns.
-    fn pick(&self) -> Option<InstanceId> {
-        let row = self.row.load();
-        match row.instances.as_slice() {
-            [] => None,
-            [only] => Some(*only),
-            several => {
-                let turn = self.next.fetch_add(1, Ordering::Relaxed) % several.len();
-                several.get(turn).copied()
-            }
-        }
-    }
-}
+/// Replies that wait until it is known where their callers are.
+const REPLIES: usize = 256;
 
 /// What an output leads to.
 #[derive(Clone, Debug)]
@@ -116,9 +96,11 @@ pub struct Router {
     options: Options,
     metrics: Arc<Metrics>,
     mailboxes: papaya::HashMap<Uuid, Mailbox>,
-    rows: Mutex<HashMap<ComponentId, Weak<RowCell>>>,
+    rows: Rows,
     outgoing: Arc<Outgoing>,
     peers: Arc<Peers<Sent>>,
+    requests: OnceLock<Arc<Requests>>,
+    replies: Arc<Semaphore>,
     me: Weak<Self>,
     runtime: tokio::runtime::Handle,
 }
@@ -130,12 +112,33 @@ struct Outgoing {
     metrics: Arc<Metrics>,
 }
 
-/// An event on its way to another node: its entry in the books, and the call that it is.
+/// An event on its way to another node: who is told its fate, and the call that it is.
 #[derive(Debug)]
 pub struct Sent {
-    entry: Entry,
+    teller: Teller,
     call: Option<u64>,
     outgoing: Arc<Outgoing>,
+}
+
+/// Who is told the fate of an event that is on another node.
+#[derive(Debug)]
+enum Teller {
+    /// The books of an output of this node.
+    Books(Entry),
+    /// Another node, which it was forwarded for: seldom, and large.
+    Node(Box<Settler>),
+    /// Nobody.
+    Nobody,
+}
+
+impl From<Told> for Teller {
+    fn from(told: Told) -> Self {
+        match told {
+            Told::Here(entry) => Self::Books(entry),
+            Told::There(settler) => Self::Node(Box::new(settler)),
+            Told::Nobody => Self::Nobody,
+        }
+    }
 }
 
 impl Ticket for Sent {
@@ -153,7 +156,11 @@ impl Ticket for Sent {
         if let Some((stream, cause)) = self.call.zip(cause) {
             self.outgoing.calls.fail(stream, cause);
         }
-        self.entry.settle(fate);
+        match self.teller {
+            Teller::Books(entry) => entry.settle(fate),
+            Teller::Node(settler) => settler.settle(fate),
+            Teller::Nobody => {}
+        }
     }
 }
 
@@ -161,9 +168,9 @@ impl Ticket for Sent {
 struct FromPeers(Weak<Router>);
 
 impl Deliver for FromPeers {
-    fn deliver(&self, _: NodeId, event: Event, settler: Settler) {
+    fn deliver(&self, from: NodeId, event: Event, settler: Settler) {
         if let Some(router) = self.0.upgrade() {
-            router.take(event, settler);
+            router.take(from, event, settler);
         }
     }
 
@@ -201,9 +208,11 @@ impl Router {
                 options,
                 metrics: metrics.clone(),
                 mailboxes: papaya::HashMap::new(),
-                rows: Mutex::default(),
+                rows: Rows::default(),
                 outgoing: Arc::new(Outgoing { calls: Calls::default(), metrics }),
                 peers: Arc::new(Peers::new(node, links, Arc::new(FromPeers(me.clone())))),
+                requests: OnceLock::new(),
+                replies: Arc::new(Semaphore::new(REPLIES)),
                 me: me.clone(),
                 runtime: tokio::runtime::Handle::current(),
             }
@@ -241,26 +250,46 @@ impl Router {
         self.mailboxes.pin().remove(&instance);
     }
 
-    /// Learns where a component runs. A row older than the one known changes nothing.
-    pub fn set_row(&self, row: Row) -> Arc<RowCell> {
-        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(cell) = rows.get(&row.component).and_then(Weak::upgrade) {
-            if row.epoch >= cell.row.load().epoch {
-                cell.row.store(Arc::new(row));
-                cell.changed.notify_waiters();
-            }
-            return cell;
+    /// Lets it ask the orchestrator; before, what runs nowhere is not woken and unknown nodes stay unknown.
+    pub fn set_requests(&self, requests: Arc<Requests>) {
+        // There is one orchestrator: a second one changes nothing.
+        self.requests.get_or_init(|| requests);
+    }
+
+    /// Where a component runs, as far as that is known.
+    pub fn row(&self, component: ComponentId) -> Arc<RowCell> {
+        self.rows.of(component)
+    }
+
+    /// Learns where a component runs, and where the nodes are. A row older than the one known changes
+    /// nothing.
+    pub fn set_row(&self, mut row: Row) -> Arc<RowCell> {
+        let addresses = std::mem::take(&mut row.addresses);
+        // First: whoever finds an instance in the row finds its node.
+        self.learn(&addresses);
+        self.rows.set(row).0
+    }
+
+    /// Learns where a component runs if anything here leads to it.
+    pub fn update_row(&self, mut row: Row) {
+        let addresses = std::mem::take(&mut row.addresses);
+        if self.rows.is_needed(row.component) {
+            self.learn(&addresses);
+            self.rows.update(row);
         }
-        rows.retain(|_, cell| cell.strong_count() > 0);
-        let component = row.component;
-        let cell = Arc::new(RowCell {
-            component,
-            row: ArcSwap::from_pointee(row),
-            next: AtomicUsize::new(0),
-            changed: Notify::new(),
-        });
-        rows.insert(component, Arc::downgrade(&cell));
-        cell
+    }
+
+    /// Forgets where components run, and the epochs of that.
+    pub fn clear_rows(&self) {
+        self.rows.clear();
+    }
+
+    fn learn(&self, addresses: &BTreeMap<NodeId, Url>) {
+        for (node, url) in addresses {
+            if let Err(error) = self.add_peer(*node, url) {
+                tracing::warn!(%node, %url, %error, "a node that a component runs on cannot be reached");
+            }
+        }
     }
 
     /// Learns of a node. This node itself is never its own peer.
@@ -294,19 +323,23 @@ impl Router {
         self.metrics.drop_event(cause);
     }
 
-    /// Where the next event to a component goes. Waits a while for one that runs nowhere.
-    async fn resolve(&self, cell: &RowCell) -> Result<InstanceId, Dropped> {
+    /// Where an event to a component goes. Waits a while for one that runs nowhere, and has it started.
+    async fn resolve(&self, cell: &RowCell, pick: impl Fn() -> Option<InstanceId>) -> Result<InstanceId, Dropped> {
         let wait = async {
             loop {
-                let changed = cell.changed.notified();
-                if let Some(id) = cell.pick() {
+                let changed = cell.changed();
+                if let Some(id) = pick() {
                     return id;
                 }
-                changed.await;
+                if let Some(requests) = self.requests.get().filter(|_| cell.wants_waking(Instant::now())) {
+                    requests.wake(cell.component());
+                }
+                // A request may have been lost.
+                tokio::time::timeout(WAKE_AGAIN, changed).await.ok();
             }
         };
         tokio::time::timeout(self.options.emit_wait, wait).await.map_err(|_| {
-            tracing::debug!(component = %cell.component, "an event found no instance of its target");
+            tracing::debug!(component = %cell.component(), "an event found no instance of its target");
             Dropped::NoInstance
         })
     }
@@ -381,7 +414,7 @@ impl Router {
         }
         let target = match route {
             Route::Instance(target) => *target,
-            Route::Row(cell) => match cell.pick() {
+            Route::Row(cell) => match cell.pick(sending.source, &sending.payload) {
                 Some(target) => target,
                 None => return Err(Box::new(Waits::Instance(cell.clone(), sending))),
             },
@@ -408,14 +441,16 @@ impl Router {
         match waits {
             Waits::Room(mailbox, delivery) => mailbox.put_later(*delivery, self.options.emit_wait).await.map(|()| None),
             Waits::Peer(target, sending) => self.send_to_peer(target, sending).await,
-            Waits::Instance(cell, sending) => match self.resolve(&cell).await {
-                Err(cause) => Err(refuse(sending.entry, cause)),
-                Ok(target) if target.node != self.node => self.send_to_peer(target, sending).await,
-                Ok(target) => match self.put(target, sending) {
-                    Ok(sent) => sent.map(|()| None),
-                    Err(waits) => Box::pin(self.send_later(*waits)).await,
-                },
-            },
+            Waits::Instance(cell, sending) => {
+                match self.resolve(&cell, || cell.pick(sending.source, &sending.payload)).await {
+                    Err(cause) => Err(refuse(sending.entry, cause)),
+                    Ok(target) if target.node != self.node => self.send_to_peer(target, sending).await,
+                    Ok(target) => match self.put(target, sending) {
+                        Ok(sent) => sent.map(|()| None),
+                        Err(waits) => Box::pin(self.send_later(*waits)).await,
+                    },
+                }
+            }
         }
     }
 
@@ -431,8 +466,96 @@ impl Router {
         };
         let event = Event { source, target, kind, created: SystemTime::now(), trace: cause.trace };
         let call = expected.as_ref().map(Expected::stream);
-        let sent = Sent { entry, call, outgoing: self.outgoing.clone() };
-        self.peers.send(event, sent).await.map(|()| expected)
+        let sent = Sent { teller: Teller::Books(entry), call, outgoing: self.outgoing.clone() };
+        self.send_event(event, sent).await.map(|()| expected)
+    }
+
+    async fn send_event(&self, event: Event, sent: Sent) -> Result<(), Dropped> {
+        let link = match self.peers.get(event.target.node) {
+            Ok(link) => Ok(link),
+            Err(cause) => Box::pin(self.locate(event.target.node)).await.ok_or(cause),
+        };
+        match link {
+            Ok(link) => link.send(event, sent).await,
+            Err(cause) => {
+                sent.settle(Fate::Dropped(cause));
+                Err(cause)
+            }
+        }
+    }
+
+    /// The way to a node that was not known.
+    async fn locate(&self, node: NodeId) -> Option<Link<Sent>> {
+        let requests = self.requests.get().filter(|_| node != self.node)?;
+        let url = tokio::time::timeout(self.options.emit_wait, requests.locate(node)).await.ok()??;
+        self.add_peer(node, &url).ok()?;
+        self.peers.get(node).ok()
+    }
+
+    /// Passes on an event that has come for an instance that is gone: to where its component runs now.
+    /// Whoever sent it learns what becomes of it in the end, and gets the reply if it was a call.
+    pub async fn forward(&self, row: &RowCell, gone: Uuid, delivery: Delivery) {
+        let now = Instant::now();
+        if delivery.incoming.cause.deadline.is_some_and(|deadline| deadline <= now) {
+            self.count(Dropped::Expired);
+            delivery.lose(Dropped::Expired);
+            return;
+        }
+        let Incoming { source, payload, .. } = &delivery.incoming;
+        let sent = match self.resolve(row, || row.pick_other(gone, *source, payload)).await {
+            Ok(target) if target.node != self.node => self.forward_to_peer(target, delivery).await,
+            Ok(target) => match self.mailbox_for(target, delivery) {
+                Ok((mailbox, delivery)) => mailbox.put(delivery, self.options.emit_wait).await,
+                Err(cause) => Err(cause),
+            },
+            Err(cause) => {
+                delivery.lose(cause);
+                Err(cause)
+            }
+        };
+        match sent {
+            // That a node is lost its ticket counts, whenever it is.
+            Ok(()) | Err(Dropped::PeerLost) => {}
+            Err(cause) => self.count(cause),
+        }
+    }
+
+    async fn forward_to_peer(&self, target: InstanceId, delivery: Delivery) -> Result<(), Dropped> {
+        let Delivery { incoming, sent, reply, fate } = delivery;
+        let Incoming { source, kind: _, payload, cause } = incoming;
+        let mut call = None;
+        let kind = match reply {
+            None => Kind::Cast(payload),
+            Some(replier) => {
+                let deadline = cause.deadline.unwrap_or_else(|| Instant::now() + self.options.call_timeout);
+                let stream = self.expect_for(replier, source, target, deadline);
+                call = Some(stream);
+                Kind::Call { payload, stream, remaining: Some(deadline.saturating_duration_since(Instant::now())) }
+            }
+        };
+        let now = SystemTime::now();
+        let created = now.checked_sub(sent.elapsed()).unwrap_or(now);
+        let event = Event { source, target, kind, created, trace: cause.trace };
+        self.send_event(event, Sent { teller: fate.into(), call, outgoing: self.outgoing.clone() }).await
+    }
+
+    /// Expects the reply to a call that is forwarded, and passes it on to the caller.
+    fn expect_for(&self, replier: Replier, source: InstanceId, target: InstanceId, deadline: Instant) -> u64 {
+        let outgoing = self.outgoing.clone();
+        let (sender, answer) = oneshot::channel();
+        // The reply comes back over the link, to this node.
+        let caller = InstanceId { node: self.node, function: source.function };
+        let stream = outgoing.calls.expect_until(caller, target, sender);
+        self.spawn(async move {
+            match tokio::time::timeout_at(deadline.into(), answer).await {
+                Ok(Ok(Ok(reply))) => replier.send(reply),
+                Ok(Ok(Err(cause))) => replier.refuse(cause),
+                Ok(Err(_)) => replier.send(Reply::Error),
+                Err(_) => replier.refuse(Dropped::Expired),
+            }
+            outgoing.calls.forget(stream);
+        });
+        stream
     }
 
     /// Takes an event from an EDGELESS 1.x node. Returns when it is in its mailbox, or lost and counted.
@@ -444,8 +567,8 @@ impl Router {
             self.metrics.refuse_event();
             return Err(Error::rejected(format!("this is {:?}, the event is for {:?}", self.node, event.target.node)));
         }
-        let target = event.target;
-        if let Some(delivery) = self.delivery(event, Told::Nobody) {
+        let (from, target) = (event.source.node, event.target);
+        if let Some(delivery) = self.delivery(from, event, Told::Nobody) {
             let put = match self.mailbox_for(target, delivery) {
                 Ok((mailbox, delivery)) => mailbox.put(delivery, self.options.emit_wait).await,
                 Err(cause) => Err(cause),
@@ -457,9 +580,9 @@ impl Router {
     }
 
     /// Takes an event that came over a link, and waits for nothing: its sender was granted the room.
-    fn take(&self, event: Event, settler: Settler) {
+    fn take(&self, from: NodeId, event: Event, settler: Settler) {
         let target = event.target;
-        if let Some(delivery) = self.delivery(event, Told::There(settler)) {
+        if let Some(delivery) = self.delivery(from, event, Told::There(settler)) {
             let put = match self.mailbox_for(target, delivery) {
                 Ok((mailbox, delivery)) => mailbox.put_granted(delivery),
                 Err(cause) => Err(cause),
@@ -474,8 +597,9 @@ impl Router {
         }
     }
 
-    /// An event of another node as a handler will see it; a reply is taken at once.
-    fn delivery(&self, event: Event, fate: Told) -> Option<Delivery> {
+    /// An event of another node as a handler will see it; a reply is taken at once. The node that sends it
+    /// gets the reply to a call, also if it passes it on for another.
+    fn delivery(&self, from: NodeId, event: Event, fate: Told) -> Option<Delivery> {
         let Event { source, target, kind, created, trace } = event;
         let (kind, payload, deadline, reply) = match kind {
             Kind::Reply { reply, stream } => {
@@ -485,7 +609,8 @@ impl Router {
             Kind::Cast(payload) => (EventKind::Cast, payload, None, None),
             Kind::Call { payload, stream, remaining } => {
                 let time = remaining.unwrap_or(self.options.call_timeout).min(self.options.call_timeout);
-                let reply = Replier::elsewhere(self.me.clone(), target, source, stream, trace);
+                let caller = InstanceId { node: from, function: source.function };
+                let reply = Replier::elsewhere(self.me.clone(), target, caller, stream, trace);
                 (EventKind::Call, payload, Some(Instant::now() + time), Some(reply))
             }
         };
@@ -510,9 +635,27 @@ impl Router {
 
     /// Sends the reply to a call of another node. Waits for nothing; what gets lost is counted.
     pub fn reply(&self, callee: InstanceId, caller: InstanceId, stream: u64, reply: Reply, trace: Trace) {
-        let sent = self.peers.get(caller.node);
-        let sent = sent.and_then(|link| link.reply(callee.function, caller.function, stream, reply, trace));
-        sent.unwrap_or_else(|cause| self.count(cause));
+        let send = move |link: Link<Sent>| link.reply(callee.function, caller.function, stream, reply, trace);
+        match self.peers.get(caller.node) {
+            Ok(link) => send(link).unwrap_or_else(|cause| self.count(cause)),
+            Err(cause) => self.reply_later(caller.node, cause, send),
+        }
+    }
+
+    /// Sends a reply once it is known where its caller is; otherwise it is lost for this cause.
+    fn reply_later(
+        &self,
+        caller: NodeId,
+        cause: Dropped,
+        send: impl FnOnce(Link<Sent>) -> Result<(), Dropped> + Send + 'static,
+    ) {
+        let place = self.requests.get().and_then(|_| self.replies.clone().try_acquire_owned().ok());
+        let (Some(place), Some(me)) = (place, self.me.upgrade()) else { return self.count(cause) };
+        self.spawn(async move {
+            let sent = me.locate(caller).await.ok_or(cause).and_then(send);
+            sent.unwrap_or_else(|cause| me.count(cause));
+            drop(place);
+        });
     }
 
     fn mailbox(&self, instance: Uuid) -> Option<Mailbox> {

@@ -20,6 +20,8 @@ pub struct StateStore {
 pub struct State {
     /// `None`: nothing is kept.
     file: Option<PathBuf>,
+    /// What a component that keeps nothing came with.
+    moved: Option<Bytes>,
 }
 
 impl StateStore {
@@ -35,7 +37,7 @@ impl StateStore {
     pub fn state(&self, spec: &StateSpec) -> Result<State, Error> {
         match spec.policy {
             StatePolicy::Transient => Ok(State::none()),
-            StatePolicy::NodeLocal => Ok(State { file: Some(self.file(spec.id)) }),
+            StatePolicy::NodeLocal => Ok(State { file: Some(self.file(spec.id)), moved: None }),
             StatePolicy::Global => {
                 Err(Error::unimplemented("global state is not available yet: use the annotation state=node-local"))
             }
@@ -50,7 +52,18 @@ impl StateStore {
 impl State {
     /// A state that is never kept.
     pub fn none() -> Self {
-        Self { file: None }
+        Self { file: None, moved: None }
+    }
+
+    /// The same, of a component that saved this where it ran before: it replaces what was saved here.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub async fn moved(self, state: Bytes) -> Result<Self, Error> {
+        match &self.file {
+            Some(_) => self.save(state).await.map(|()| self),
+            None => Ok(Self { moved: Some(state), ..self }),
+        }
     }
 
     /// What was saved last.
@@ -58,7 +71,7 @@ impl State {
     /// # Errors
     /// It cannot be read.
     pub async fn load(&self) -> Result<Option<Bytes>, Error> {
-        let Some(file) = &self.file else { return Ok(None) };
+        let Some(file) = &self.file else { return Ok(self.moved.clone()) };
         match tokio::fs::read(file).await {
             Ok(bytes) => Ok(Some(bytes.into())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

@@ -375,6 +375,8 @@ fn a_frame_between_nodes() {
         fixed(9, 23),
         fixed(10, 24),
         fixed(11, 25),
+        fixed(12, 1),
+        fixed(13, 6),
     ]
     .concat();
     let reply = [ends(4, 5), number(5, 31), number(6, 2), field(7, "world"), fixed(8, 51), fixed(9, 52), fixed(10, 53)]
@@ -404,6 +406,7 @@ fn a_frame_between_nodes() {
         items: vec![
             Item::Event(peer::Event {
                 source: id(2),
+                source_node: Some(NodeId(id(6))),
                 target: id(3),
                 payload: Bytes::from_static(b"hello"),
                 call: Some(Call { stream: 21, remaining: Some(Duration::from_millis(22)) }),

@@ -148,6 +148,7 @@ impl TryFrom<pb::PeerItem> for Item {
 impl From<Event> for pb::PeerEvent {
     fn from(event: Event) -> Self {
         let (source_high, source_low) = event.source.as_u64_pair();
+        let (source_node_high, source_node_low) = event.source_node.map_or((0, 0), |node| node.0.as_u64_pair());
         let (target_high, target_low) = event.target.as_u64_pair();
         let (trace_high, trace_low) = Uuid::from_u128(event.trace.trace_id).as_u64_pair();
         // A call whose time is up still has to say so: 0 would mean "no limit".
@@ -164,6 +165,8 @@ impl From<Event> for pb::PeerEvent {
             trace_high,
             trace_low,
             span: event.trace.span_id,
+            source_node_high,
+            source_node_low,
         }
     }
 }
@@ -171,8 +174,10 @@ impl From<Event> for pb::PeerEvent {
 impl From<pb::PeerEvent> for Event {
     fn from(event: pb::PeerEvent) -> Self {
         let remaining = (event.remaining_ms > 0).then(|| Duration::from_millis(event.remaining_ms));
+        let source_node = Uuid::from_u64_pair(event.source_node_high, event.source_node_low);
         Self {
             source: Uuid::from_u64_pair(event.source_high, event.source_low),
+            source_node: (!source_node.is_nil()).then_some(NodeId(source_node)),
             target: Uuid::from_u64_pair(event.target_high, event.target_low),
             payload: unpinned(event.payload),
             call: (event.stream_id > 0).then_some(Call { stream: event.stream_id, remaining }),
@@ -283,6 +288,7 @@ mod tests {
             match self.below(3) {
                 0 => Item::Event(Event {
                     source: self.uuid(),
+                    source_node: (self.below(2) == 0).then(|| NodeId(self.uuid())),
                     target: self.uuid(),
                     payload: self.bytes(),
                     call: (self.below(2) == 0).then(|| Call {

@@ -320,7 +320,7 @@ impl Domains {
     }
 
     /// The domains whose nodes are to be asked for.
-    pub(super) fn to_learn(&mut self, now: Millis) -> Vec<Peer> {
+    pub(super) fn learn(&mut self, now: Millis) -> Vec<Peer> {
         let is_due = |domain: &Domain| {
             let is_usable = domain.in_reach && !domain.resetting && domain.native != Some(false);
             is_usable && !domain.addresses.is_learning && now >= domain.addresses.learn_at
@@ -357,7 +357,7 @@ impl Domains {
     }
 
     /// What to probe of a lost domain, if that is due.
-    pub(super) fn to_probe(&mut self, now: Millis, id: &DomainId) -> Option<Vec<Url>> {
+    pub(super) fn probe(&mut self, now: Millis, id: &DomainId) -> Option<Vec<Url>> {
         let domain = self.table.get_mut(id)?;
         if domain.probing.is_some() || now < domain.probe_at {
             return None;
@@ -385,7 +385,7 @@ impl Domains {
     }
 
     /// Where to follow the rows of a domain, if that is not done yet.
-    pub(super) fn to_follow(&mut self, id: &DomainId) -> Option<Peer> {
+    pub(super) fn follow(&mut self, id: &DomainId) -> Option<Peer> {
         let domain = self.table.get_mut(id).filter(|domain| domain.in_reach && domain.native == Some(true))?;
         if domain.rows_at.as_ref() == Some(&domain.url) {
             return None;

@@ -36,7 +36,7 @@ impl Pulse {
 impl Engine {
     /// Learns the nodes of domains in reach, so that they can be probed should the domain be lost.
     pub(super) fn learn_nodes(&mut self, now: Millis) {
-        let due = self.domains.to_learn(now);
+        let due = self.domains.learn(now);
         self.effects.extend(due.into_iter().map(Effect::Nodes));
     }
 
@@ -54,7 +54,7 @@ impl Engine {
             if !is_killed
                 && time >= self.grace
                 && !self.runs_in(&domain).is_empty()
-                && let Some(urls) = self.domains.to_probe(now, &domain)
+                && let Some(urls) = self.domains.probe(now, &domain)
             {
                 self.effects.push(Effect::Probe { domain: domain.clone(), urls });
             }

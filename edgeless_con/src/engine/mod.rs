@@ -711,7 +711,7 @@ impl Engine {
             self.effects.push(Effect::Reply { ticket, reply });
         }
         for domain in run.exporting() {
-            self.effects.extend(self.domains.to_follow(domain).map(Effect::Follow));
+            self.effects.extend(self.domains.follow(domain).map(Effect::Follow));
         }
         if run.is_starting() && run.is_settled() {
             let (askers, status, request) = (run.started(), run.status(), run.request());

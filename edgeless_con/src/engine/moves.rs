@@ -174,11 +174,13 @@ impl Run {
             let mut is_ready = true;
             for place in places {
                 let (ready, due) = self.make(now, place, domains, effects);
+                // It may have been given up.
+                self.change.as_ref()?;
                 is_ready &= ready;
                 again = again.into_iter().chain(due).min();
             }
             // Nothing is stopped before all that need not be stopped has its place.
-            if !is_ready || self.change.is_none() {
+            if !is_ready {
                 return again;
             }
         }
@@ -251,7 +253,9 @@ impl Run {
 
     /// Asks the domain of a component for its state, once its senders keep what they have for it.
     fn hand_over(&mut self, now: Millis, place: usize, domains: &Domains, effects: &mut Vec<Effect>) -> Option<Millis> {
-        if !std::mem::replace(&mut self.components.get_mut(place)?.is_parked, true) {
+        let component = self.components.get_mut(place)?;
+        if !std::mem::replace(&mut component.is_parked, true) {
+            component.place.park();
             self.senders_are_stale(place);
             self.derive_again();
         }
@@ -386,6 +390,9 @@ impl Run {
                 self.leftovers.push(Leftover { component: place, place: next, drains: false, stop_by: now });
             }
             if was_parked {
+                if let Some(component) = self.components.get_mut(place) {
+                    component.place.park();
+                }
                 self.senders_are_stale(place);
             }
             if let Some(component) = self.components.get_mut(place).filter(|own| own.place.step == Step::Held) {

@@ -55,6 +55,8 @@ pub(super) struct Place {
     pub(super) trouble: String,
     /// Where the domain runs it, as it said last.
     pub(super) row: Option<Row>,
+    /// How often others were told that it runs nowhere, or runs again, which its domain did not count.
+    uncounted: u64,
     /// The state that it is to begin with; `None`: what its domain knows.
     pub(super) state: Option<Bytes>,
 }
@@ -74,6 +76,7 @@ impl Place {
             retry_at: Millis(0),
             trouble: String::new(),
             row: None,
+            uncounted: 0,
             state: None,
         }
     }
@@ -131,15 +134,17 @@ impl Place {
         true
     }
 
-    /// Where it runs, as others are told: nowhere before the domain has said it.
-    pub(super) fn row(&self, id: ComponentId) -> Row {
-        self.row.clone().unwrap_or_else(|| Row::new(id, self.first_epoch().saturating_sub(1), Vec::new()))
+    /// Where it runs, as others are told: nowhere before the domain has said it, or while it is `parked`.
+    pub(super) fn row(&self, id: ComponentId, parked: bool) -> Row {
+        let nowhere = || Row::new(id, self.first_epoch().saturating_sub(1), Vec::new());
+        let mut row = self.row.clone().unwrap_or_else(nowhere);
+        row.epoch = row.epoch.saturating_add(self.uncounted);
+        if parked { Row::new(id, row.epoch, Vec::new()) } else { row }
     }
 
-    /// It runs nowhere at present: older than any row of a later place, newer than all of this one.
-    pub(super) fn parking(&self, id: ComponentId) -> Row {
-        let next = self.epoch.saturating_add(1).checked_shl(COUNTED_BY_DOMAIN).unwrap_or(u64::MAX);
-        Row::new(id, next.saturating_sub(1), Vec::new())
+    /// Others are to be told that it runs nowhere, or that it does again: news to whoever knows where it was.
+    pub(super) fn park(&mut self) {
+        self.uncounted += 1;
     }
 
     fn first_epoch(&self) -> u64 {
@@ -175,11 +180,17 @@ mod tests {
         let id = ComponentId::random();
         let row = |epoch| Row::new(id, epoch, vec![InstanceId::NONE]);
         let (mut first, mut second) = (place(1), place(2));
-        let unknown = first.row(id);
+        let unknown = first.row(id, false);
         assert!(first.heard(row(900)));
-        let parked = first.parking(id);
+        let known = first.row(id, false);
+        first.park();
+        let parked = first.row(id, true);
+        first.park();
+        let again = first.row(id, false);
+        assert!(first.heard(row(901)));
+        let moved = first.row(id, false);
         assert!(second.heard(row(1)));
-        let epochs = [&unknown, &first.row(id), &parked, &second.row(id)].map(|row| row.epoch);
+        let epochs = [&unknown, &known, &parked, &again, &moved, &second.row(id, false)].map(|row| row.epoch);
         assert!(epochs.is_sorted_by(|earlier, later| earlier < later), "{epochs:?}");
         assert!(unknown.instances.is_empty() && parked.instances.is_empty());
     }

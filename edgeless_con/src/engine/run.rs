@@ -546,7 +546,8 @@ impl Run {
                 next.begin_again(component.last_epoch, component.id);
             }
         }
-        self.leftovers.retain(|left| left.place.site != index);
+        // A start that is under way may reach the new process yet.
+        self.leftovers.retain(|left| left.place.site != index || left.place.busy.is_some());
         if let Some(site) = self.sites.get_mut(index) {
             site.tally = Tally { absent: count, ..Tally::default() };
             let Activation { busy, round, .. } = site.activation;
@@ -739,8 +740,7 @@ impl Run {
             let own = target.next.as_ref().filter(|_| after).unwrap_or(&target.place);
             let leads_to = match own.site == site {
                 true => Target::Component(own.known_as),
-                false if target.is_parked && !after => Target::Row(own.parking(target.id)),
-                false => Target::Row(own.row(target.id)),
+                false => Target::Row(own.row(target.id, target.is_parked && !after)),
             };
             Some((channel.clone(), leads_to))
         };

@@ -182,7 +182,6 @@ async fn a_request_at_the_top_is_answered_from_the_bottom() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an engine that takes rows of other domains"]
 async fn events_come_back_from_the_bottom_to_the_top() {
     let tree = Tree::grow().await;
     let relay = relay_module();

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -90,6 +90,8 @@ impl<T: Ticket> Clone for Link<T> {
 struct Shared<T: Ticket> {
     node: NodeId,
     peer: NodeId,
+    /// Where this node takes events, for those that do not know it.
+    own_url: Arc<OnceLock<Url>>,
     options: Options,
     deliver: Arc<dyn Deliver>,
     state: Mutex<State<T>>,
@@ -197,14 +199,23 @@ impl<T: Ticket> Drop for Place<'_, T> {
     }
 }
 
-fn wire_event(event: Event) -> Option<peer::Event> {
+/// An event of `node` as it goes over a link, or one that it passes on.
+fn wire_event(node: NodeId, event: Event) -> Option<peer::Event> {
     let (payload, call) = match event.kind {
         Kind::Cast(payload) => (payload, None),
         Kind::Call { payload, stream, remaining } => (payload, Some(peer::Call { stream, remaining })),
         Kind::Reply { .. } => return None,
     };
     let (source, target) = (event.source.function, event.target.function);
-    Some(peer::Event { source, target, payload, call, created: event.created, trace: event.trace })
+    let source_node = (event.source.node != node).then_some(event.source.node);
+    Some(peer::Event { source, source_node, target, payload, call, created: event.created, trace: event.trace })
+}
+
+/// An event as it goes to a node that sends replies to the source of a call, wherever that is: that of a
+/// call that is passed on has to come back here.
+fn unary_event(node: NodeId, peer: NodeId, event: peer::Event) -> Event {
+    let source_node = event.source_node.filter(|_| event.call.is_none());
+    event_between(node, peer, peer::Event { source_node, ..event })
 }
 
 fn event_between(source: NodeId, target: NodeId, event: peer::Event) -> Event {
@@ -213,7 +224,7 @@ fn event_between(source: NodeId, target: NodeId, event: peer::Event) -> Event {
         Some(peer::Call { stream, remaining }) => Kind::Call { payload: event.payload, stream, remaining },
     };
     Event {
-        source: InstanceId { node: source, function: event.source },
+        source: InstanceId { node: event.source_node.unwrap_or(source), function: event.source },
         target: InstanceId { node: target, function: event.target },
         kind,
         created: event.created,
@@ -224,7 +235,14 @@ fn event_between(source: NodeId, target: NodeId, event: peer::Event) -> Event {
 impl<T: Ticket> Link<T> {
     /// A link of `node` to `peer`, which is dialled at `url` when that is needed. Must be called in a
     /// tokio runtime.
-    pub fn new(node: NodeId, peer: NodeId, url: Url, options: Options, deliver: Arc<dyn Deliver>) -> Self {
+    pub fn new(
+        node: NodeId,
+        peer: NodeId,
+        url: Url,
+        options: Options,
+        deliver: Arc<dyn Deliver>,
+        own_url: Arc<OnceLock<Url>>,
+    ) -> Self {
         let cancel = CancellationToken::new();
         let state = State {
             session: Session::new(node, peer, options.session, rand::random()),
@@ -243,6 +261,7 @@ impl<T: Ticket> Link<T> {
         let shared = Arc::new(Shared {
             node,
             peer,
+            own_url,
             options,
             deliver,
             state: Mutex::new(state),
@@ -263,7 +282,7 @@ impl<T: Ticket> Link<T> {
     /// # Errors
     /// There was no room in time, the payload is too large, or the node is forgotten.
     pub async fn send(&self, event: Event, ticket: T) -> Result<(), Dropped> {
-        let Some(event) = wire_event(event) else {
+        let Some(event) = wire_event(self.shared.node, event) else {
             // A reply has no ticket and is sent as a reply.
             ticket.settle(Fate::Dropped(Dropped::Unmapped));
             return Err(Dropped::Unmapped);
@@ -341,6 +360,12 @@ impl<T: Ticket> Link<T> {
     /// Whether there is a stream at present.
     pub fn is_linked(&self) -> bool {
         self.shared.lock().session.is_linked()
+    }
+
+    /// Whether there is no stream, nor anything that needs one.
+    pub fn is_idle(&self) -> bool {
+        let state = self.shared.lock();
+        !state.session.is_linked() && !state.session.needs_link()
     }
 
     /// How much is held for the node.
@@ -455,7 +480,7 @@ impl<T: Ticket> Shared<T> {
 
     async fn send_unary(&self, unary: &Unary<T>, mut unsent: Unsent<T>) -> Result<(), Dropped> {
         match unsent.0.take() {
-            Some((event, ticket)) => unary.send(event_between(self.node, self.peer, event), ticket).await,
+            Some((event, ticket)) => unary.send(unary_event(self.node, self.peer, event), ticket).await,
             None => Ok(()),
         }
     }
@@ -662,6 +687,7 @@ impl<T: Ticket> Shared<T> {
         // A new connection each time: the old one may be dead without having noticed.
         let stream = PeerStream::new(Connection::for_link(&url, options)?);
         let (agreed, outbound) = oneshot::channel::<Outbound<T>>();
+        let hello = Hello { invocation_url: self.own_url.get().cloned(), ..hello };
         let first = Frame { hello: Some(hello), ..Frame::default() };
         let rest = outbound.map(|outbound| match outbound {
             Ok(outbound) => outbound.left_stream(),
@@ -697,7 +723,7 @@ impl<T: Ticket> Shared<T> {
         self.take_back();
         while let Some((event, ticket)) = self.next_for(&unary) {
             // Its ticket is told.
-            unary.send(event_between(self.node, self.peer, event), ticket).await.ok();
+            unary.send(unary_event(self.node, self.peer, event), ticket).await.ok();
         }
     }
 

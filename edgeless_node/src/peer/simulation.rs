@@ -134,7 +134,8 @@ impl World {
         payload[..8].copy_from_slice(&number.to_be_bytes());
         let call = self.rng.one_in(3).then_some(Call { stream: number, remaining: None });
         let (created, trace) = (SystemTime::UNIX_EPOCH, Trace::default());
-        let event = Event { source, target, payload: Bytes::from(payload), call, created, trace };
+        let payload = Bytes::from(payload);
+        let event = Event { source, source_node: None, target, payload, call, created, trace };
         let session = &mut self.sides[side].session;
         if session.check_room(&event, false).is_ok() {
             session.push(event, Slip((side, number), self.books.clone()));

@@ -37,6 +37,8 @@ use rand::seq::IteratorRandom;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::http::{self, Method};
 use super::http_proxy::{self, Download, Passed, Proxy, ProxyError, Tunnel};
@@ -180,15 +182,17 @@ impl Provider for HttpIngressProvider {
             delivery: Delivery::parse(&spec.configuration)?,
             outputs: context.outputs,
             log: context.log,
+            in_hand: TaskTracker::new(),
         });
         self.routes.add(&route);
-        Ok(Box::new(HttpIngress { route, routes: self.routes.clone() }))
+        Ok(Box::new(HttpIngress { route, routes: self.routes.clone(), cancel: context.cancel }))
     }
 }
 
 struct HttpIngress {
     route: Arc<Route>,
     routes: Arc<Routes>,
+    cancel: CancellationToken,
 }
 
 #[async_trait]
@@ -197,8 +201,11 @@ impl Instance for HttpIngress {
         Err(InstanceError::Failed("an http-ingress takes no events: it is their source".into()))
     }
 
+    /// Takes no more requests. If it is not stopped but has moved, it ends when those in hand are answered.
     async fn stop(&self) {
         self.routes.remove(&self.route);
+        self.route.in_hand.close();
+        self.cancel.run_until_cancelled(self.route.in_hand.wait()).await;
     }
 }
 
@@ -268,6 +275,8 @@ struct Route {
     delivery: Delivery,
     outputs: Outputs,
     log: Log,
+    /// Has a token for each request.
+    in_hand: TaskTracker,
 }
 
 impl Route {
@@ -495,6 +504,7 @@ impl Server {
         let host = self.host_of(head)?;
         let route = self.routes.pick(host, method, head.uri.query().unwrap_or_default());
         let route = route.ok_or_else(|| Refusal::new(StatusCode::NOT_FOUND, "no workflow takes this request"))?;
+        let _taken = route.in_hand.token();
         let (body, _room) = self.receive(body).await?;
         match route.delivery {
             Delivery::Call => {

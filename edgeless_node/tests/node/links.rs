@@ -454,6 +454,7 @@ async fn whoever_does_what_it_must_not_loses_its_link_and_is_counted() {
     let event = |payload: usize| {
         Item::Event(peer::Event {
             source: Uuid::nil(),
+            source_node: None,
             target: Uuid::from_u128(1),
             payload: vec![0; payload].into(),
             call: None,
@@ -502,6 +503,7 @@ async fn an_event_beyond_the_window_is_dropped_and_its_sender_told() {
     let rude = Rude::known_to(&end);
     let event = peer::Event {
         source: Uuid::nil(),
+        source_node: None,
         target: Uuid::from_u128(1),
         payload: vec![0; 8].into(),
         call: None,

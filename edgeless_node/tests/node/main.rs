@@ -21,6 +21,7 @@ mod guest_abi;
 mod host;
 mod images;
 mod links;
+mod moves;
 mod promises;
 mod resources;
 mod samples;

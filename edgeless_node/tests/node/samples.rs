@@ -32,6 +32,14 @@ impl NodeRegistry for Forgetful {
         self.told.send(node.performance).await.map_err(Error::bug)?;
         Ok(Registered { keep_alive: None })
     }
+
+    async fn wake(&self, _: Vec<edgeless_api::ComponentId>) -> Result<(), Error> {
+        Err(Error::unimplemented("not played here"))
+    }
+
+    async fn locate(&self, _: edgeless_api::NodeId) -> Result<Option<edgeless_api::Url>, Error> {
+        Err(Error::unimplemented("not played here"))
+    }
 }
 
 /// Logs "out" to the target "out" for each cast.

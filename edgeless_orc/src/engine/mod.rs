@@ -372,6 +372,17 @@ impl Engine {
         self.registry.nodes.values().map(info).collect()
     }
 
+    /// Where a component runs now; `None`: it is not one of the domain.
+    pub fn row_of(&self, component: ComponentId) -> Option<Row> {
+        self.components.contains_key(&component).then(|| self.row(component))
+    }
+
+    /// Where a node takes events, and where commands.
+    pub fn contact(&self, node: NodeId) -> Option<(Url, Url)> {
+        let about = &self.registry.nodes.get(&node)?.about;
+        Some((about.invocation_url.clone(), about.agent_url.clone()))
+    }
+
     /// Where a node takes events.
     pub fn locate(&self, node: NodeId) -> Option<Url> {
         self.registry.nodes.get(&node).map(|node| node.about.invocation_url.clone())

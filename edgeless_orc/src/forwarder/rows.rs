@@ -1,6 +1,7 @@
 //! Where the components of the domain run, and where its nodes are.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,10 +16,8 @@ use crate::engine::Engine;
 
 /// How old an answer may be.
 const FRESH: Duration = Duration::from_millis(100);
-/// The same of the addresses of nodes, which hardly ever change.
-const ADDRESSES: Duration = Duration::from_secs(5);
-/// Rows that are remembered.
-const ROWS: usize = 65_536;
+/// Answers of each kind that are remembered.
+const ANSWERS: usize = 65_536;
 
 /// How to reach a node of the domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,66 +40,56 @@ pub(crate) trait Rows: Send + Sync + 'static {
 /// Asks the engine, and again only after a moment.
 pub(crate) struct EngineRows {
     inbox: Inbox<Engine>,
-    rows: Mutex<HashMap<ComponentId, (Instant, Option<Row>)>>,
-    nodes: Mutex<Nodes>,
+    rows: Fresh<ComponentId, Row>,
+    contacts: Fresh<NodeId, Contact>,
 }
 
-#[derive(Default)]
-struct Nodes {
-    asked: Option<Instant>,
-    contacts: HashMap<NodeId, Contact>,
+/// Answers that are good for a moment; `None` is one too.
+struct Fresh<K, V>(Mutex<HashMap<K, (Instant, Option<V>)>>);
+
+impl<K: Eq + Hash, V: Clone> Fresh<K, V> {
+    fn new() -> Self {
+        Self(Mutex::default())
+    }
+
+    fn get(&self, key: &K) -> Option<Option<V>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(key).filter(|(asked, _)| asked.elapsed() < FRESH).map(|(_, answer)| answer.clone())
+    }
+
+    fn keep(&self, key: K, answer: Option<V>) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= ANSWERS {
+            known.retain(|_, (asked, _)| asked.elapsed() < FRESH);
+        }
+        known.insert(key, (Instant::now(), answer));
+    }
 }
 
 impl EngineRows {
     pub(crate) fn new(inbox: Inbox<Engine>) -> Self {
-        Self { inbox, rows: Mutex::default(), nodes: Mutex::default() }
+        Self { inbox, rows: Fresh::new(), contacts: Fresh::new() }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[async_trait]
 impl Rows for EngineRows {
     async fn row(&self, component: ComponentId) -> Result<Option<Row>, Error> {
-        let fresh = |(asked, _): &&(Instant, Option<Row>)| asked.elapsed() < FRESH;
-        if let Some((_, row)) = lock(&self.rows).get(&component).filter(fresh) {
-            return Ok(row.clone());
+        if let Some(row) = self.rows.get(&component) {
+            return Ok(row);
         }
-        let row = self.inbox.read(move |engine, _| row_of(engine, component)).await?;
-        let mut rows = lock(&self.rows);
-        if rows.len() >= ROWS {
-            rows.retain(|_, (asked, _)| asked.elapsed() < FRESH);
-        }
-        rows.insert(component, (Instant::now(), row.clone()));
+        let row = self.inbox.read(move |engine, _| engine.row_of(component)).await?;
+        self.rows.keep(component, row.clone());
         Ok(row)
     }
 
     async fn contact(&self, node: NodeId) -> Result<Option<Contact>, Error> {
-        {
-            let nodes = lock(&self.nodes);
-            let age = nodes.asked.map(|asked| asked.elapsed());
-            let found = nodes.contacts.get(&node);
-            let good_for = if found.is_some() { ADDRESSES } else { FRESH };
-            if age.is_some_and(|age| age < good_for) {
-                return Ok(found.cloned());
-            }
+        if let Some(contact) = self.contacts.get(&node) {
+            return Ok(contact);
         }
-        let infos = self.inbox.read(|engine, _| engine.nodes()).await?;
-        let contacts =
-            infos.into_iter().map(|info| (info.node, Contact { events: info.invocation_url, agent: info.agent_url }));
-        let mut nodes = lock(&self.nodes);
-        *nodes = Nodes { asked: Some(Instant::now()), contacts: contacts.collect() };
-        Ok(nodes.contacts.get(&node).cloned())
+        let contact = self.inbox.read(move |engine, _| engine.contact(node)).await?;
+        let contact = contact.map(|(events, agent)| Contact { events, agent });
+        self.contacts.keep(node, contact.clone());
+        Ok(contact)
     }
-}
-
-fn row_of(engine: &Engine, component: ComponentId) -> Option<Row> {
-    let status = engine.view(&[component]).pop()?.status;
-    let mut instances: Vec<_> = status.instances.iter().map(|one| one.instance).collect();
-    if instances.is_empty() {
-        instances.extend(status.instance);
-    }
-    Some(Row::new(component, status.epoch, instances))
 }
