@@ -502,7 +502,6 @@ impl edgeless_daemon::engine::Engine for Engine {
         let is_reply = |effect: &Effect| matches!(effect, Effect::Reply(..));
         let is_quiet = may_be_quiet && !self.is_outdated && self.effects.iter().all(is_reply);
         self.generation += u64::from(!is_quiet);
-        self.publish();
         std::mem::take(&mut self.effects)
     }
 

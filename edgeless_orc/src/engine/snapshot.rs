@@ -163,6 +163,8 @@ mod tests {
             assert_eq!((&nodes, &components), (&whole.nodes, &whole.components), "pages of {size}");
         }
 
+        // What the nodes have together is told with the next tick.
+        happen(&mut engine, Event::Tick);
         let generation = engine.generation();
         happen(&mut engine, Event::Tick);
         happen(&mut engine, Event::Register(Ticket(1), Box::new(node(id(1)))));
