@@ -14,7 +14,7 @@ use futures_util::StreamExt;
 
 use super::support::{PATIENCE, function, lines, relay_module, resource, wait_until, workflow};
 
-async fn status_of(cluster: &Cluster, started: &WorkflowStatus, name: &str) -> ComponentStatus {
+pub(crate) async fn status_of(cluster: &Cluster, started: &WorkflowStatus, name: &str) -> ComponentStatus {
     let all = cluster.workflows().unwrap().status(started.workflow).await.unwrap();
     all.into_iter().find(|status| status.name == name).unwrap()
 }
@@ -40,7 +40,7 @@ fn logging_module() -> Bytes {
 }
 
 /// Sends an event to an instance, as a user would.
-async fn cast(cluster: &Cluster, target: InstanceId, payload: &str) {
+pub(crate) async fn cast(cluster: &Cluster, target: InstanceId, payload: &str) {
     let node = cluster.nodes().iter().find(|node| node.id() == target.node).expect("a node that runs");
     let invocation = Invocation::new(Connection::lazy(node.invocation_url(), Options::default()).unwrap());
     let event = Event {

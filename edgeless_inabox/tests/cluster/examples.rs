@@ -136,6 +136,20 @@ async fn redis_holds_the_count() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn scaling_starts_with_nothing_and_logs_all() {
+    let world = World::start();
+    let id = world.run_example("scaling");
+    wait_until("the work of many messages is logged", || async { world.file("work.log").len() >= 100 }).await;
+    let text = cli(world.path(), &["workflow", "inspect", &id]);
+    assert!(text.contains("STATE work -> running"), "{text}");
+    cli(world.path(), &["workflow", "stop", &id]);
+    let log = world.file("work.log");
+    let mut numbers: Vec<u32> = log.iter().step_by(2).map(|line| line.parse().unwrap()).collect();
+    numbers.sort_unstable();
+    assert_eq!(numbers[..20], (1..=20).collect::<Vec<_>>(), "none is lost, also not the first");
+}
+
 /// What Docker has of a workflow: containers, networks or volumes.
 fn at_docker(what: &str, workflow: &str) -> String {
     let filter = format!("label=org.edgeless.workflow={workflow}");
