@@ -327,7 +327,6 @@ impl Operations for Told {
         self.asked.lock().unwrap().push(format!("move {component} {node}"));
         Ok(())
     }
-
 }
 
 /// A controller with one orchestrator in reach.

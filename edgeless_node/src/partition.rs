@@ -5,54 +5,25 @@
 //! instance that comes or goes moves only the keys that it gets or had.
 
 use edgeless_api::InstanceId;
+use edgeless_api::scale::PartitionBy;
 
-/// What events to the same instance have in common.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Partition {
-    /// Their payload.
-    Payload,
-    /// The instance that sent them.
-    Source,
-    /// What is at this place of their payload, which is JSON. Payloads without it are taken as a whole.
-    Json(String),
+/// The instance that gets an event; `None` if there is none.
+pub fn pick<'i>(
+    rule: &PartitionBy,
+    instances: impl Iterator<Item = &'i InstanceId>,
+    source: InstanceId,
+    payload: &[u8],
+) -> Option<InstanceId> {
+    let key = key(rule, source, payload);
+    instances.max_by_key(|instance| weight(key, **instance)).copied()
 }
 
-impl Partition {
-    /// What a row says of it; `None`: the instances take turns.
-    ///
-    /// # Errors
-    /// It is nothing that is known here, with the reason.
-    pub fn parse(text: &str) -> Result<Option<Self>, String> {
-        match text {
-            "" => Ok(None),
-            "payload" => Ok(Some(Self::Payload)),
-            "source" => Ok(Some(Self::Source)),
-            _ => match text.strip_prefix("json:") {
-                Some(pointer) if pointer.is_empty() || pointer.starts_with('/') => {
-                    Ok(Some(Self::Json(pointer.to_string())))
-                }
-                _ => Err(format!("'{text}' is neither payload nor source nor json:<pointer>, such as json:/user/id")),
-            },
-        }
-    }
-
-    /// The instance that gets an event; `None` if there is none.
-    pub fn pick<'i>(
-        &self,
-        instances: impl Iterator<Item = &'i InstanceId>,
-        source: InstanceId,
-        payload: &[u8],
-    ) -> Option<InstanceId> {
-        let key = self.key(source, payload);
-        instances.max_by_key(|instance| weight(key, **instance)).copied()
-    }
-
-    fn key(&self, source: InstanceId, payload: &[u8]) -> u64 {
-        match self {
-            Self::Payload => hash(payload),
-            Self::Source => hash(source.function.as_bytes()),
-            Self::Json(pointer) => at(payload, pointer).map_or_else(|| hash(payload), |value| hash(&value)),
-        }
+/// A payload without what the rule names is taken as a whole.
+fn key(rule: &PartitionBy, source: InstanceId, payload: &[u8]) -> u64 {
+    match rule {
+        PartitionBy::Payload => hash(payload),
+        PartitionBy::Source => hash(source.function.as_bytes()),
+        PartitionBy::Json(pointer) => at(payload, pointer).map_or_else(|| hash(payload), |value| hash(&value)),
     }
 }
 
@@ -114,41 +85,31 @@ mod tests {
         for number in 0..5000_u32 {
             let payload = number.to_string();
             let pick = |among: &[InstanceId]| {
-                Partition::Payload.pick(among.iter(), InstanceId::NONE, payload.as_bytes()).unwrap()
+                super::pick(&PartitionBy::Payload, among.iter(), InstanceId::NONE, payload.as_bytes()).unwrap()
             };
             let (before, after) = (pick(&all), pick(&left));
             assert!(before == gone || before == after, "{payload} has moved for no reason");
             *shares.entry(before).or_default() += 1;
         }
         assert!(shares.values().all(|share| (850..1150).contains(share)), "{shares:?}");
-        assert_eq!(Partition::Payload.pick([].iter(), InstanceId::NONE, b""), None);
+        assert_eq!(super::pick(&PartitionBy::Payload, [].iter(), InstanceId::NONE, b""), None);
     }
 
     #[test]
     fn what_is_equal_by_the_rule_has_one_key() {
         let (one, two) = (instances(2)[0], instances(2)[1]);
-        let json = |pointer: &str| Partition::parse(&format!("json:{pointer}")).unwrap().unwrap();
+        let json = |pointer: &str| PartitionBy::Json(pointer.into());
         let user = json("/user/id");
-        let key = |rule: &Partition, payload: &str| rule.key(one, payload.as_bytes());
+        let key = |rule: &PartitionBy, payload: &str| super::key(rule, one, payload.as_bytes());
         assert_eq!(key(&user, r#"{"user":{"id":7},"x":1}"#), key(&user, r#"{"x":2,"user":{"name":"a","id": 7}}"#));
         assert_ne!(key(&user, r#"{"user":{"id":7}}"#), key(&user, r#"{"user":{"id":8}}"#));
         let whole = json("");
         assert_eq!(key(&whole, r#"{"a":1,"b":2}"#), key(&whole, r#"{"b":2, "a":1}"#));
         for payload in ["no json", r#"{"user":3}"#, ""] {
-            assert_eq!(key(&user, payload), key(&Partition::Payload, payload), "'{payload}' is taken as a whole");
+            assert_eq!(key(&user, payload), key(&PartitionBy::Payload, payload), "'{payload}' is taken as a whole");
         }
-        assert_eq!(Partition::Source.key(one, b"x"), Partition::Source.key(one, b"y"));
-        assert_ne!(Partition::Source.key(one, b"x"), Partition::Source.key(two, b"x"));
-    }
-
-    #[test]
-    fn what_a_row_says_is_understood_or_refused() {
-        assert_eq!(Partition::parse(""), Ok(None));
-        assert_eq!(Partition::parse("payload"), Ok(Some(Partition::Payload)));
-        assert_eq!(Partition::parse("source"), Ok(Some(Partition::Source)));
-        assert_eq!(Partition::parse("json:/a"), Ok(Some(Partition::Json("/a".into()))));
-        for wrong in ["json", "json:a", "colour"] {
-            assert!(Partition::parse(wrong).unwrap_err().contains(wrong));
-        }
+        let from = |source, payload| super::key(&PartitionBy::Source, source, payload);
+        assert_eq!(from(one, b"x".as_slice()), from(one, b"y"));
+        assert_ne!(from(one, b"x"), from(two, b"x"));
     }
 }

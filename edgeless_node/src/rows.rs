@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use edgeless_api::component::Row;
+use edgeless_api::scale::PartitionBy;
 use edgeless_api::{ComponentId, InstanceId};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use crate::partition::Partition;
+use crate::partition;
 
 /// Time between two requests to start an instance of the same component.
 pub const WAKE_AGAIN: Duration = Duration::from_millis(200);
@@ -24,14 +25,17 @@ pub const WAKE_AGAIN: Duration = Duration::from_millis(200);
 struct Places {
     epoch: u64,
     instances: Vec<InstanceId>,
-    partition: Option<Partition>,
+    partition: Option<PartitionBy>,
 }
 
 impl Places {
     fn of(row: Row) -> Self {
-        let partition = Partition::parse(&row.partition_by).unwrap_or_else(|reason| {
-            tracing::warn!(component = %row.component, reason, "the instances of a component take turns");
-            None
+        let partition = Some(row.partition_by.as_str()).filter(|text| !text.is_empty()).and_then(|text| {
+            let rule = text.parse::<PartitionBy>();
+            rule.inspect_err(|reason| {
+                tracing::warn!(component = %row.component, text, reason, "the instances of a component take turns");
+            })
+            .ok()
         });
         Self { epoch: row.epoch, instances: row.instances, partition }
     }
@@ -73,7 +77,7 @@ impl RowCell {
             [] => None,
             [only] => Some(*only),
             several => match &places.partition {
-                Some(partition) => partition.pick(several.iter(), source, payload),
+                Some(rule) => partition::pick(rule, several.iter(), source, payload),
                 None => {
                     let turn = self.next.fetch_add(1, Ordering::Relaxed) % several.len();
                     several.get(turn).copied()
@@ -87,7 +91,7 @@ impl RowCell {
         let places = self.places.load();
         let others = || places.instances.iter().filter(|instance| instance.function != gone);
         match &places.partition {
-            Some(partition) => partition.pick(others(), source, payload),
+            Some(rule) => partition::pick(rule, others(), source, payload),
             None => {
                 let count = others().count().max(1);
                 others().nth(self.next.fetch_add(1, Ordering::Relaxed) % count).copied()

@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use edgeless_api::client::{self, Connection, Options};
 use edgeless_api::component::{
-    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, Row, Start,
-    StartContext, StateSpec, Target,
+    Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionClass, FunctionSpec, Patch, Start, StartContext,
+    StateSpec, Target,
 };
 use edgeless_api::error::{Code, Error};
 use edgeless_api::event::{Event, Kind, Reply, Trace};
@@ -365,6 +365,7 @@ async fn events_go_in_and_out_of_a_domain() {
     let component = controller.start("f", 1, &[("label_match_all", "a")]).await.unwrap();
     let (inside, alias) = (node.runs("f").unwrap().1, controller.instance(component).await);
     assert_eq!(alias.node, leaf.node);
+    // What its row would say.
     let way = leaf.invocation_url.clone();
 
     let sender = InstanceId::random(outside.id());
@@ -383,39 +384,6 @@ async fn events_go_in_and_out_of_a_domain() {
     let reply = Kind::Reply { reply: Reply::Message("!".into()), stream: 8 };
     node.send(event(inside, called.source, reply.clone()), &back).await;
     assert_eq!(outside.next().await, event(alias, sender, reply));
-}
-
-/// The outputs of what runs in a domain may lead out of it, and back into it once their target has moved.
-#[tokio::test]
-async fn outputs_lead_out_of_a_domain() {
-    let parent = Orchestrator::start(config("top")).await.unwrap();
-    let inner = Orchestrator::start(child("leaf", parent.url())).await.unwrap();
-    let (node, outside) = (Node::join(inner.url(), "a").await, Node::join(parent.url(), "o").await);
-    let controller = Controller::of(&parent);
-    let leaf = controller.until_node("a").await;
-    controller.until_node("o").await;
-    let first = controller.start("first", 1, &[("label_match_all", "a")]).await.unwrap();
-    let second = controller.start("second", 1, &[("label_match_all", "o")]).await.unwrap();
-    controller.patch(first, second).await;
-    let led = || {
-        node.see(|seen| match seen.patches.last()?.outputs.get("out")? {
-            Target::Row(row) => Some((*row.instances.first()?, row.addresses.clone())),
-            other => panic!("{other:?}"),
-        })
-    };
-    wait_until("the output leads to the forwarder", async || led().is_some()).await;
-    let (alias, addresses) = led().unwrap();
-    assert_eq!(alias.node, leaf.node, "nobody inside learns where the other node is");
-    let way = inner.invocation_url().unwrap();
-    assert_eq!(addresses, BTreeMap::from([(leaf.node, way.clone())]));
-    let (inside, target) = (node.runs("first").unwrap().1, outside.runs("second").unwrap().1);
-    let call = Kind::Call { payload: "?".into(), stream: 4, remaining: None };
-    node.send(event(inside, alias, call), way).await;
-    let came = outside.next().await;
-    assert_eq!((came.target, came.source.node), (target, leaf.node));
-    let reply = Kind::Reply { reply: Reply::Empty, stream: 4 };
-    outside.send(event(target, came.source, reply.clone()), way).await;
-    assert_eq!(node.next().await, event(alias, inside, reply));
 }
 
 #[tokio::test]
@@ -549,57 +517,6 @@ async fn a_nested_domain_works_for_no_controller() {
         assert_eq!(error.code, Code::Rejected);
         assert!(error.message.contains("works for its parent alone") && error.message.contains("[parent]"), "{error}");
     }
-}
-
-#[tokio::test]
-async fn others_see_the_forwarder_of_a_private_domain_only() {
-    let mut private = config("private");
-    private.general.private = true;
-    let orchestrator = Orchestrator::start(private).await.unwrap();
-    let way = orchestrator.invocation_url().unwrap();
-    let (node, outside) = (Node::join(orchestrator.url(), "a").await, Node::join(&free(), "o").await);
-    let controller = Controller::of(&orchestrator);
-    controller.until_node("a").await;
-    let component = controller.start("f", 1, &[]).await.unwrap();
-    let (_, inside) = node.runs("f").unwrap();
-
-    let elsewhere = InstanceId::random(outside.id());
-    let foreign = Row {
-        addresses: BTreeMap::from([(outside.id(), outside.url.clone())]),
-        ..Row::new(ComponentId::random(), 1, vec![elsewhere])
-    };
-    let outputs = BTreeMap::from([("out".to_string(), Target::Row(foreign))]);
-    let patch = Patch { exported: true, ..Patch::new(component.0, outputs) };
-    controller.components.patch(ComponentKind::Function, patch).await.unwrap();
-    let mut rows = controller.domain.watch_rows(1).await.unwrap();
-    let row = loop {
-        let rows = rows.next().await.unwrap().unwrap();
-        if let Some(row) = rows.into_iter().find(|row| row.component == component && !row.instances.is_empty()) {
-            break row;
-        }
-    };
-    let alias = row.instances[0];
-    assert_eq!(row.addresses, BTreeMap::from([(alias.node, way.clone())]), "and none of a node");
-
-    let call = Kind::Call { payload: "?".into(), stream: 1, remaining: None };
-    outside.send(event(elsewhere, alias, call), way).await;
-    let came = node.next().await;
-    assert_eq!((came.target, came.source.node), (inside, alias.node));
-    let reply = Kind::Reply { reply: Reply::Empty, stream: 1 };
-    node.send(event(inside, came.source, reply.clone()), way).await;
-    assert_eq!(outside.next().await, event(alias, elsewhere, reply));
-
-    let led = || {
-        node.see(|seen| match seen.patches.last()?.outputs.get("out")? {
-            Target::Row(row) => row.instances.first().copied(),
-            other => panic!("{other:?}"),
-        })
-    };
-    wait_until("the output leads to the forwarder", async || led().is_some()).await;
-    assert_eq!(led().unwrap().node, alias.node);
-    node.send(event(inside, led().unwrap(), cast("out")), way).await;
-    let out = outside.next().await;
-    assert_eq!((out.target, out.source.node, out.kind), (elsewhere, alias.node, cast("out")));
 }
 
 #[tokio::test]

@@ -829,11 +829,15 @@ impl Run {
         let Some((slot, is_current)) = self.finished(part) else { return };
         let result = component_of(result);
         match (slot, result) {
-            // An answer from before the domain restarted: the next epoch supersedes what it left, if
-            // there is a next one.
-            (Slot::Here, Ok(_)) if !is_current && !self.is_stopping() => {}
+            // An answer from before the domain restarted. It may be about the new process: the next epoch supersedes
+            // what is there, and if there is no next one, it is stopped.
+            (Slot::Here, Ok(_)) if !is_current && !self.is_stopping() => self.may_be_there(part.place, native),
             (Slot::Here, Ok(id)) => self.is_there(part.place, id),
-            (Slot::Here, Err(_)) if !is_current => {}
+            (Slot::Here, Err(error)) if !is_current => {
+                if !error.code.is_refusal() {
+                    self.may_be_there(part.place, native);
+                }
+            }
             (Slot::Here, Err(error)) => {
                 if !error.code.is_refusal() {
                     self.set_step(part.place, Step::Unsure);
@@ -842,8 +846,22 @@ impl Run {
                 self.failed(now, part.place, error, retry);
             }
             (Slot::Next, result) if is_current => self.next_created(now, part.place, result, native),
-            (Slot::Next, _) => {}
+            (Slot::Next, result) => {
+                let is_refused = result.is_err_and(|error| error.code.is_refusal());
+                let next = self.components.get_mut(part.place).and_then(|own| own.next.as_mut());
+                if let Some(next) = next.filter(|next| !is_refused && native && next.step == Step::Absent) {
+                    next.step = Step::Unsure;
+                }
+            }
             (Slot::Left(index), result) => self.left_created(index, result),
+        }
+    }
+
+    /// A start from before a domain restarted may have reached the new process. One of EDGELESS 1.2 has its own ids,
+    /// and nothing can be done about it.
+    fn may_be_there(&mut self, place: usize, native: bool) {
+        if native && self.components.get(place).is_some_and(|own| own.place.step == Step::Absent) {
+            self.set_step(place, Step::Unsure);
         }
     }
 

@@ -969,6 +969,8 @@ fn registrations_that_make_no_sense_are_refused() {
     assert!(error.message.contains("300 bytes"), "{error}");
     let error = world.register_for("d", 1, 1, Duration::ZERO).unwrap_err();
     assert!(error.message.contains("clocks"), "{error}");
+    let error = world.register("d", 0, 1).unwrap_err();
+    assert_eq!(error, Error::rejected("the orchestrator_url 'http://127.0.0.1:0' of domain 'd' has no port to dial"));
 
     world.register("d", 1, 1).unwrap();
     let error = world.register("d", 2, 2).unwrap_err();

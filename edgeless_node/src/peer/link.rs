@@ -719,7 +719,12 @@ impl<T: Ticket> Shared<T> {
         // It was good enough for the link.
         let Ok(connection) = Connection::lazy(&url, options) else { return };
         let lanes = unary::Options { emit_wait: self.options.emit_wait, queued: self.options.session.queue_bytes };
-        let unary = Arc::new(Unary::new(Invocation::new(connection), lanes));
+        let invocation = Invocation::new(connection);
+        let invocation = match self.own_url.get() {
+            Some(own) => invocation.of_node_at(own),
+            None => invocation,
+        };
+        let unary = Arc::new(Unary::new(invocation, lanes));
         self.take_back();
         while let Some((event, ticket)) = self.next_for(&unary) {
             // Its ticket is told.

@@ -110,7 +110,7 @@ mod tests {
 
     use super::*;
     use crate::engine::tests::{function, node};
-    use crate::engine::{Call, Effect, Event, Settings, Wanted};
+    use crate::engine::{Call, Effect, Event, Outcome, Settings, Wanted};
     use crate::placement::Strategy;
 
     /// Lets something happen, and every call at a node succeed.
@@ -120,8 +120,9 @@ mod tests {
             for effect in engine.on(Millis(1), event) {
                 if let Effect::Call(op, peer, call) = effect {
                     let instance = ComponentRef::Instance(InstanceId::random(peer.node));
-                    let created = matches!(call, Call::Create(_)).then_some(instance);
-                    events.push(Event::Done(op, Ok(created)));
+                    let is_start = matches!(call, Call::Create(_));
+                    let outcome = if is_start { Outcome::Started(instance) } else { Outcome::Done };
+                    events.push(Event::Done(op, Ok(outcome)));
                 }
             }
         }
@@ -143,7 +144,7 @@ mod tests {
         }
         for number in 11..=14 {
             let component = ComponentId(Uuid::from_u128(number));
-            let context = StartContext { component, epoch: 1, name: "f".into(), provider: String::new() };
+            let context = StartContext::new(component, 1, "f");
             let wanted = Wanted { spec: function(&[]), context, is_held: true };
             happen(&mut engine, Event::Start(Ticket(number as u64), Box::new(wanted)));
         }
