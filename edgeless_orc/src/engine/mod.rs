@@ -57,6 +57,10 @@ pub use note::Note;
 use slot::Wiring;
 pub use snapshot::{ComponentState, Cursor, NodeState, Page};
 
+/// To sum up what the nodes have takes longer the more there are, and so does the pause before the next time: a
+/// millisecond for so many. A few nodes are summed up at each change.
+const NODES_PER_MILLI: u64 = 16;
+
 /// What the engine is made from.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -304,6 +308,8 @@ pub struct Engine {
     /// What may have a step to take later.
     timers: BTreeSet<(Millis, Thing)>,
     published: Option<DomainCapabilities>,
+    /// When the next may be published.
+    publishes_at: Millis,
     /// What was published may no longer be true.
     is_outdated: bool,
     effects: Vec<Effect>,
@@ -332,6 +338,7 @@ impl Engine {
             marked: BTreeSet::new(),
             timers: BTreeSet::new(),
             published: None,
+            publishes_at: Millis::default(),
             is_outdated: false,
             effects: Vec::new(),
             generation: 0,
@@ -442,9 +449,12 @@ impl Engine {
     }
 
     fn publish(&mut self) {
-        if !std::mem::take(&mut self.is_outdated) {
+        if !self.is_outdated || self.now < self.publishes_at {
             return;
         }
+        self.is_outdated = false;
+        let pause = self.registry.nodes.len() as u64 / NODES_PER_MILLI;
+        self.publishes_at = self.now + Duration::from_millis(pause);
         let capabilities = self.registry.capabilities();
         if self.published.as_ref() != Some(&capabilities) {
             self.published = Some(capabilities.clone());

@@ -134,9 +134,10 @@ impl Engine {
     }
 
     fn reset(&mut self, id: NodeId) {
+        // What was not ready was part of nothing that was told.
+        self.is_outdated |= self.registry.nodes.get(&id).is_some_and(|node| node.stage == Stage::Ready);
         self.registry.renew(id);
         self.placer.nodes.set_ready(id, false);
-        self.is_outdated = true;
         if let Some(node) = self.registry.nodes.get_mut(&id) {
             // It knows no row afterwards, and needs none.
             let owed = &std::mem::take(&mut node.owed) | &std::mem::take(&mut node.telling_rows);

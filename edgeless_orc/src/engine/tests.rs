@@ -419,6 +419,18 @@ fn a_refresh_moves_the_deadline_and_nothing_else() {
     assert_eq!(world.published, [1, 0]);
 }
 
+/// Ten thousand nodes that come at once must not be summed up ten thousand times.
+#[test]
+fn what_many_nodes_have_is_told_now_and_then() {
+    let mut world = World::with(|settings| settings.max_nodes = 100);
+    for n in 1..=100 {
+        world.add(&node(NodeId(Uuid::from_u128(n))));
+    }
+    assert!(world.published.len() < 50, "{:?}", world.published);
+    world.pass(Duration::from_millis(10));
+    assert_eq!(world.published.last(), Some(&100), "and the last word is right");
+}
+
 #[test]
 fn a_node_may_ask_for_a_shorter_life_but_not_for_a_longer_one() {
     let alive_after = |about: Registration, time: Duration| {
