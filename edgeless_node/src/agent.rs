@@ -125,14 +125,17 @@ impl Table {
             return (known.saved.clone(), true);
         }
         let mut bytes: usize = self.released.iter().map(Release::size).sum();
-        while let Some(oldest) = self.released.front() {
-            let is_over = self.released.len() >= RELEASED || bytes > RELEASED_BYTES;
-            if !oldest.saved.initialized() || !is_over && oldest.since.elapsed() < RELEASED_FOR {
-                break;
+        let mut count = self.released.len();
+        self.released.retain(|release| {
+            let is_over = count >= RELEASED || bytes > RELEASED_BYTES || release.since.elapsed() >= RELEASED_FOR;
+            // One that is under way is waited for.
+            if !is_over || !release.saved.initialized() {
+                return true;
             }
-            bytes -= oldest.size();
-            self.released.pop_front();
-        }
+            bytes -= release.size();
+            count -= 1;
+            false
+        });
         let saved = Saved::default();
         self.released.push_back(Release { instance, since: Instant::now(), saved: saved.clone() });
         (saved, false)
@@ -482,7 +485,12 @@ impl Agent {
             tracing::info!(name = %component.name, instance = %id, "{} released", component.kind);
             Ok(state)
         };
-        saved.get_or_try_init(release).await.cloned()
+        let released = saved.get_or_try_init(release).await.cloned();
+        if released.is_err() {
+            // It may be asked for again, and begins anew then.
+            self.table(|table| table.released.retain(|release| release.instance != id));
+        }
+        released
     }
 
     async fn stop_now(self: Arc<Self>, kind: ComponentKind, id: InstanceId) -> Result<(), Error> {

@@ -214,7 +214,8 @@ impl Hosted {
         self.component.pressed.as_ref()?;
         Some(InstanceLoad {
             instance: self.component.id.function,
-            queued: u32::try_from(self.mailbox.queued()).unwrap_or(u32::MAX),
+            // One that is busy is not idle, whatever waits for it.
+            queued: u32::try_from(self.mailbox.queued() as u64 + self.metrics.in_flight()).unwrap_or(u32::MAX),
             handled: self.metrics.handled(),
         })
     }

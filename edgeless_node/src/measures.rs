@@ -158,7 +158,7 @@ impl InstanceMetrics {
         self.restarts.load(Ordering::Relaxed)
     }
 
-    fn in_flight(&self) -> u64 {
+    pub(crate) fn in_flight(&self) -> u64 {
         let ended = self.handled() + self.cut_off.load(Ordering::Relaxed);
         self.begun.load(Ordering::Relaxed).saturating_sub(ended)
     }

@@ -13,7 +13,7 @@ use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext,
 };
 use edgeless_api::domain::{DomainCapabilities, DomainState};
-use edgeless_api::error::Error;
+use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
@@ -143,7 +143,14 @@ impl Components for Service {
 
     async fn release(&self, component: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
         self.border.admit_controller()?;
-        self.release_own(ComponentId(component), grace).await
+        let component = ComponentId(component);
+        let state = self.release_own(component, grace).await?;
+        // It is not wanted here any more; what it is nobody said.
+        match self.halt(ComponentKind::Function, component).await {
+            Err(error) if error.code.is_refusal() => self.halt(ComponentKind::Resource, component).await?,
+            halted => halted?,
+        }
+        Ok(state)
     }
 
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
@@ -209,7 +216,11 @@ impl Service {
         }
         let mut saved = None;
         for (peer, instance) in view.peers {
-            let state = self.links.to(&peer)?.components.release(instance.function, grace).await?;
+            let state = match self.links.to(&peer)?.components.release(instance.function, grace).await {
+                // It is gone already, as it should be.
+                Err(error) if error.code == Code::NotFound => None,
+                state => state?,
+            };
             // Only a component with one instance saves its state.
             saved = saved.or(state);
         }

@@ -363,6 +363,10 @@ impl Domains {
             return None;
         }
         let mut urls = domain.addresses.nodes.clone()?;
+        // One that joined since they were learnt may be there.
+        if urls.len() < domain.capabilities.num_nodes as usize {
+            return None;
+        }
         urls.push(domain.url.clone());
         domain.probing = domain.lost_at;
         Some(urls)

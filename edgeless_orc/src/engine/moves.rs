@@ -11,6 +11,7 @@ use edgeless_api::id::{ComponentId, NodeId};
 use edgeless_daemon::engine::Ticket;
 
 use super::component::Component;
+use super::requests::ASKS;
 use super::slot::{Fate, Place, Slot};
 use super::{Answer, Engine, Note, Reply, Thing};
 use crate::registry::Stage;
@@ -116,8 +117,12 @@ impl Engine {
         let Some(slot) = component.slots.get(&replica) else { return };
         if !is_free(component, replica, slot) {
             // It is on its way already.
-            if let Some(slot) = self.slot_mut(id, replica) {
-                slot.movers.push(ticket);
+            match self.slot_mut(id, replica) {
+                Some(slot) if slot.movers.len() < ASKS => slot.movers.push(ticket),
+                _ => {
+                    let reason = format!("{ASKS} requests to move component {id} wait already: try again later");
+                    self.reply(ticket, Err(Error::exhausted(reason)));
+                }
             }
             return;
         }

@@ -32,7 +32,7 @@ const LIMIT_VALUE: usize = 64;
 /// The most instances of a component of another domain.
 const INSTANCES: usize = 1000;
 /// The most requests that wait for one component.
-const ASKS: usize = 64;
+pub(super) const ASKS: usize = 64;
 
 impl Engine {
     pub(super) fn start(&mut self, ticket: Ticket, wanted: Wanted) {

@@ -410,10 +410,15 @@ impl Engine {
     }
 
     fn release(&mut self, id: ComponentId, replica: u32, at: InstanceId) {
-        let Some(instance) = self.slot_mut(id, replica).and_then(|slot| slot.instance_mut()) else { return };
-        instance.releases += 1;
+        let may_overlap = self.components.get(&id).is_some_and(Component::may_overlap);
+        let Some(slot) = self.slot_mut(id, replica) else { return };
+        // What is stopped by its node loses what it has saved: one that moves with its state is asked for it
+        // until its node answers, or is lost.
+        let may_be_stopped = may_overlap || slot.fate != Fate::Move;
+        let Some(instance) = slot.instance_mut() else { return };
+        instance.releases = instance.releases.saturating_add(1);
         let home = instance.home;
-        if instance.releases > RELEASES {
+        if instance.releases > RELEASES && may_be_stopped {
             return self.stop_instance(id, replica, at);
         }
         let call = Call::Release { instance: at.function, grace: GRACE };
