@@ -237,7 +237,7 @@ impl Model {
     fn connect(&mut self, n: u32) -> Result<()> {
         let next = n + 1;
         let id = component(n);
-        if next % CHAIN != 0 && self.homes.contains_key(&component(next)) {
+        if !next.is_multiple_of(CHAIN) && self.homes.contains_key(&component(next)) {
             let outputs = BTreeMap::from([("out".to_string(), Target::Component(component(next)))]);
             self.ask(|ticket| {
                 Event::Patch(ticket, ComponentKind::Function, Patch { id: id.0, outputs, exported: false })

@@ -830,7 +830,7 @@ async fn a_domain_that_is_killed_as_a_whole_is_left() {
         *orc.told.agents.lock().unwrap() = vec![agent.clone()];
         *orc.told.nodes_asked.lock().unwrap() = 0;
         // It says that it has changed, so that its nodes are learnt.
-        orc.told.state.send_modify(|state| state.capabilities.num_nodes = 2);
+        orc.told.state.send_modify(|state| state.capabilities.mem_size = 4096);
         wait_until("the nodes are learnt", || async { (*orc.told.nodes_asked.lock().unwrap() > 0).then_some(()) })
             .await;
     }
