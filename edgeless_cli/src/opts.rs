@@ -209,7 +209,7 @@ Example:
         #[arg(value_name = "ID")]
         component: Named,
     },
-    /// Move a component to a node of its domain, with the state that it saved and without losing an event.
+    /// Move a component to a node of its domain, with the state that it saved.
     ///
     /// Done when the component runs there. Where the node cannot run it, the reason is on stderr, and the component
     /// stays where it is.
@@ -319,7 +319,7 @@ pub(crate) enum Node {
         /// The id of a node, or a host name that one node has.
         node: String,
     },
-    /// Move everything that runs on a node elsewhere, one by one and without losing an event.
+    /// Move everything that runs on a node elsewhere, one by one.
     ///
     /// Cordons the node first, and says at the end that it is empty. What can run nowhere else stays and is named: the
     /// exit code is 1 then. After Ctrl-C, what has not moved yet stays, and the node stays cordoned.
