@@ -278,12 +278,14 @@ pub struct Row {
     pub addresses: BTreeMap<NodeId, Url>,
     /// How several instances share the events, as the annotation says it; empty: in turns.
     pub partition_by: String,
+    /// It runs nowhere because it is on its way to another place: its events wait for it longer than usual.
+    pub moving: bool,
 }
 
 impl Row {
-    /// A row that says nothing of addresses; several instances take turns.
+    /// A row of a component that stays, without addresses; several instances take turns.
     pub fn new(component: ComponentId, epoch: u64, instances: Vec<InstanceId>) -> Self {
-        Self { component, epoch, instances, addresses: BTreeMap::new(), partition_by: String::new() }
+        Self { component, epoch, instances, addresses: BTreeMap::new(), partition_by: String::new(), moving: false }
     }
 }
 

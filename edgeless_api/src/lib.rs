@@ -2,8 +2,8 @@
 //! them.
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
-//! - [`workflow`], [`component`], [`binary`], [`annotation`], [`requirements`], [`amount`], [`scale`], [`node`],
-//!   [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users,
+//! - [`workflow`], [`component`], [`binary`], [`annotation`], [`requirements`], [`amount`], [`scale`], [`partition`],
+//!   [`node`], [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users,
 //!   controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
@@ -22,6 +22,7 @@ pub mod guest;
 pub mod id;
 pub mod node;
 pub mod operations;
+pub mod partition;
 pub mod peer;
 pub mod relocate;
 pub mod requirements;

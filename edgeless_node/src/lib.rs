@@ -16,7 +16,7 @@
 //! - [`router`] and [`peer`]: the way from outputs to mailboxes, here and elsewhere; [`calls`]: the
 //!   replies that are waited for; [`budget`]: the bytes that may wait; [`books`] and [`fate`]: what becomes of
 //!   events.
-//! - [`rows`] and [`partition`]: where components run, and which of several instances gets an event;
+//! - [`rows`]: where components run, and which of several instances gets an event;
 //!   [`requests`]: what the orchestrator is asked for on behalf of events.
 //! - [`backends`]: servers of this node that stand behind its HTTP ingress.
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
@@ -39,7 +39,6 @@ pub mod mailbox;
 pub mod measures;
 pub mod metrics;
 pub mod outputs;
-pub mod partition;
 pub mod peer;
 pub mod registration;
 pub mod requests;

@@ -11,11 +11,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use edgeless_api::component::Row;
 use edgeless_api::scale::PartitionBy;
-use edgeless_api::{ComponentId, InstanceId};
+use edgeless_api::{ComponentId, InstanceId, partition};
 use tokio::sync::Notify;
 use uuid::Uuid;
-
-use crate::partition;
 
 /// Time between two requests to start an instance of the same component.
 pub const WAKE_AGAIN: Duration = Duration::from_millis(200);

@@ -215,6 +215,7 @@ impl From<Row> for pb::Row {
             instances: row.instances.into_iter().map(Into::into).collect(),
             addresses: row.addresses.into_iter().map(|(node, url)| (node.to_string(), url.to_string())).collect(),
             partition_by: row.partition_by,
+            moving: row.moving,
         }
     }
 }
@@ -230,6 +231,7 @@ impl TryFrom<pb::Row> for Row {
             instances: row.instances.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             addresses: row.addresses.into_iter().map(address).collect::<Result<_, _>>()?,
             partition_by: row.partition_by,
+            moving: row.moving,
         })
     }
 }

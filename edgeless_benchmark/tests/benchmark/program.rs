@@ -9,6 +9,8 @@ use serde_json::Value;
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// The same for a command as a whole, which may have to build functions first: in a clean clone all that they need.
+const PATIENCE_WITH_BUILD: Duration = Duration::from_secs(900);
 
 /// The root of the repository.
 pub fn repository() -> PathBuf {
@@ -33,7 +35,7 @@ pub fn run(arguments: &[&str]) -> Output {
     let pid = child.id();
     let (sender, ended) = mpsc::channel();
     std::thread::spawn(move || sender.send(child.wait_with_output()));
-    match ended.recv_timeout(PATIENCE) {
+    match ended.recv_timeout(PATIENCE_WITH_BUILD) {
         Ok(output) => output.unwrap(),
         Err(_) => {
             signal(pid, "-KILL");

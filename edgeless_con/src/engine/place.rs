@@ -139,7 +139,7 @@ impl Place {
         let nowhere = || Row::new(id, self.first_epoch().saturating_sub(1), Vec::new());
         let mut row = self.row.clone().unwrap_or_else(nowhere);
         row.epoch = row.epoch.saturating_add(self.uncounted);
-        if parked { Row::new(id, row.epoch, Vec::new()) } else { row }
+        if parked { Row { moving: true, ..Row::new(id, row.epoch, Vec::new()) } } else { row }
     }
 
     /// Others are to be told that it runs nowhere, or that it does again: news to whoever knows where it was.

@@ -1,10 +1,9 @@
 //! Which of several instances takes an event.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-
 use edgeless_api::component::Row;
 use edgeless_api::event::{Event, Kind};
 use edgeless_api::id::InstanceId;
+use edgeless_api::partition;
 
 /// The instance of a row that takes an event: the one that the key of the event belongs to, or each in its
 /// turn where events have none. `None`: there is no instance.
@@ -12,12 +11,13 @@ use edgeless_api::id::InstanceId;
 /// A key keeps to its instance for as long as that is there, also while others come and go.
 pub(crate) fn pick(row: &Row, event: &Event, turn: usize) -> Option<InstanceId> {
     let instances = row.instances.as_slice();
-    match (instances, row.partition_by.as_str()) {
-        ([], _) => None,
-        ([only], _) => Some(*only),
-        (several, "source") => of_key(several, &event.source),
-        (several, "payload") => of_key(several, payload(event)),
-        (several, _) => several.get(turn % several.len()).copied(),
+    if instances.len() < 2 {
+        return instances.first().copied();
+    }
+    match row.partition_by.parse() {
+        Ok(rule) => partition::pick(&rule, instances.iter(), event.source, payload(event)),
+        // Empty, or a rule of a later version.
+        Err(_) => instances.get(turn % instances.len()).copied(),
     }
 }
 
@@ -26,16 +26,6 @@ fn payload(event: &Event) -> &[u8] {
         Kind::Cast(payload) | Kind::Call { payload, .. } => payload,
         Kind::Reply { .. } => &[],
     }
-}
-
-/// The instance with the highest score for this key.
-fn of_key(instances: &[InstanceId], key: &(impl Hash + ?Sized)) -> Option<InstanceId> {
-    let score = |instance: &&InstanceId| {
-        let mut hasher = DefaultHasher::new();
-        (instance, key).hash(&mut hasher);
-        hasher.finish()
-    };
-    instances.iter().max_by_key(score).copied()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ use super::table::Table;
 /// A row of a component that others reach by an alias at the forwarder.
 pub(crate) fn readdressed(row: Row, forwarder: NodeId, url: &Url, alias: Uuid) -> Row {
     if row.instances.is_empty() {
-        return Row::new(row.component, row.epoch, vec![]);
+        return Row { moving: row.moving, ..Row::new(row.component, row.epoch, vec![]) };
     }
     let instances = vec![InstanceId { node: forwarder, function: alias }];
     let addresses = BTreeMap::from([(forwarder, url.clone())]);

@@ -1,11 +1,11 @@
 //! How several instances of a component share its events, where equal ones have to stay together.
 //!
-//! Every node that sends to the component comes to the same instance: the hash depends on nothing but the
+//! Every node and forwarder that sends to the component comes to the same instance: the hash depends on nothing but the
 //! event, and the instance is the one with the highest weight for it (rendezvous hashing), so that an
 //! instance that comes or goes moves only the keys that it gets or had.
 
-use edgeless_api::InstanceId;
-use edgeless_api::scale::PartitionBy;
+use crate::id::InstanceId;
+use crate::scale::PartitionBy;
 
 /// The instance that gets an event; `None` if there is none.
 pub fn pick<'i>(
@@ -58,10 +58,10 @@ fn mix(value: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use edgeless_api::NodeId;
     use uuid::Uuid;
 
     use super::*;
+    use crate::id::NodeId;
 
     fn instances(count: u128) -> Vec<InstanceId> {
         let node = NodeId(Uuid::from_u128(1));
