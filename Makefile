@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 WASM_TARGET := wasm32-unknown-unknown
-BENCHMARKS := ring peer-ring flood http start cold density neighbour containers orchestrate
+BENCHMARKS := ring peer-ring flood http start cold density neighbour containers orchestrate domains
 export CARGO_TERM_PROGRESS_WHEN ?= auto
 
 .PHONY: help demo test check bench build functions setup clean

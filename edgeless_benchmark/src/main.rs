@@ -16,6 +16,7 @@ mod bare_stream;
 mod cold;
 mod containers;
 mod density;
+mod domains;
 mod flood;
 mod footprint;
 mod http;
@@ -112,6 +113,8 @@ enum Measurement {
     Neighbour(Options),
     /// An orchestrator with many nodes: to place a component, to replace lost nodes, memory.
     Orchestrate(orchestrate::Domain),
+    /// A controller with many domains: to start many workflows, and to replace a domain that is lost.
+    Domains(domains::Size),
     /// Functions and services in containers: events, starts, and whether they keep to their limits.
     Containers(Options),
     /// The guest of EDGELESS 1.x in the containers that are measured.
@@ -166,6 +169,7 @@ async fn measure(measurement: Measurement) -> Result<Report> {
         Measurement::Density { instances, options } => density::measure(&options.into(), instances as usize).await,
         Measurement::Neighbour(options) => neighbour::measure(&options.into()).await,
         Measurement::Orchestrate(domain) => orchestrate::measure(domain).await,
+        Measurement::Domains(size) => domains::measure(size).await,
         Measurement::Containers(options) => containers::measure(&options.into()).await,
         Measurement::ServeRelay => match containers::program::relay().await? {},
         Measurement::ServeWeb => match containers::program::web().await? {},

@@ -16,6 +16,7 @@ const WIDEST: usize = 80;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unit {
     PerSecond,
+    Seconds,
     Microseconds,
     Milliseconds,
     Kib,
@@ -55,6 +56,7 @@ impl Unit {
     fn show(self, value: f64) -> String {
         match self {
             Self::PerSecond => format!("{}/s", grouped(value)),
+            Self::Seconds => format!("{value:.2} s"),
             Self::Microseconds => format!("{value:.1} µs"),
             Self::Milliseconds => format!("{value:.2} ms"),
             Self::Kib => format!("{value:.1} KiB"),
