@@ -582,15 +582,17 @@ impl Parts {
         for (component, domain) in self.assignment.iter().enumerate().take(count) {
             parts.entry(*domain).or_default().push(component);
         }
-        let mut placements: Vec<Option<Placement>> = vec![None; count];
+        let mut placements: Vec<&[Placement]> = vec![&[]; count];
         for (domain, components) in parts {
             let agreed = self.agreed.get(&(domain, components.clone()))?;
-            for (component, placement) in components.into_iter().zip(agreed) {
-                *placements.get_mut(component)? = Some(placement.clone());
+            // A component may have several instances.
+            let by_component = agreed.chunk_by(|one, other| one.name == other.name);
+            for (component, instances) in components.into_iter().zip(by_component) {
+                *placements.get_mut(component)? = instances;
             }
         }
         let homes = self.assignment.iter().take(count).map(|domain| self.domains.get(*domain).cloned());
-        Some((homes.collect::<Option<_>>()?, placements.into_iter().flatten().collect()))
+        Some((homes.collect::<Option<_>>()?, placements.concat()))
     }
 }
 

@@ -60,6 +60,8 @@ pub use snapshot::{ComponentState, Cursor, NodeState, Page};
 /// To sum up what the nodes have takes longer the more there are, and so does the pause before the next time: a
 /// millisecond for so many. A few nodes are summed up at each change.
 const NODES_PER_MILLI: u64 = 16;
+/// So many instances are foreseen in one plan; beyond them, one for each component.
+const FORESEEN: usize = 10_000;
 
 /// What the engine is made from.
 #[derive(Clone, Debug)]
@@ -345,22 +347,24 @@ impl Engine {
         }
     }
 
-    /// Where each of these components would go, if they were started now in this order.
+    /// Where the instances of each of these components would go, if they were started now in this order.
     ///
     /// # Errors
     /// One cannot be placed, or asks for what cannot be understood.
     pub fn plan(&self, items: &[(String, ComponentSpec)]) -> Result<Vec<Placement>, Error> {
         let mut placer = self.placer.clone();
-        let plan = |(nth, (name, spec)): (u32, &(String, ComponentSpec))| {
-            let place = self.foresee(&mut placer, (nth, name), spec)?;
-            Ok(Placement {
+        let mut placements = Vec::new();
+        for (nth, (name, spec)) in (0..).zip(items) {
+            let most = FORESEEN.saturating_sub(placements.len());
+            let places = self.foresee(&mut placer, (nth, name), spec, most)?;
+            placements.extend(places.into_iter().map(|place| Placement {
                 name: name.clone(),
                 domain: self.settings.domain.clone(),
                 node: place.node,
                 hostname: self.placer.nodes.hostname(place.node).to_string(),
-            })
-        };
-        (0..).zip(items).map(plan).collect()
+            }));
+        }
+        Ok(placements)
     }
 
     /// The nodes.

@@ -8,6 +8,7 @@ use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, NodeId};
 use edgeless_api::node::InstanceLoad;
 use edgeless_api::requirements::Requirements;
+use edgeless_api::scale::Scale;
 
 use uuid::Uuid;
 
@@ -205,22 +206,36 @@ impl Engine {
         Ok(self.placer.explain(&surroundings.question(component), at))
     }
 
-    /// Where something would go that is not known here.
+    /// Where the instances of something would go that is not known here: the first, and of those that it shall have
+    /// beside it as many as find a place, up to `most`.
     pub(super) fn foresee(
         &self,
         placer: &mut Placer,
-        (nth, name): (u32, &str),
+        (nth, name): (u128, &str),
         spec: &ComponentSpec,
-    ) -> Result<placement::Place, Error> {
+        most: usize,
+    ) -> Result<Vec<placement::Place>, Error> {
         let requirements = Requirements::parse(spec.annotations()).map_err(Error::rejected)?;
-        let place = placer.choose(&Question::new(name, spec, &requirements)).map_err(|refusal| match refusal {
-            Refusal::Infeasible(error) => error,
-            Refusal::Excluded => Error::bug("no choice among feasible nodes"),
-        })?;
-        // What is placed takes the room of what comes after it.
-        let tenant = Tenant { component: ComponentId(Uuid::nil()), replica: nth };
-        placer.nodes.occupy(place.node, tenant, spec.workflow(), &requirements);
-        Ok(place)
+        let scale = Scale::parse(spec.annotations()).map_err(Error::rejected)?;
+        let (mut places, mut taken) = (Vec::new(), Vec::new());
+        for replica in 0..scale.min.max(1) {
+            let chosen = placer.choose(&Question { taken: &taken, ..Question::new(name, spec, &requirements) });
+            let place = match chosen {
+                Ok(place) => place,
+                Err(_) if replica > 0 => break,
+                Err(Refusal::Infeasible(error)) => return Err(error),
+                Err(Refusal::Excluded) => return Err(Error::bug("no choice among feasible nodes")),
+            };
+            // What is placed takes the room of what comes after it.
+            let tenant = Tenant { component: ComponentId(Uuid::from_u128(nth)), replica };
+            placer.nodes.occupy(place.node, tenant, spec.workflow(), &requirements);
+            taken.push(place.node);
+            places.push(place);
+            if places.len() >= most {
+                break;
+            }
+        }
+        Ok(places)
     }
 
     pub(super) fn place(&mut self, id: ComponentId, replica: u32) {

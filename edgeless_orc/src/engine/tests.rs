@@ -1162,6 +1162,11 @@ fn a_plan_says_where_components_would_go_and_changes_nothing() {
     assert_eq!(plan.iter().map(|place| place.node).collect::<Vec<_>>(), [A, B]);
     assert_eq!((plan[0].name.as_str(), plan[1].hostname.as_str()), ("one", "beta"));
     assert_eq!(world.engine.plan(&items).unwrap(), plan);
+    let many = [("min_instances", "3"), ("max_instances", "5"), ("spread", "node")];
+    let items = [("many".to_string(), function(&many)), ("two".to_string(), function(&[]))];
+    let plan = world.engine.plan(&items).unwrap();
+    let places: Vec<_> = plan.iter().map(|place| (place.name.as_str(), place.node)).collect();
+    assert_eq!(places, [("many", A), ("many", B), ("two", A)], "as many as find a place");
     assert_eq!(world.run(ONE).node, A, "as foreseen");
     let error = world.engine.plan(&[("three".into(), function(&[("tee", "required")]))]).unwrap_err();
     assert!(error.message.starts_with("no node for 'three': 2 of 2 nodes run RUST_WASM, 0 of 2"), "{error}");
