@@ -206,8 +206,8 @@ impl Engine {
         Ok(self.placer.explain(&surroundings.question(component), at))
     }
 
-    /// Where the instances of something would go that is not known here: the first, and of those that it shall have
-    /// beside it as many as find a place, up to `most`.
+    /// Where the instances of something would go that is not known here: all that it begins with, but not more than
+    /// `most`, if that is at least one.
     pub(super) fn foresee(
         &self,
         placer: &mut Placer,
@@ -220,12 +220,10 @@ impl Engine {
         let (mut places, mut taken) = (Vec::new(), Vec::new());
         for replica in 0..scale.min.max(1) {
             let chosen = placer.choose(&Question { taken: &taken, ..Question::new(name, spec, &requirements) });
-            let place = match chosen {
-                Ok(place) => place,
-                Err(_) if replica > 0 => break,
-                Err(Refusal::Infeasible(error)) => return Err(error),
-                Err(Refusal::Excluded) => return Err(Error::bug("no choice among feasible nodes")),
-            };
+            let place = chosen.map_err(|refusal| match refusal {
+                Refusal::Infeasible(error) => error,
+                Refusal::Excluded => Error::bug("no choice among feasible nodes"),
+            })?;
             // What is placed takes the room of what comes after it.
             let tenant = Tenant { component: ComponentId(Uuid::from_u128(nth)), replica };
             placer.nodes.occupy(place.node, tenant, spec.workflow(), &requirements);

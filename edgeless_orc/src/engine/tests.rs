@@ -1162,12 +1162,48 @@ fn a_plan_says_where_components_would_go_and_changes_nothing() {
     assert_eq!(plan.iter().map(|place| place.node).collect::<Vec<_>>(), [A, B]);
     assert_eq!((plan[0].name.as_str(), plan[1].hostname.as_str()), ("one", "beta"));
     assert_eq!(world.engine.plan(&items).unwrap(), plan);
-    let many = [("min_instances", "3"), ("max_instances", "5"), ("spread", "node")];
-    let items = [("many".to_string(), function(&many)), ("two".to_string(), function(&[]))];
-    let plan = world.engine.plan(&items).unwrap();
-    let places: Vec<_> = plan.iter().map(|place| (place.name.as_str(), place.node)).collect();
-    assert_eq!(places, [("many", A), ("many", B), ("two", A)], "as many as find a place");
     assert_eq!(world.run(ONE).node, A, "as foreseen");
     let error = world.engine.plan(&[("three".into(), function(&[("tee", "required")]))]).unwrap_err();
     assert!(error.message.starts_with("no node for 'three': 2 of 2 nodes run RUST_WASM, 0 of 2"), "{error}");
+}
+
+#[test]
+fn a_plan_is_what_then_happens() {
+    let annotations: [&[(&str, &str)]; 6] = [
+        &[],
+        &[("memory", "3GiB")],
+        &[("min_instances", "2"), ("spread", "node")],
+        &[("min_instances", "3"), ("memory", "1GiB")],
+        &[("min_instances", "4"), ("spread", "node")],
+        &[("min_instances", "0")],
+    ];
+    let (mut planned, mut refused) = (0, 0);
+    for (seed, strategy) in (1..30).flat_map(|seed| crate::placement::STRATEGIES.map(|strategy| (seed, strategy))) {
+        let mut world = World::with(|settings| (settings.seed, settings.strategy) = (seed, strategy));
+        for id in [A, B, C] {
+            world.add(&node(id));
+        }
+        for nth in 1..=4_usize {
+            let annotations = annotations[(seed as usize * 31 + nth * nth) % annotations.len()];
+            let id = ComponentId(Uuid::from_u128(nth as u128));
+            let name = format!("f{nth}");
+            let plan = world.engine.plan(&[(name, function(annotations))]);
+            let ticket = world.wanted(id, 1, function(annotations));
+            world.obey();
+            match plan {
+                Ok(places) if annotations.contains(&("min_instances", "0")) => assert_eq!(places.len(), 1),
+                Ok(places) => {
+                    planned += 1;
+                    let places: Vec<NodeId> = places.iter().map(|place| place.node).collect();
+                    let ran: Vec<NodeId> = world.row(id).instances.iter().map(|instance| instance.node).collect();
+                    assert_eq!(places, ran, "seed {seed} {strategy:?} {annotations:?}");
+                }
+                Err(error) => {
+                    refused += 1;
+                    assert_eq!(error, world.refusal(ticket), "seed {seed} {strategy:?} {annotations:?}");
+                }
+            }
+        }
+    }
+    assert!(planned > 100 && refused > 20, "{planned} {refused}");
 }
