@@ -2,7 +2,10 @@
 
 use edgeless_api::node::{Capabilities, Health};
 use serde::Deserialize;
-use sysinfo::{Disks, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use sysinfo::{Disks, MemoryRefreshKind, NetworkData, Networks, Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+
+/// Traffic of a machine with itself says nothing of its network.
+const LOOPBACK: &str = "lo";
 
 /// What an operator says of the machine. 0 and "" mean: found out by looking.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -93,11 +96,16 @@ fn mib(bytes: u64) -> u32 {
 pub struct HealthMeter {
     system: Option<System>,
     disks: Option<Disks>,
+    networks: Option<Networks>,
 }
 
 impl Default for HealthMeter {
     fn default() -> Self {
-        Self { system: System::new().ok(), disks: Disks::new_with_refreshed_list().ok() }
+        Self {
+            system: System::new().ok(),
+            disks: Disks::new_with_refreshed_list().ok(),
+            networks: Networks::new_with_refreshed_list().ok(),
+        }
     }
 }
 
@@ -105,31 +113,57 @@ impl HealthMeter {
     /// The load now; the use of the processor since the last look.
     pub fn measure(&mut self) -> Health {
         let load = System::load_average().ok();
-        let load_avg = load.map(|load| [hundredths(load.one), hundredths(load.five), hundredths(load.fifteen)]);
-        let free = self.disks.as_mut().and_then(|disks| {
-            disks.refresh(false);
-            // The largest is the one whose size the node announces.
-            disks.iter().max_by_key(|disk| disk.total_space()).map(|disk| disk.available_space())
-        });
-        let disk_free_space = free.and_then(|bytes| i64::try_from(bytes >> 20).ok());
-        let Some(system) = &mut self.system else { return Health { load_avg, disk_free_space, ..Health::default() } };
+        let mut health = Health {
+            load_avg: load.map(|load| [hundredths(load.one), hundredths(load.five), hundredths(load.fifteen)]),
+            ..Health::default()
+        };
+        self.measure_disk(&mut health);
+        self.measure_networks(&mut health);
+        self.measure_process(&mut health);
+        health
+    }
+
+    /// The largest disk is the one whose size the node announces.
+    fn measure_disk(&mut self, health: &mut Health) {
+        let Some(disks) = &mut self.disks else { return };
+        disks.refresh(false);
+        let Some(disk) = disks.iter().max_by_key(|disk| disk.total_space()) else { return };
+        let usage = disk.usage();
+        health.disk_free_space = i64::try_from(disk.available_space() >> 20).ok();
+        health.disk_reads = i64::try_from(usage.total_read_bytes).ok();
+        health.disk_writes = i64::try_from(usage.total_written_bytes).ok();
+    }
+
+    /// All interfaces but the loopback.
+    fn measure_networks(&mut self, health: &mut Health) {
+        let Some(networks) = &mut self.networks else { return };
+        networks.refresh(true);
+        let sum = |of: fn(&NetworkData) -> u64| {
+            let real = networks.iter().filter(|(name, _)| *name != LOOPBACK);
+            i64::try_from(real.map(|(_, data)| of(data)).fold(0, u64::saturating_add)).ok()
+        };
+        health.rx_bytes = sum(NetworkData::total_received);
+        health.rx_packets = sum(NetworkData::total_packets_received);
+        health.rx_errors = sum(NetworkData::total_errors_on_received);
+        health.tx_bytes = sum(NetworkData::total_transmitted);
+        health.tx_packets = sum(NetworkData::total_packets_transmitted);
+        health.tx_errors = sum(NetworkData::total_errors_on_transmitted);
+    }
+
+    fn measure_process(&mut self, health: &mut Health) {
+        let Some(system) = &mut self.system else { return };
         let kb = |bytes: u64| i32::try_from(bytes >> 10).ok();
         system.refresh_memory_specifics(MemoryRefreshKind::nothing().with_ram());
+        health.mem_free = kb(system.free_memory());
+        health.mem_used = kb(system.used_memory());
+        health.mem_available = kb(system.available_memory());
         let own = Pid::from_u32(std::process::id());
         let what = ProcessRefreshKind::nothing().with_cpu().with_memory();
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&[own]), false, what);
-        let process = system.process(own);
-        Health {
-            mem_free: kb(system.free_memory()),
-            mem_used: kb(system.used_memory()),
-            mem_available: kb(system.available_memory()),
-            proc_cpu_usage: process.map(|process| hundredths(f64::from(process.cpu_usage()) / 100.0)),
-            proc_memory: process.and_then(|process| kb(process.memory())),
-            proc_vmemory: process.and_then(|process| kb(process.virtual_memory())),
-            load_avg,
-            disk_free_space,
-            ..Health::default()
-        }
+        let Some(process) = system.process(own) else { return };
+        health.proc_cpu_usage = Some(hundredths(f64::from(process.cpu_usage()) / 100.0));
+        health.proc_memory = kb(process.memory());
+        health.proc_vmemory = kb(process.virtual_memory());
     }
 }
 
@@ -157,6 +191,10 @@ mod tests {
     fn this_machine_has_something() {
         let found = detect();
         assert!(found.num_cpus > 0 && found.mem_size > 0, "{found:?}");
-        assert!(HealthMeter::default().measure().mem_available.is_some_and(|kb| kb > 0));
+        let health = HealthMeter::default().measure();
+        assert!(health.mem_available.is_some_and(|kb| kb > 0));
+        assert!(health.rx_bytes.is_some() && health.tx_errors.is_some(), "{health:?}");
+        // A container may show no disk at all.
+        assert_eq!(health.disk_free_space.is_some(), health.disk_writes.is_some(), "{health:?}");
     }
 }
