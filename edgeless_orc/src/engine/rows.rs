@@ -1,6 +1,7 @@
 //! Rows: where components run, and who is told.
 //!
-//! A row is derived from the replicas of its component. When it changes, each node of ours that runs
+//! A row is derived from the replicas of its component. One without instances says whether the component is on
+//! its way to another node: its events then wait for it longer than for what has no place. When it changes, each node of ours that runs
 //! one of its senders is told once, together with all other rows that changed for that node; so is a
 //! node that it moved away from, which forwards what still comes there. A node that speaks only
 //! EDGELESS 1.2 is told of instances, when its senders are wired.
@@ -44,6 +45,7 @@ impl Engine {
             (Some(component), _) => Row {
                 addresses: self.addresses(&component.listed),
                 partition_by: component.scale.partition_by.as_ref().map(PartitionBy::to_string).unwrap_or_default(),
+                moving: component.is_moving,
                 ..Row::new(id, component.row_epoch, component.listed.clone())
             },
             (None, Some(row)) => row.clone(),
@@ -82,8 +84,10 @@ impl Engine {
             .filter(|slot| component.is_listed(slot))
             .filter_map(|slot| Some(slot.instance()?.id))
             .collect();
-        if listed != component.listed {
+        let is_moving = listed.is_empty() && component.is_on_its_way();
+        if listed != component.listed || is_moving != component.is_moving {
             component.listed = listed;
+            component.is_moving = is_moving;
             self.renew_row(id);
         }
     }

@@ -167,6 +167,7 @@ impl Engine {
                 is_settled: false,
                 releases: 0,
             });
+            slot.is_under_way = false;
             slot.tried.clear();
             slot.trouble = None;
             slot.is_noted = false;
@@ -452,6 +453,7 @@ impl Engine {
             return self.drop_slot(id, replica, &Ok(Reply::Done));
         }
         slot.fate = Fate::Stay;
+        slot.is_under_way = true;
         slot.origin = slot.home();
         slot.lane.recover();
         slot.trouble = None;
