@@ -28,6 +28,9 @@ const ROWS: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node forwards what still comes for an instance that has left it.
 pub(super) const FORWARDS: Duration = Duration::from_secs(10);
+/// How long it is told of the row before that, if it is not known earlier where the component runs next: longer
+/// than anybody waits for what moves.
+pub(super) const UNDER_WAY: Duration = Duration::from_secs(600);
 
 impl Engine {
     /// The instances that events to a component go to.
@@ -87,7 +90,11 @@ impl Engine {
         let is_moving = listed.is_empty() && component.is_on_its_way();
         if listed != component.listed || is_moving != component.is_moving {
             component.listed = listed;
-            component.is_moving = is_moving;
+            let has_arrived = std::mem::replace(&mut component.is_moving, is_moving) && !is_moving;
+            if has_arrived && let Some(link) = self.links.get_mut(&id) {
+                let until = self.now + FORWARDS;
+                link.former.values_mut().for_each(|kept| *kept = until);
+            }
             self.renew_row(id);
         }
     }

@@ -463,7 +463,7 @@ impl Engine {
         if let Some(slot) = self.slot_mut(id, replica) {
             slot.place = Place::Nowhere;
         }
-        let until = self.now + rows::FORWARDS;
+        let until = self.now + rows::UNDER_WAY;
         if let Some(kept) = former.and_then(|node| self.links.get_mut(&id)?.former.get_mut(&node)) {
             *kept = until;
         }

@@ -162,6 +162,42 @@ fn a_row_says_that_its_component_is_on_its_way_until_it_runs_or_has_no_place() {
     }
 }
 
+/// What it has for it yet has to go there.
+#[test]
+fn the_node_that_was_left_is_told_where_its_component_runs_however_long_that_takes() {
+    let mut world = World::pair(with_state());
+    let ticket = world.move_to(TWO, B);
+    world.obey();
+    assert_eq!(world.answer(ticket), Ok(Reply::Done));
+    world.live(Duration::from_secs(60), &[&node(A), &node(B)]);
+    world.move_to(TWO, A);
+    let (op, start) = loop {
+        let (op, node, call) = world.calls.remove(0);
+        if matches!(call, Call::Create(_)) {
+            break (op, call);
+        }
+        world.ok(node, op, &call);
+    };
+    // B has no sender of it.
+    for outputs in [&[][..], &[("out", TWO)]] {
+        for _ in 0..15 {
+            world.register(node(A)).unwrap();
+            world.register(node(B)).unwrap();
+            world.pass(Duration::from_secs(1));
+            world.obey();
+        }
+        world.patch(ONE, outputs);
+        world.obey();
+    }
+    world.ok(A, op, &start);
+    let told = rows_in(&world.obey());
+    let new = row(TWO, 5, &[world.instance(TWO)]);
+    assert!(told.contains(&(B, vec![new])), "{told:?}");
+    world.live(Duration::from_secs(11), &[&node(A), &node(B)]);
+    let former = &world.engine.links[&TWO].former;
+    assert!(former.values().all(|until| *until <= world.now), "and no longer than it forwards: {former:?}");
+}
+
 #[test]
 fn what_loses_its_node_is_not_on_its_way() {
     for spec in [function(&[]), with_state()] {
@@ -190,11 +226,13 @@ fn what_is_stopped_on_its_way_is_on_its_way_no_more() {
 fn what_is_started_again_on_its_way_is_on_its_way_no_more() {
     let mut world = World::pair(with_state());
     world.move_to(TWO, B);
+    let (op, call) = world.call(A);
+    world.ok(A, op, &call);
     world.wanted(TWO, 2, with_state());
-    assert!(!world.row(TWO).moving);
-    let told = rows_in(&world.obey());
-    let rows: Vec<&Row> = told.iter().flat_map(|(_, rows)| rows).collect();
-    assert!(rows.iter().any(|row| row.instances == [world.instance(TWO)]), "{rows:?}");
+    let calls: Vec<_> = world.calls.iter().map(|(_, node, call)| (*node, call.clone())).collect();
+    let now = world.row(TWO);
+    assert!(now.instances.is_empty() && !now.moving);
+    assert_eq!(rows_in(&calls), [(A, vec![now])], "its senders wait no longer than for what was never there");
 }
 
 #[test]
