@@ -126,6 +126,7 @@ impl Core {
         let id = NodeId::random();
         let options = RouterOptions {
             emit_wait: limits.emit_wait,
+            move_wait: limits.move_wait,
             call_timeout: limits.call_timeout,
             max_payload: limits.api().payload,
             queued: usize::try_from(limits.queued.as_u64())?,

@@ -64,6 +64,7 @@ pub struct Builder {
     labels: Vec<Vec<String>>,
     domains: Vec<Domain>,
     controller: edgeless_con::Config,
+    change_node: fn(&mut edgeless_node::Config),
     directory: std::path::PathBuf,
 }
 
@@ -93,6 +94,13 @@ impl Builder {
     #[must_use]
     pub fn configure(mut self, change: impl FnOnce(&mut edgeless_con::Config)) -> Self {
         change(&mut self.controller);
+        self
+    }
+
+    /// Changes what its nodes are configured with, also those that are added later.
+    #[must_use]
+    pub fn configure_nodes(mut self, change: fn(&mut edgeless_node::Config)) -> Self {
+        self.change_node = change;
         self
     }
 
@@ -126,6 +134,7 @@ impl Builder {
                 .collect(),
             nodes: Vec::new(),
             configs: BTreeMap::new(),
+            change_node: self.change_node,
             directory: self.directory,
         };
         for (index, domain) in self.domains.into_iter().enumerate() {
@@ -153,6 +162,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// Of all nodes that there ever were, with the place of their domain.
     configs: BTreeMap<NodeId, (usize, edgeless_node::Config)>,
+    change_node: fn(&mut edgeless_node::Config),
     directory: std::path::PathBuf,
 }
 
@@ -164,6 +174,7 @@ impl Cluster {
             labels: Vec::new(),
             domains: Vec::new(),
             controller: edgeless_con::Config::default(),
+            change_node: |_| {},
             directory: directory.to_path_buf(),
         }
     }
@@ -272,6 +283,7 @@ impl Cluster {
         config.resources.insert("http_ingress_url".to_string(), text(free_port().to_string()));
         let logs = self.directory.display().to_string();
         config.resources.insert("file_log_directory".to_string(), text(logs));
+        (self.change_node)(&mut config);
         self.nodes.push(Node::start(config.clone()).await?);
         self.configs.insert(id, (domain, config));
         Ok(id)

@@ -39,6 +39,7 @@ fn router() -> Arc<Router> {
     let node = NodeId::random();
     let options = Options {
         emit_wait: Duration::from_secs(2),
+        move_wait: Duration::from_secs(30),
         call_timeout: Duration::from_secs(30),
         max_payload: 4 << 20,
         queued: 64 << 20,

@@ -219,9 +219,12 @@ pub struct Limits {
     /// The payloads that wait for one component; as much again of what it holds back or delays; and as
     /// much for one other node.
     pub queued: ByteSize,
-    /// How long a sender waits for room in a mailbox.
+    /// How long a sender waits for room in a mailbox, or for a component that runs nowhere.
     #[serde(with = "humantime_serde")]
     pub emit_wait: Duration,
+    /// How long it waits for a component that is on its way to another node or domain; at least as long.
+    #[serde(with = "humantime_serde")]
+    pub move_wait: Duration,
     /// How long another node may be out of reach before what is on its way to it is given up.
     #[serde(with = "humantime_serde")]
     pub peer_lost_after: Duration,
@@ -247,6 +250,7 @@ impl Default for Limits {
             mailbox: 512,
             queued: ByteSize::mib(64),
             emit_wait: Duration::from_secs(2),
+            move_wait: Duration::from_secs(30),
             peer_lost_after: Duration::from_secs(10),
             call_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(5),
@@ -388,6 +392,7 @@ impl edgeless_daemon::config::Config for Config {
             ("container_runtime.start_timeout", self.container_runtime.start_timeout),
             ("container_runtime.adopt_within", self.container_runtime.adopt_within),
             ("limits.emit_wait", self.limits.emit_wait),
+            ("limits.move_wait", self.limits.move_wait),
             ("limits.peer_lost_after", self.limits.peer_lost_after),
             ("limits.call_timeout", self.limits.call_timeout),
             ("limits.grace", self.limits.grace),
@@ -525,8 +530,10 @@ has_tpm = false
 # component holds back or delays, and what waits for one other node.
 # mailbox = 512
 # queued = "64MiB"
-# How long a sender waits for room there.
+# How long a sender waits for room there, or for a component that runs nowhere; and for one that is on
+# its way to another node or domain.
 # emit_wait = "2s"
+# move_wait = "30s"
 # How long another node may be out of reach before what is on its way to it is given up.
 # peer_lost_after = "10s"
 # How long a caller waits for a reply.

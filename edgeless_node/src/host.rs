@@ -31,7 +31,7 @@ use crate::mailbox::{Delivery, Mailbox, Receiver, Told, watched};
 use crate::metrics::{Dropped, InstanceMetrics};
 use crate::outputs::Outputs;
 use crate::router::Router;
-use crate::rows::RowCell;
+use crate::rows::{Patience, RowCell};
 use crate::state::State as SavedState;
 
 /// The wait before the first replacement; it doubles with each that breaks.
@@ -44,7 +44,7 @@ const SETTLED: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Time in handlers after which others have their turn, also when more events wait.
 const TURN: Duration = Duration::from_micros(200);
-/// How long what comes for an instance that has moved is passed on.
+/// How long what comes for an instance that has moved is passed on, once it is known where to.
 const FORWARDING: Duration = Duration::from_secs(10);
 /// Lines of log that a status shows.
 const STATUS_LINES: usize = 10;
@@ -503,17 +503,39 @@ struct Late {
 }
 
 impl Late {
-    /// Passes on what is left and what still comes, in order, to where the component runs now.
+    /// Passes on what is left and what still comes, in order, to where the component runs now, or will run
+    /// when it has moved.
     async fn forward(mut self, node: &CancellationToken) {
-        let until = tokio::time::Instant::now() + FORWARDING;
-        let next = async |receiver: &mut Receiver| {
-            let taken = tokio::time::timeout_at(until, receiver.take());
-            node.run_until_cancelled(taken).await?.ok().flatten()
-        };
-        while let Some(delivery) = next(&mut self.receiver).await {
-            self.hand.router.forward(&self.row, self.id, delivery).await;
+        let router = self.hand.router.clone();
+        let moved_by = router.moved_by();
+        let mut patience = Patience::new(Instant::now(), FORWARDING, moved_by);
+        while let Some(delivery) = node.run_until_cancelled(self.next(&mut patience)).await.flatten() {
+            let found = router.another(&self.row, self.id, &delivery.incoming, moved_by);
+            match node.run_until_cancelled(found).await.unwrap_or(Err(Dropped::Stopping)) {
+                Ok(target) => router.forward(target, delivery).await,
+                Err(cause) => self.hand.lose(delivery, cause),
+            }
         }
         self.lose().await;
+    }
+
+    /// What comes next; `None`: it has come for long enough.
+    async fn next(&mut self, patience: &mut Patience) -> Option<Delivery> {
+        loop {
+            let changed = self.row.changed();
+            let until = patience.until(Instant::now(), self.row.is_moving());
+            tokio::select! {
+                biased;
+                delivery = self.receiver.take() => {
+                    // None says only that nothing waited when it was released.
+                    if delivery.is_some() {
+                        return delivery;
+                    }
+                }
+                () = changed => {}
+                () = tokio::time::sleep_until(until.into()) => return None,
+            }
+        }
     }
 
     /// Takes nothing in any more, and drops what is left.

@@ -232,6 +232,7 @@ impl Node {
         };
         let options = RouterOptions {
             emit_wait: config.limits.emit_wait,
+            move_wait: config.limits.move_wait,
             call_timeout: config.limits.call_timeout,
             max_payload: limits.payload,
             queued: usize::try_from(config.limits.queued.as_u64()).unwrap_or(usize::MAX),

@@ -206,7 +206,25 @@ impl Outputs {
             return Box::pin(self.hold(To::Output(output.to_string()), payload, cause)).await;
         }
         let Some(output) = self.output(output) else { return Err(self.lost(Dropped::Unmapped)) };
-        self.shared.router.cast(self.shared.id, &output.route, output.books.open(), payload, cause).await
+        tokio::select! {
+            biased;
+            sent = self.shared.router.cast(self.shared.id, &output.route, output.books.open(), payload, cause) => sent,
+            () = self.ending() => {
+                self.shared.router.count(Dropped::SenderGone);
+                Err(Dropped::SenderGone)
+            }
+        }
+    }
+
+    /// Resolves a while after the instance was stopped: however long the target is on its way, a handler that
+    /// sends to it can end in time.
+    async fn ending(&self) {
+        // Seldom looked at, and then for long: what is sent at once does without the room.
+        Box::pin(async {
+            self.cancel.cancelled().await;
+            tokio::time::sleep(self.shared.router.options().emit_wait).await;
+        })
+        .await;
     }
 
     /// Sends an event to an instance.

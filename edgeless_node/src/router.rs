@@ -26,13 +26,15 @@ use crate::mailbox::{Delivery, Mailbox, Replier, Told};
 use crate::metrics::{Dropped, Metrics};
 use crate::peer::{self, Deliver, Link, Peers, Settler, session};
 use crate::requests::Requests;
-use crate::rows::{RowCell, Rows, WAKE_AGAIN};
+use crate::rows::{Patience, RowCell, Rows, WAKE_AGAIN};
 
 /// How long things may take and how large they may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// How long a sender waits for room in the mailbox of its target.
     pub emit_wait: Duration,
+    /// How long an event waits for a target that is on its way to another place; at least as long as `emit_wait`.
+    pub move_wait: Duration,
     /// How long a caller waits for a reply.
     pub call_timeout: Duration,
     /// The largest payload, bytes.
@@ -323,25 +325,43 @@ impl Router {
         self.metrics.drop_event(cause);
     }
 
-    /// Where an event to a component goes. Waits a while for one that runs nowhere, and has it started.
-    async fn resolve(&self, cell: &RowCell, pick: impl Fn() -> Option<InstanceId>) -> Result<InstanceId, Dropped> {
-        let wait = async {
-            loop {
-                let changed = cell.changed();
-                if let Some(id) = pick() {
-                    return id;
-                }
-                if let Some(requests) = self.requests.get().filter(|_| cell.wants_waking(Instant::now())) {
-                    requests.wake(cell.component());
-                }
-                // A request may have been lost.
-                tokio::time::timeout(WAKE_AGAIN, changed).await.ok();
+    /// The end of the wait for what is on its way to another place, if the wait begins now.
+    pub fn moved_by(&self) -> Instant {
+        Instant::now() + self.options.move_wait.max(self.options.emit_wait)
+    }
+
+    /// Where an event to a component goes. Waits a while for one that runs nowhere, and has it started; until
+    /// `moved_by` for one that is on its way to another place; never longer than the deadline of the event.
+    async fn resolve(
+        &self,
+        cell: &RowCell,
+        moved_by: Instant,
+        deadline: Option<Instant>,
+        pick: impl Fn() -> Option<InstanceId>,
+    ) -> Result<InstanceId, Dropped> {
+        let mut patience = Patience::new(Instant::now(), self.options.emit_wait, moved_by);
+        loop {
+            let changed = cell.changed();
+            if let Some(id) = pick() {
+                return Ok(id);
             }
-        };
-        tokio::time::timeout(self.options.emit_wait, wait).await.map_err(|_| {
-            tracing::debug!(component = %cell.component(), "an event found no instance of its target");
-            Dropped::NoInstance
-        })
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return Err(Dropped::Expired);
+            }
+            let until = patience.until(now, cell.is_moving());
+            if until <= now {
+                tracing::debug!(component = %cell.component(), "an event found no instance of its target");
+                return Err(Dropped::NoInstance);
+            }
+            if let Some(requests) = self.requests.get().filter(|_| cell.wants_waking(now)) {
+                requests.wake(cell.component());
+            }
+            // A request may have been lost.
+            let look = until.min(now + WAKE_AGAIN);
+            let look = deadline.map_or(look, |deadline| deadline.min(look));
+            tokio::time::timeout_at(look.into(), changed).await.ok();
+        }
     }
 
     /// Sends an event that needs no answer.
@@ -441,8 +461,14 @@ impl Router {
         match waits {
             Waits::Room(mailbox, delivery) => mailbox.put_later(*delivery, self.options.emit_wait).await.map(|()| None),
             Waits::Peer(target, sending) => self.send_to_peer(target, sending).await,
+            // What is about to move takes along what it sends to itself: it would wait for its own end.
+            Waits::Instance(cell, sending) if cell.is_left(sending.source) => match self.put(sending.source, sending) {
+                Ok(sent) => sent.map(|()| None),
+                Err(waits) => Box::pin(self.send_later(*waits)).await,
+            },
             Waits::Instance(cell, sending) => {
-                match self.resolve(&cell, || cell.pick(sending.source, &sending.payload)).await {
+                let pick = || cell.pick(sending.source, &sending.payload);
+                match self.resolve(&cell, self.moved_by(), sending.cause.deadline, pick).await {
                     Err(cause) => Err(refuse(sending.entry, cause)),
                     Ok(target) if target.node != self.node => self.send_to_peer(target, sending).await,
                     Ok(target) => match self.put(target, sending) {
@@ -492,26 +518,34 @@ impl Router {
         self.peers.get(node).ok()
     }
 
-    /// Passes on an event that has come for an instance that is gone: to where its component runs now.
-    /// Whoever sent it learns what becomes of it in the end, and gets the reply if it was a call.
-    pub async fn forward(&self, row: &RowCell, gone: Uuid, delivery: Delivery) {
-        let now = Instant::now();
-        if delivery.incoming.cause.deadline.is_some_and(|deadline| deadline <= now) {
-            self.count(Dropped::Expired);
-            delivery.lose(Dropped::Expired);
-            return;
+    /// Where an event goes that has come for an instance that is gone: another one of its component. If that
+    /// is on its way to another place, the event waits until `moved_by`.
+    ///
+    /// # Errors
+    /// There was none in time.
+    pub async fn another(
+        &self,
+        row: &RowCell,
+        gone: Uuid,
+        event: &Incoming,
+        moved_by: Instant,
+    ) -> Result<InstanceId, Dropped> {
+        let deadline = event.cause.deadline;
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Dropped::Expired);
         }
-        let Incoming { source, payload, .. } = &delivery.incoming;
-        let sent = match self.resolve(row, || row.pick_other(gone, *source, payload)).await {
-            Ok(target) if target.node != self.node => self.forward_to_peer(target, delivery).await,
-            Ok(target) => match self.mailbox_for(target, delivery) {
+        self.resolve(row, moved_by, deadline, || row.pick_other(gone, event.source, &event.payload)).await
+    }
+
+    /// Passes on an event to [another](Self::another) instance. Whoever sent it learns what becomes of it in
+    /// the end, and gets the reply if it was a call.
+    pub async fn forward(&self, target: InstanceId, delivery: Delivery) {
+        let sent = match target.node == self.node {
+            false => self.forward_to_peer(target, delivery).await,
+            true => match self.mailbox_for(target, delivery) {
                 Ok((mailbox, delivery)) => mailbox.put(delivery, self.options.emit_wait).await,
                 Err(cause) => Err(cause),
             },
-            Err(cause) => {
-                delivery.lose(cause);
-                Err(cause)
-            }
         };
         match sent {
             // That a node is lost its ticket counts, whenever it is.
@@ -693,6 +727,6 @@ fn made(created: SystemTime) -> Instant {
 
 /// Closes the entry of an event that is lost.
 fn refuse(entry: Entry, cause: Dropped) -> Dropped {
-    entry.settle(Fate::Dropped(cause));
+    entry.settle(if cause == Dropped::Expired { Fate::Expired } else { Fate::Dropped(cause) });
     cause
 }

@@ -24,6 +24,10 @@ struct Places {
     epoch: u64,
     instances: Vec<InstanceId>,
     partition: Option<PartitionBy>,
+    /// It runs nowhere because it is on its way to another place.
+    is_moving: bool,
+    /// The instances that it moves away from.
+    left: Vec<InstanceId>,
 }
 
 impl Places {
@@ -35,7 +39,51 @@ impl Places {
             })
             .ok()
         });
-        Self { epoch: row.epoch, instances: row.instances, partition }
+        let is_moving = row.moving && row.instances.is_empty();
+        Self { epoch: row.epoch, instances: row.instances, partition, is_moving, left: Vec::new() }
+    }
+
+    /// Where it runs now, after these.
+    fn after(before: &Self, row: Row) -> Self {
+        let now = Self::of(row);
+        let left = match now.is_moving {
+            true if before.is_moving => before.left.clone(),
+            true => before.instances.clone(),
+            false => Vec::new(),
+        };
+        Self { left, ..now }
+    }
+}
+
+/// How long something waits for a component that runs nowhere: a short time, unless the component is on its
+/// way to another place.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    short: Duration,
+    /// When the short time began, if the component is not on its way.
+    since: Instant,
+    /// The end, if it is.
+    last: Instant,
+    is_moving: bool,
+}
+
+impl Patience {
+    /// From `now` on for a short time, or until `last` for what is on its way.
+    pub fn new(now: Instant, short: Duration, last: Instant) -> Self {
+        Self { short, since: now, last, is_moving: false }
+    }
+
+    /// When the wait is over, as things are now. What is not on its way any more gets the short time from
+    /// then on.
+    pub fn until(&mut self, now: Instant, is_moving: bool) -> Instant {
+        let was_moving = std::mem::replace(&mut self.is_moving, is_moving);
+        if is_moving {
+            return self.last;
+        }
+        if was_moving {
+            self.since = now;
+        }
+        self.since + self.short
     }
 }
 
@@ -97,6 +145,16 @@ impl RowCell {
         }
     }
 
+    /// Whether the component runs nowhere because it is on its way to another place.
+    pub fn is_moving(&self) -> bool {
+        self.places.load().is_moving
+    }
+
+    /// Whether this is an instance that the component moves away from now.
+    pub fn is_left(&self, instance: InstanceId) -> bool {
+        self.places.load().left.contains(&instance)
+    }
+
     /// Resolves when the row changes. What is waited for has to be looked at after this is made.
     pub fn changed(&self) -> tokio::sync::futures::Notified<'_> {
         self.changed.notified()
@@ -114,9 +172,10 @@ impl RowCell {
     }
 
     fn set(&self, row: Row) -> bool {
-        let is_news = row.epoch >= self.places.load().epoch;
+        let before = self.places.load();
+        let is_news = row.epoch >= before.epoch;
         if is_news {
-            self.places.store(Arc::new(Places::of(row)));
+            self.places.store(Arc::new(Places::after(&before, row)));
             self.changed.notify_waiters();
         }
         is_news
@@ -225,6 +284,39 @@ mod tests {
             rows.of(ComponentId::random());
         }
         assert!(rows.table().cells.len() <= 130, "what nobody needs goes");
+    }
+
+    #[test]
+    fn a_row_says_whether_its_component_is_on_its_way_and_what_it_leaves() {
+        let (rows, component, old, new) = (Rows::default(), ComponentId::random(), instance(), instance());
+        let moving = |epoch| Row { moving: true, ..Row::new(component, epoch, Vec::new()) };
+        let (cell, _) = rows.set(Row::new(component, 1, vec![old]));
+        assert!(!cell.is_moving() && !cell.is_left(old));
+        for epoch in [2, 3] {
+            rows.set(moving(epoch));
+            assert!(cell.is_moving() && cell.is_left(old) && !cell.is_left(new));
+        }
+        rows.set(Row::new(component, 4, Vec::new()));
+        assert!(!cell.is_moving() && !cell.is_left(old), "it found no place");
+        rows.set(Row::new(component, 5, vec![new]));
+        rows.set(moving(6));
+        assert!(cell.is_left(new) && !cell.is_left(old));
+        rows.set(Row { moving: true, ..Row::new(component, 7, vec![old]) });
+        assert!(!cell.is_moving() && !cell.is_left(new), "it runs, whatever else the row says");
+    }
+
+    #[test]
+    fn patience_is_long_only_for_what_is_on_its_way() {
+        let [short, long, second] = [2, 30, 1].map(Duration::from_secs);
+        let now = Instant::now();
+        let mut patience = Patience::new(now, short, now + long);
+        assert_eq!(patience.until(now, false), now + short);
+        assert_eq!(patience.until(now + second, false), now + short, "it began when it began");
+        assert_eq!(patience.until(now + second, true), now + long);
+        assert_eq!(patience.until(now + 5 * second, true), now + long);
+        assert_eq!(patience.until(now + 9 * second, false), now + 9 * second + short, "from then on");
+        assert_eq!(patience.until(now + 10 * second, false), now + 9 * second + short);
+        assert_eq!(patience.until(now + 10 * second, true), now + long, "however often it sets out");
     }
 
     #[test]

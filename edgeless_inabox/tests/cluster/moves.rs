@@ -1,6 +1,8 @@
 //! Components that move and come in several instances, under load and without losing an event: real daemons
 //! over real sockets.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use edgeless_api::status::State;
 use edgeless_api::workflow::{Workflow, WorkflowStatus};
@@ -78,6 +80,43 @@ async fn a_drain_under_load_loses_no_event() {
     logged.sort();
     logged.dedup();
     assert_eq!(logged.len(), sent, "no event twice");
+    cluster.stop().await;
+}
+
+/// A sender waits for hardly anything but for what is on its way, and that takes as long as it takes. There is
+/// room for all that is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_loses_no_event_however_long_a_component_takes_to_start_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let labels = ["fixed", "free", "free"].map(|label| vec![label.to_string()]).to_vec();
+    let cluster = Cluster::builder(directory.path()).nodes(3).labels(labels).configure_nodes(|config| {
+        config.limits.emit_wait = Duration::from_millis(1);
+        config.limits.move_wait = Duration::from_secs(600);
+    });
+    let cluster = cluster.start().await.unwrap();
+    let log = directory.path().join("log");
+    let flow = flow(&relay_module(), &[FREE, ("state", "node-local")]);
+    let started = cluster.workflows().unwrap().start(flow, None).await.unwrap();
+    let first = status_of(&cluster, &started, "first").await.instance.unwrap();
+    let operations = cluster.operations().unwrap();
+    let mut sent = 0;
+    for _ in 0..3 {
+        let drained = home(&cluster, &started, "second").await;
+        let draining = async {
+            let steps: Vec<_> = operations.drain(drained).await.unwrap().try_collect().await.unwrap();
+            assert!(steps.iter().all(|step| step.reason.is_empty()), "{steps:?}");
+        };
+        let sending = async {
+            for _ in 0..200 {
+                cast(&cluster, first, &format!("event {sent}")).await;
+                sent += 1;
+            }
+        };
+        tokio::join!(draining, sending);
+        assert_ne!(home(&cluster, &started, "second").await, drained);
+        wait_until("all events are logged", || async { lines(&log).len() == sent }).await;
+        operations.cordon(drained, false).await.unwrap();
+    }
     cluster.stop().await;
 }
 

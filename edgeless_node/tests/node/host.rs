@@ -158,6 +158,7 @@ impl Hosting {
         let node = NodeId::random();
         let options = router::Options {
             emit_wait: PATIENCE,
+            move_wait: PATIENCE,
             call_timeout: PATIENCE,
             max_payload: 1 << 20,
             queued: 1 << 20,

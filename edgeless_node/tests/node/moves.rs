@@ -69,6 +69,34 @@ fn relay() -> Vec<u8> {
     )
 }
 
+/// Calls on the output `out` whenever it is called, and answers with what it is answered.
+fn caller() -> Vec<u8> {
+    module(
+        r#"(import "env" "call_asm" (func $call (param i32 i32 i32 i32 i32 i32) (result i32)))"#,
+        &format!(
+            r#"{OUT} {INIT} {CAST} {STOP}
+            (func (export "handle_call_asm") (param i32 i32) (param $payload i32) (param $len i32)
+                    (param $reply i32) (param $reply_len i32) (result i32)
+                (call $call (i32.const 0) (i32.const 3)
+                    (local.get $payload) (local.get $len) (local.get $reply) (local.get $reply_len)))"#
+        ),
+    )
+}
+
+/// Passes on each cast on the output `out`, and saves something when it is stopped.
+fn saving_relay() -> Vec<u8> {
+    module(
+        r#"(import "env" "cast_asm" (func $cast (param i32 i32 i32 i32)))
+        (import "env" "sync_asm" (func $sync (param i32 i32)))"#,
+        &format!(
+            r#"{OUT} {INIT} {CALL}
+            (func (export "handle_cast_asm") (param i32 i32) (param $payload i32) (param $len i32)
+                (call $cast (i32.const 0) (i32.const 3) (local.get $payload) (local.get $len)))
+            (func (export "handle_stop_asm") (call $sync (i32.const 0) (i32.const 3)))"#
+        ),
+    )
+}
+
 /// Casts what is cast to it back to whoever sent it.
 fn mirror() -> Vec<u8> {
     module(
@@ -153,6 +181,24 @@ impl Above {
 fn row(component: ComponentId, epoch: u64, instances: &[InstanceId], nodes: &[&TestNode]) -> Row {
     let addresses = nodes.iter().map(|node| (node.id(), node.invocation_url().clone())).collect();
     Row { addresses, ..Row::new(component, epoch, instances.to_vec()) }
+}
+
+fn on_its_way(component: ComponentId, epoch: u64) -> Row {
+    Row { moving: true, ..Row::new(component, epoch, Vec::new()) }
+}
+
+/// A node that waits only for what is on its way.
+async fn impatient() -> TestNode {
+    TestNode::with(&[("emit_wait", "\"50ms\""), ("call_timeout", EVER), ("cpu_limit", EVER)]).await
+}
+
+/// Waits until an event that was sent now has waited in vain for a component that runs nowhere: whatever was
+/// sent before has waited longer than that.
+async fn outlast_the_wait_for_others(node: &TestNode) {
+    let from = node.start_module(&relay(), &[]).await.unwrap();
+    lead_to(node, from, row(ComponentId::random(), 1, &[], &[])).await;
+    node.cast(from, "in vain").await;
+    wait_until("it is lost", async || books(node, from).await.dropped.get("NoInstance") == Some(&1)).await;
 }
 
 async fn lead_to(node: &TestNode, from: InstanceId, row: Row) {
@@ -298,6 +344,147 @@ async fn a_call_and_a_cast_pass_through_a_node_that_was_left() {
     wait_until("their sender knows", || async { books(from, relay).await.handled == 10 }).await;
     assert_eq!(count(now, new).await, 10);
     assert_eq!(left.call(old, "").await, Reply::Message(10_u32.to_le_bytes().to_vec().into()));
+}
+
+/// The new node is one of EDGELESS 1.2: it answers whoever is named as the source, and the number of the call is
+/// that of the node which passes it on.
+#[tokio::test]
+async fn a_call_that_is_passed_on_to_a_node_of_old_is_answered_by_way_of_who_passed_it_on() {
+    let (from, left) = (TestNode::start().await, TestNode::start().await);
+    let here = context("counter");
+    let (component, old) = (here.component, create(&left, &counter(), here).await);
+    let (caller, relay) =
+        (from.start_module(&caller(), &[]).await.unwrap(), from.start_module(&relay(), &[]).await.unwrap());
+    for sender in [caller, relay] {
+        lead_to(&from, sender, row(component, 1, &[old], &[&left])).await;
+    }
+    left.components.set_rows(vec![Row::new(component, 2, vec![left.peer.id])]).await.unwrap();
+    left.components.release(old.function, GRACE).await.unwrap();
+    from.cast(relay, "a cast").await;
+    let cast = left.peer.next().await;
+    assert_eq!((cast.source, cast.kind), (relay, Kind::Cast("a cast".into())), "nobody answers it");
+    let pending = from.begin_call(caller, "a call", None).await;
+    let call = left.peer.next().await;
+    assert!(matches!(&call.kind, Kind::Call { payload, .. } if payload == "a call"), "{call:?}");
+    assert_eq!(call.source, InstanceId { node: left.id(), function: caller.function });
+    left.answer(&call, left.peer.id, Reply::Message("yes".into())).await;
+    assert_eq!(pending.reply().await, Reply::Message("yes".into()));
+}
+
+#[tokio::test]
+async fn nothing_is_lost_while_its_target_is_on_its_way() {
+    let node = impatient().await;
+    let (from, caller) =
+        (node.start_module(&relay(), &[]).await.unwrap(), node.start_module(&caller(), &[]).await.unwrap());
+    let here = context("stuck");
+    let (component, id) = (here.component, create(&node, &stuck(), here).await);
+    for sender in [from, caller] {
+        lead_to(&node, sender, row(component, 1, &[id], &[])).await;
+    }
+    for number in 0..5 {
+        node.cast(from, number.to_string()).await;
+    }
+    wait_until("it has them", || async { books(&node, from).await.queued == 4 }).await;
+    node.components.set_rows(vec![on_its_way(component, 2)]).await.unwrap();
+    node.components.release(id.function, Duration::from_millis(10)).await.unwrap();
+    node.cast(from, "5").await;
+    let call = node.begin_call(caller, "call", None).await;
+    let hurried = node.begin_call(id, "too late", Some(Duration::from_millis(10))).await;
+    wait_until("all of them wait", async || {
+        books(&node, from).await.queued == 5 && books(&node, caller).await.queued == 1
+    })
+    .await;
+    outlast_the_wait_for_others(&node).await;
+    node.cast(id, "6").await;
+    outlast_the_wait_for_others(&node).await;
+    assert_eq!(node.peer.try_next().await, None);
+    node.components.set_rows(vec![Row::new(component, 3, vec![node.peer.id])]).await.unwrap();
+    let (mut late, mut sent) = (Vec::new(), Vec::new());
+    for _ in 0..7 {
+        let event = node.peer.next().await;
+        match &event.kind {
+            Kind::Cast(payload) if payload == "5" => sent.push("cast"),
+            Kind::Cast(payload) => late.push(String::from_utf8(payload.to_vec()).unwrap()),
+            _ => {
+                node.answer(&event, node.peer.id, Reply::Message("yes".into())).await;
+                sent.push("call");
+            }
+        }
+    }
+    sent.sort_unstable();
+    assert_eq!((sent, late.as_slice()), (vec!["call", "cast"], ["1", "2", "3", "4", "6"].map(String::from).as_slice()));
+    assert_eq!(call.reply().await, Reply::Message("yes".into()));
+    assert_eq!(hurried.reply().await, Reply::Error, "it has a time of its own");
+    assert_eq!((node.dropped("NoInstance").await, node.dropped("Expired").await), (2, 1));
+}
+
+#[tokio::test]
+async fn what_is_on_its_way_no_more_is_waited_for_no_longer_than_others() {
+    let node = impatient().await;
+    let component = ComponentId::random();
+    let (from, caller) =
+        (node.start_module(&relay(), &[]).await.unwrap(), node.start_module(&caller(), &[]).await.unwrap());
+    for sender in [from, caller] {
+        lead_to(&node, sender, on_its_way(component, 1)).await;
+    }
+    let hurried = node.begin_call(caller, "x", Some(Duration::from_millis(10))).await;
+    assert_eq!(hurried.reply().await, Reply::Error);
+    wait_until("it is counted", async || node.dropped("Expired").await == 1).await;
+    node.cast(from, "x").await;
+    let call = node.begin_call(caller, "x", None).await;
+    outlast_the_wait_for_others(&node).await;
+    assert_eq!((books(&node, from).await.queued, books(&node, caller).await.queued), (1, 1));
+    node.components.set_rows(vec![Row::new(component, 2, vec![])]).await.unwrap();
+    assert_eq!(call.reply().await, Reply::Error);
+    let is_lost = async |id| books(&node, id).await.dropped.get("NoInstance") == Some(&1);
+    wait_until("both are lost", async || is_lost(from).await && is_lost(caller).await).await;
+}
+
+#[tokio::test]
+async fn what_comes_after_an_instance_that_was_cut_off_with_nothing_left_is_passed_on() {
+    let node = impatient().await;
+    let here = context("stuck");
+    let (component, id) = (here.component, create(&node, &stuck(), here).await);
+    node.cast(id, "in hand").await;
+    wait_until("it has it", async || node.metric("events_in_flight").await == 1).await;
+    node.components.set_rows(vec![Row::new(component, 2, vec![node.peer.id])]).await.unwrap();
+    node.components.release(id.function, Duration::from_millis(10)).await.unwrap();
+    for payload in ["one", "two"] {
+        node.cast(id, payload).await;
+        assert_eq!(node.peer.next_cast().await, payload);
+    }
+}
+
+/// It is stopped in the middle of a cast that would wait for longer than its node grants it: it ends in time, and
+/// so it can save its state.
+#[tokio::test]
+async fn a_sender_that_is_stopped_waits_for_nobody_who_is_on_the_way() {
+    let node = TestNode::with(&[("emit_wait", "\"50ms\""), ("grace", EVER), ("cpu_limit", EVER)]).await;
+    let from = node.start_module(&saving_relay(), &[]).await.unwrap();
+    lead_to(&node, from, on_its_way(ComponentId::random(), 1)).await;
+    node.cast(from, "x").await;
+    wait_until("it waits", async || books(&node, from).await.queued == 1).await;
+    let released = node.components.release(from.function, Duration::from_millis(10));
+    let state = tokio::time::timeout(super::support::PATIENCE, released).await.expect("in time").unwrap();
+    assert_eq!(state.as_deref(), Some(&b"out"[..]));
+    assert_eq!(node.dropped("SenderGone").await, 1);
+}
+
+/// It would wait for itself to run elsewhere, which it does only when it has ended.
+#[tokio::test]
+async fn what_is_about_to_move_takes_along_what_it_sends_to_itself() {
+    let node = impatient().await;
+    let here = context("relay");
+    let (component, id) = (here.component, create(&node, &relay(), here).await);
+    lead_to(&node, id, row(component, 1, &[id], &[])).await;
+    node.components.set_rows(vec![on_its_way(component, 2)]).await.unwrap();
+    node.cast(id, "again and again").await;
+    node.components.release(id.function, Duration::from_millis(10)).await.unwrap();
+    node.components.set_rows(vec![Row::new(component, 3, vec![node.peer.id])]).await.unwrap();
+    assert_eq!(node.peer.next_cast().await, "again and again");
+    for cause in ["NoInstance", "SenderGone", "Stopping", "SelfFull"] {
+        assert_eq!(node.dropped(cause).await, 0, "{cause}");
+    }
 }
 
 #[tokio::test]

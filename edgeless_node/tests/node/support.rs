@@ -68,6 +68,7 @@ cache_directory = "{}"
 [limits]
 call_timeout = "5s"
 emit_wait = "500ms"
+move_wait = "60s"
 payload = "64KiB"
 mailbox = 16
 components = 64

@@ -71,6 +71,8 @@ pub(super) struct Component {
     pub(super) epoch: u64,
     /// The instances in its row.
     pub(super) listed: Vec<InstanceId>,
+    /// Its row says that it runs nowhere because it is on its way to another node.
+    pub(super) is_moving: bool,
     /// Newer than any row from before it was started again, here or in another domain.
     pub(super) row_epoch: u64,
     pub(super) row_since: Millis,
@@ -95,6 +97,11 @@ impl Component {
             ComponentSpec::Function(function) => function.state.policy == StatePolicy::Transient,
             ComponentSpec::Resource(_) => true,
         }
+    }
+
+    /// Whether a replica of it has left its node, or is about to, and has another one to go to.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        !self.is_leaving && self.slots.values().any(|slot| slot.fate == Fate::Move || slot.is_under_way)
     }
 
     pub(super) fn has_volumes(&self) -> bool {

@@ -296,6 +296,8 @@ impl Engine {
             self.note(Note::Waiting { component: id, name, error });
             return self.drop_slot(id, replica, &Ok(Reply::Done));
         }
+        // Nobody can say when it has a place: its events wait no longer than those for anything else.
+        slot.is_under_way = false;
         slot.tried.clear();
         slot.trouble = Some(error.clone());
         slot.lane.back_off(self.now);
@@ -309,6 +311,7 @@ impl Engine {
         if is_news {
             self.note(Note::Waiting { component: id, name, error });
         }
+        self.refresh_row(id);
     }
 
     /// Whatever has no place may have one now.

@@ -48,7 +48,8 @@ impl Engine {
         let requirements = Requirements::parse(wanted.spec.annotations()).map_err(Error::rejected)?;
         let scale = scale(&wanted.context.name, &wanted.spec)?;
         let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
-        let had_row = !self.listed(id).is_empty();
+        let was_moving = self.components.get(&id).is_some_and(|known| known.is_moving);
+        let had_row = was_moving || !self.listed(id).is_empty();
         let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
         let first_epoch = match known {
             Some(_) if self.kind_of(id) != Some(wanted.spec.kind()) => return Err(self.wrong_kind(id)),
@@ -90,6 +91,7 @@ impl Engine {
             slots: Slots::default(),
             epoch: first_epoch,
             listed: Vec::new(),
+            is_moving: false,
             row_epoch,
             row_since: Millis::default(),
             is_born: false,
@@ -304,6 +306,7 @@ impl Engine {
         if let Some(component) = self.components.get_mut(&id) {
             component.is_leaving = true;
             self.hurry(id);
+            self.refresh_row(id);
         }
     }
 

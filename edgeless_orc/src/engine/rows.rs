@@ -1,6 +1,7 @@
 //! Rows: where components run, and who is told.
 //!
-//! A row is derived from the replicas of its component. When it changes, each node of ours that runs
+//! A row is derived from the replicas of its component. One without instances says whether the component is on
+//! its way to another node: its events then wait for it longer than for what has no place. When it changes, each node of ours that runs
 //! one of its senders is told once, together with all other rows that changed for that node; so is a
 //! node that it moved away from, which forwards what still comes there. A node that speaks only
 //! EDGELESS 1.2 is told of instances, when its senders are wired.
@@ -27,6 +28,9 @@ const ROWS: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node forwards what still comes for an instance that has left it.
 pub(super) const FORWARDS: Duration = Duration::from_secs(10);
+/// How long it is told of the row before that, if it is not known earlier where the component runs next: longer
+/// than anybody waits for what moves.
+pub(super) const UNDER_WAY: Duration = Duration::from_secs(600);
 
 impl Engine {
     /// The instances that events to a component go to.
@@ -44,6 +48,7 @@ impl Engine {
             (Some(component), _) => Row {
                 addresses: self.addresses(&component.listed),
                 partition_by: component.scale.partition_by.as_ref().map(PartitionBy::to_string).unwrap_or_default(),
+                moving: component.is_moving,
                 ..Row::new(id, component.row_epoch, component.listed.clone())
             },
             (None, Some(row)) => row.clone(),
@@ -82,8 +87,14 @@ impl Engine {
             .filter(|slot| component.is_listed(slot))
             .filter_map(|slot| Some(slot.instance()?.id))
             .collect();
-        if listed != component.listed {
+        let is_moving = listed.is_empty() && component.is_on_its_way();
+        if listed != component.listed || is_moving != component.is_moving {
             component.listed = listed;
+            let has_arrived = std::mem::replace(&mut component.is_moving, is_moving) && !is_moving;
+            if has_arrived && let Some(link) = self.links.get_mut(&id) {
+                let until = self.now + FORWARDS;
+                link.former.values_mut().for_each(|kept| *kept = until);
+            }
             self.renew_row(id);
         }
     }

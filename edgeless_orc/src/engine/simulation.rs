@@ -400,6 +400,7 @@ impl Simulation {
                 seen.insert(instance.function);
             }
             assert_eq!(component.listed.len(), component.slots.len(), "all of them get events");
+            assert!(!component.is_moving && !component.is_on_its_way(), "nothing is on its way for ever");
         }
         for (id, node) in &self.nodes {
             let left_over = node.running.keys().filter(|instance| !seen.contains(instance)).count();
@@ -419,7 +420,8 @@ impl Simulation {
             match running.wiring.get(channel) {
                 Some(Target::Row(Row { component, .. })) => {
                     assert!(is_native && component == target);
-                    assert_eq!(node.rows[target].instances, row.instances, "what it was told last");
+                    let told = &node.rows[target];
+                    assert_eq!((&told.instances, told.moving), (&row.instances, row.moving), "what it was told last");
                 }
                 Some(Target::Instance(instance)) => {
                     assert!(!is_native && (row.instances.is_empty() || row.instances.contains(instance)));

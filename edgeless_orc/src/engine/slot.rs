@@ -79,6 +79,8 @@ pub(super) struct Slot {
     pub(super) pin: Option<NodeId>,
     /// Where it ran before it moved, until it runs elsewhere.
     pub(super) origin: Option<Home>,
+    /// It has left that, and runs nowhere yet; not once no node has a place for it.
+    pub(super) is_under_way: bool,
     /// What it saved there.
     pub(super) saved: Option<Bytes>,
     /// Who waits for it to have moved.
@@ -106,6 +108,7 @@ impl Slot {
             replaces: None,
             pin: None,
             origin: None,
+            is_under_way: false,
             saved: None,
             movers: Vec::new(),
             detour: None,

@@ -167,6 +167,7 @@ impl Engine {
                 is_settled: false,
                 releases: 0,
             });
+            slot.is_under_way = false;
             slot.tried.clear();
             slot.trouble = None;
             slot.is_noted = false;
@@ -452,6 +453,7 @@ impl Engine {
             return self.drop_slot(id, replica, &Ok(Reply::Done));
         }
         slot.fate = Fate::Stay;
+        slot.is_under_way = true;
         slot.origin = slot.home();
         slot.lane.recover();
         slot.trouble = None;
@@ -461,7 +463,7 @@ impl Engine {
         if let Some(slot) = self.slot_mut(id, replica) {
             slot.place = Place::Nowhere;
         }
-        let until = self.now + rows::FORWARDS;
+        let until = self.now + rows::UNDER_WAY;
         if let Some(kept) = former.and_then(|node| self.links.get_mut(&id)?.former.get_mut(&node)) {
             *kept = until;
         }

@@ -23,6 +23,8 @@ use crate::metrics::{Forwarded, Metrics};
 
 /// How long an event waits for its target to run somewhere, and a call for its reply if it does not say.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long an event waits for its target if that is on its way to another place.
+const MOVING: Duration = Duration::from_secs(30);
 /// How long a call without a time of its own is remembered.
 const CALL: Duration = Duration::from_secs(60);
 /// How soon it is seen that a target runs again.
@@ -51,8 +53,9 @@ pub(crate) struct Forwarder {
 }
 
 /// Where an event goes.
-struct Place {
-    target: InstanceId,
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) target: InstanceId,
     way: Way,
 }
 
@@ -175,23 +178,30 @@ impl Forwarder {
         Some(Way { events, agent: None })
     }
 
-    /// Whom an event is for. Waits a while for a component that runs nowhere.
-    async fn place(&self, event: &Event) -> Result<Place, Forwarded> {
-        let patience = match &event.kind {
-            Kind::Call { remaining: Some(remaining), .. } => PATIENCE.min(*remaining),
-            _ => PATIENCE,
-        };
-        let deadline = Instant::now() + patience;
+    /// Whom an event is for. Waits a while for a component that runs nowhere, and longer for one that is on its
+    /// way to another place.
+    pub(super) async fn place(&self, event: &Event) -> Result<Place, Forwarded> {
+        let began = tokio::time::Instant::now();
+        let mut since = began;
         loop {
             let (row, target) = self.instance(event).await?;
-            match target {
-                Some(target) => {
-                    let way = self.way(target.node, row.as_ref()).await.ok_or(Forwarded::NoAddress)?;
-                    return Ok(Place { target, way });
-                }
-                None if Instant::now() < deadline => tokio::time::sleep(AGAIN).await,
-                None => return Err(Forwarded::NoInstance),
+            if let Some(target) = target {
+                let way = self.way(target.node, row.as_ref()).await.ok_or(Forwarded::NoAddress)?;
+                return Ok(Place { target, way });
             }
+            let now = tokio::time::Instant::now();
+            let mut until = since + PATIENCE;
+            if row.is_some_and(|row| row.moving) {
+                // What is not on its way any more gets its time from then on.
+                (since, until) = (now, began + MOVING);
+            }
+            if let Kind::Call { remaining: Some(remaining), .. } = &event.kind {
+                until = until.min(began + *remaining);
+            }
+            if now >= until {
+                return Err(Forwarded::NoInstance);
+            }
+            tokio::time::sleep(AGAIN).await;
         }
     }
 

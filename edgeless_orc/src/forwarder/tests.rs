@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::rows::{Contact, Rows};
 use super::{Forwarder, Identity};
-use crate::metrics::Metrics;
+use crate::metrics::{Forwarded, Metrics};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -353,6 +353,39 @@ async fn an_event_waits_for_a_component_that_runs_nowhere() {
     let nowhere = world.own(&[], "");
     world.wire.handle(event(sender, nowhere, patience)).await.unwrap();
     world.until_counted("no instance", 1).await;
+}
+
+/// By the clock of the test, which leaps to whatever is waited for.
+#[tokio::test(start_paused = true)]
+async fn an_event_waits_longer_for_a_component_that_is_on_its_way() {
+    let world = World::new().await;
+    let (sender, alias) = (world.outside.instance(), world.own(&[], ""));
+    let set = |is_moving: bool, instances: &[InstanceId]| {
+        for row in world.domain.rows.lock().unwrap().values_mut() {
+            (row.moving, row.instances) = (is_moving, instances.to_vec());
+        }
+    };
+    let event = event(sender, alias, cast("a"));
+    let began = tokio::time::Instant::now();
+    let lost = async || world.forwarder.place(&event).await.unwrap_err();
+    assert_eq!(lost().await, Forwarded::NoInstance);
+    assert_eq!(began.elapsed().as_secs(), 10, "for one that runs nowhere");
+    set(true, &[]);
+    assert_eq!(lost().await, Forwarded::NoInstance);
+    assert_eq!(began.elapsed().as_secs(), 40);
+    let stays = async {
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        set(false, &[]);
+    };
+    assert_eq!(tokio::join!(lost(), stays).0, Forwarded::NoInstance);
+    assert_eq!(began.elapsed().as_secs(), 65, "its time begins when it is not on its way any more");
+    set(true, &[]);
+    let inside = world.inside.instance();
+    let arrives = async {
+        tokio::time::sleep(Duration::from_secs(25)).await;
+        set(false, &[inside]);
+    };
+    assert_eq!(tokio::join!(world.forwarder.place(&event), arrives).0.unwrap().target, inside);
 }
 
 /// A thousand casts keep their order by sender and target; a slow and a dead node cost nothing but time of

@@ -49,6 +49,10 @@ impl World {
     }
 }
 
+fn on_its_way(component: ComponentId, epoch: u64) -> Row {
+    Row { moving: true, ..row(component, epoch, &[]) }
+}
+
 fn release(at: InstanceId) -> Call {
     Call::Release { instance: at.function, grace: super::super::steps::GRACE }
 }
@@ -102,7 +106,7 @@ fn state_is_taken_along_and_two_instances_never_keep_it_at_once() {
     let old = world.instance(TWO);
     let ticket = world.move_to(TWO, B);
     let (op, call) = world.call(A);
-    assert_eq!(call, Call::SetRows(vec![row(TWO, 2, &[])]), "its senders hold what they have for it");
+    assert_eq!(call, Call::SetRows(vec![on_its_way(TWO, 2)]), "its senders hold what they have for it");
     world.ok(A, op, &call);
     let (op, call) = world.call(A);
     assert_eq!(call, release(old));
@@ -120,6 +124,115 @@ fn state_is_taken_along_and_two_instances_never_keep_it_at_once() {
     let calls = world.obey();
     let again = calls.iter().find(|(_, call)| matches!(call, Call::Create(_))).unwrap();
     assert_eq!(created(&again.1).context.as_ref().unwrap().state, None, "it is the node's now");
+}
+
+/// The first place for it fails and the way back leads nowhere: from then on there is nothing to wait for.
+#[test]
+fn a_row_says_that_its_component_is_on_its_way_until_it_runs_or_has_no_place() {
+    for has_place in [true, false] {
+        let mut world = World::pair(with_state());
+        world.move_to(TWO, B);
+        let mut starts = Vec::new();
+        while !world.calls.is_empty() {
+            let (op, node, call) = world.calls.remove(0);
+            match &call {
+                Call::Create(_) => {
+                    assert_eq!(world.row(TWO), on_its_way(TWO, 2), "while it is tried");
+                    starts.push(node);
+                    if node == A && has_place {
+                        world.ok(node, op, &call);
+                    } else {
+                        world.end(op, Err(Error::exhausted("no memory")));
+                    }
+                    if starts.len() == 3 {
+                        break;
+                    }
+                }
+                _ => world.ok(node, op, &call),
+            }
+        }
+        if has_place {
+            assert_eq!(starts, [B, A]);
+            assert_eq!(world.row(TWO), row(TWO, 3, &[world.instance(TWO)]));
+        } else {
+            assert_eq!(starts, [B, A, A], "it may go back even if A takes nothing new");
+            assert_eq!(world.row(TWO), row(TWO, 3, &[]), "it waits, and is not on its way");
+            assert_eq!(rows_in(&world.obey()), [(A, vec![row(TWO, 3, &[])])], "its senders are told");
+        }
+    }
+}
+
+/// What it has for it yet has to go there.
+#[test]
+fn the_node_that_was_left_is_told_where_its_component_runs_however_long_that_takes() {
+    let mut world = World::pair(with_state());
+    let ticket = world.move_to(TWO, B);
+    world.obey();
+    assert_eq!(world.answer(ticket), Ok(Reply::Done));
+    world.live(Duration::from_secs(60), &[&node(A), &node(B)]);
+    world.move_to(TWO, A);
+    let (op, start) = loop {
+        let (op, node, call) = world.calls.remove(0);
+        if matches!(call, Call::Create(_)) {
+            break (op, call);
+        }
+        world.ok(node, op, &call);
+    };
+    // B has no sender of it.
+    for outputs in [&[][..], &[("out", TWO)]] {
+        for _ in 0..15 {
+            world.register(node(A)).unwrap();
+            world.register(node(B)).unwrap();
+            world.pass(Duration::from_secs(1));
+            world.obey();
+        }
+        world.patch(ONE, outputs);
+        world.obey();
+    }
+    world.ok(A, op, &start);
+    let told = rows_in(&world.obey());
+    let new = row(TWO, 5, &[world.instance(TWO)]);
+    assert!(told.contains(&(B, vec![new])), "{told:?}");
+    world.live(Duration::from_secs(11), &[&node(A), &node(B)]);
+    let former = &world.engine.links[&TWO].former;
+    assert!(former.values().all(|until| *until <= world.now), "and no longer than it forwards: {former:?}");
+}
+
+#[test]
+fn what_loses_its_node_is_not_on_its_way() {
+    for spec in [function(&[]), with_state()] {
+        let mut world = World::pair(spec);
+        world.cordon(A, true).unwrap();
+        let ticket = world.evict(TWO, A);
+        world.obey();
+        assert_eq!(world.answer(ticket), Ok(Reply::Done));
+        world.register(Registration { leaving: true, ..node(B) }).unwrap();
+        world.obey();
+        assert_eq!(world.status(TWO).state, State::Waiting);
+        assert!(world.row(TWO).instances.is_empty() && !world.row(TWO).moving);
+    }
+}
+
+#[test]
+fn what_is_stopped_on_its_way_is_on_its_way_no_more() {
+    let mut world = World::pair(with_state());
+    world.move_to(TWO, B);
+    assert_eq!(world.row(TWO), on_its_way(TWO, 2));
+    world.stop(TWO);
+    assert_eq!(world.row(TWO), row(TWO, 3, &[]));
+}
+
+#[test]
+fn what_is_started_again_on_its_way_is_on_its_way_no_more() {
+    let mut world = World::pair(with_state());
+    world.move_to(TWO, B);
+    let (op, call) = world.call(A);
+    world.ok(A, op, &call);
+    world.wanted(TWO, 2, with_state());
+    let calls: Vec<_> = world.calls.iter().map(|(_, node, call)| (*node, call.clone())).collect();
+    let now = world.row(TWO);
+    assert!(now.instances.is_empty() && !now.moving);
+    assert_eq!(rows_in(&calls), [(A, vec![now])], "its senders wait no longer than for what was never there");
 }
 
 #[test]
