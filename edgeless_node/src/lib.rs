@@ -304,6 +304,7 @@ impl Node {
             performance: edgeless_api::node::Performance::default(),
             native: true,
             leaving: false,
+            proof: None,
             loads: Vec::new(),
         };
         let announcer = Announcer::new(register_url, registration, interval, registered, samples, agent.clone())?;
