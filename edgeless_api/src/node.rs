@@ -201,6 +201,19 @@ impl Performance {
     }
 }
 
+/// An Ed25519 public key. It stays the same from one process of a node to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NodeKey(pub [u8; 32]);
+
+/// What shows that an announcement is by the node that has a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// The key.
+    pub key: NodeKey,
+    /// Made with it, of [`Registration::claim`].
+    pub signature: [u8; 64],
+}
+
 /// What a node tells its orchestrator, again and again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
@@ -231,6 +244,37 @@ pub struct Registration {
     pub leaving: bool,
     /// What the instances have to do whose starts asked for it.
     pub loads: Vec<InstanceLoad>,
+    /// That it is the node that it says it is. `None`: it is known by its agent URL.
+    pub proof: Option<Proof>,
+}
+
+impl Registration {
+    /// What is signed of it: who it is, where, which process, and whether it leaves. What it has and how it is
+    /// changes all the time.
+    pub fn claim(&self) -> Vec<u8> {
+        let mut claim = b"edgeless node registration 1\0".to_vec();
+        claim.extend(self.node.0.as_bytes());
+        for url in [&self.agent_url, &self.invocation_url] {
+            let url = url.to_string();
+            claim.extend(u32::try_from(url.len()).unwrap_or(u32::MAX).to_be_bytes());
+            claim.extend(url.as_bytes());
+        }
+        claim.extend(self.nonce.to_be_bytes());
+        claim.push(u8::from(self.leaving));
+        claim
+    }
+
+    /// The key that it shows, if it has one.
+    pub fn key(&self) -> Option<NodeKey> {
+        self.proof.map(|proof| proof.key)
+    }
+
+    /// Whether it claims the same as another one, and shows the same for it.
+    pub fn repeats(&self, other: &Self) -> bool {
+        let claims = |one: &Self| (one.node, one.nonce, one.leaving, one.proof);
+        claims(self) == claims(other)
+            && (&self.agent_url, &self.invocation_url) == (&other.agent_url, &other.invocation_url)
+    }
 }
 
 /// What one instance has to do.

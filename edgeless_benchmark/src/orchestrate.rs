@@ -302,6 +302,7 @@ fn node(n: u32, sets: u32) -> Result<Registration> {
         health: Health { load_avg: Some([i32::try_from(n % 400)?, 0, 0]), ..Health::default() },
         native: true,
         leaving: false,
+        proof: None,
         performance: edgeless_api::node::Performance::default(),
         loads: vec![],
     })

@@ -319,6 +319,14 @@ pub(crate) enum Node {
         /// The id of a node, or a host name that one node has.
         node: String,
     },
+    /// Let a node that is gone be a new one when it comes back.
+    ///
+    /// A domain lets a node come back only with the key that it had, and still cordoned if it was. Forget it when its
+    /// key is lost, or when another node shall have its id. Refused as long as the node is there.
+    Forget {
+        /// The id of a node.
+        node: NodeId,
+    },
     /// Move everything that runs on a node elsewhere, one by one.
     ///
     /// Cordons the node first, and says at the end that it is empty. What can run nowhere else stays and is named: the

@@ -48,13 +48,45 @@ impl Operator {
                 return Ok(peer);
             }
         }
-        Err(Error::not_found(format!(
-            "there is no node {node} in a domain that is in reach; `edgeless_cli node list` shows those that there are"
-        )))
+        Err(no_node(node))
+    }
+
+    /// Asks every domain to do something with a node that is gone: those that remember it do.
+    async fn in_memory<F>(&self, node: NodeId, ask: impl Fn(client::Operations) -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), Error>>,
+    {
+        let peers = self.inbox.read(|engine, _| engine.peers(None)).await??;
+        let asked = peers.into_iter().map(|peer| {
+            let asked = self.operations(&peer).map(&ask);
+            async move { quick(asked?).await.map_err(of_domain(&peer.domain)) }
+        });
+        let answers: Vec<_> = futures_util::stream::iter(asked).buffer_unordered(ASKED).collect().await;
+        answers.into_iter().max_by_key(weight).unwrap_or_else(|| Err(no_node(node))).map_err(|error| match error.code {
+            Code::NotFound | Code::Unimplemented => no_node(node),
+            _ => error,
+        })
     }
 
     fn operations(&self, peer: &Peer) -> Result<client::Operations, Error> {
         Ok(self.peers.link(peer)?.operations)
+    }
+}
+
+fn no_node(node: NodeId) -> Error {
+    Error::not_found(format!(
+        "there is no node {node} in a domain that is in reach; `edgeless_cli node list` shows those that there are"
+    ))
+}
+
+/// How much the answer of one domain counts among those of several: most, that one has the node and refuses; least,
+/// that one does not have it.
+fn weight(answer: &Result<(), Error>) -> u8 {
+    match answer.as_ref().map_err(|error| error.code) {
+        Err(Code::NotFound | Code::Unimplemented) => 0,
+        Err(Code::Unavailable | Code::Timeout | Code::Bug) => 1,
+        Ok(()) => 2,
+        Err(Code::Rejected | Code::Exhausted | Code::NeedsCode) => 3,
     }
 }
 
@@ -70,8 +102,17 @@ fn of_domain(domain: &DomainId) -> impl FnOnce(Error) -> Error {
 #[async_trait]
 impl Operations for Operator {
     async fn cordon(&self, node: NodeId, cordoned: bool) -> Result<(), Error> {
-        let peer = self.domain_of(node).await?;
-        self.operations(&peer)?.cordon(node, cordoned).await.map_err(of_domain(&peer.domain))
+        match self.domain_of(node).await {
+            Ok(peer) => self.operations(&peer)?.cordon(node, cordoned).await.map_err(of_domain(&peer.domain)),
+            Err(error) if error.code == Code::NotFound => {
+                self.in_memory(node, |domain| async move { domain.cordon(node, cordoned).await }).await
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn forget(&self, node: NodeId) -> Result<(), Error> {
+        self.in_memory(node, |domain| async move { domain.forget(node).await }).await
     }
 
     async fn drain(&self, node: NodeId) -> Result<Values<DrainProgress>, Error> {

@@ -72,6 +72,8 @@ struct Told {
     /// Where it says that its components run.
     rows: watch::Sender<Vec<Row>>,
     released: Mutex<Vec<Uuid>>,
+    /// The nodes that it had.
+    lost: Mutex<BTreeSet<NodeId>>,
     /// Where its nodes take commands; none: it has none.
     agents: Mutex<Vec<Url>>,
     /// How often it was asked for its nodes since they are these.
@@ -111,6 +113,7 @@ impl Orc {
             is_held: watch::Sender::new(false),
             rows: watch::Sender::new(Vec::new()),
             released: Mutex::default(),
+            lost: Mutex::default(),
             agents: Mutex::new(vec![any_port()]),
             nodes_asked: Mutex::default(),
             node: NodeId::random(),
@@ -303,10 +306,27 @@ impl Domain for Told {
     }
 }
 
+impl Told {
+    fn remembers(&self, node: NodeId) -> Result<(), Error> {
+        let is_known = node == self.node || self.lost.lock().unwrap().contains(&node);
+        is_known.then_some(()).ok_or_else(|| Error::not_found("not known in this domain"))
+    }
+}
+
 #[async_trait]
 impl Operations for Told {
     async fn cordon(&self, node: NodeId, cordoned: bool) -> Result<(), Error> {
+        self.remembers(node)?;
         self.asked.lock().unwrap().push(format!("cordon {node} {cordoned}"));
+        Ok(())
+    }
+
+    async fn forget(&self, node: NodeId) -> Result<(), Error> {
+        self.remembers(node)?;
+        if node == self.node {
+            return Err(Error::rejected(format!("node {node} is there")));
+        }
+        self.lost.lock().unwrap().remove(&node);
         Ok(())
     }
 
@@ -867,6 +887,18 @@ async fn operators_reach_the_domain_of_a_node_or_component() {
     let error = operations.cordon(nobody, true).await.unwrap_err();
     assert_eq!(error.code, Code::NotFound);
     assert!(error.message.starts_with(&format!("there is no node {nobody} in a domain")), "{error}");
+    assert_eq!(operations.forget(nobody).await, Err(error));
+
+    // One that both domains had, and one that has moved from one to the other.
+    let gone = NodeId::random();
+    let both = [&a.told.lost, &b.told.lost];
+    both.iter().for_each(|lost| assert!(lost.lock().unwrap().insert(gone)));
+    operations.forget(gone).await.unwrap();
+    assert!(both.iter().all(|lost| lost.lock().unwrap().is_empty()), "each domain has forgotten it");
+    b.told.lost.lock().unwrap().extend([gone, a.told.node]);
+    operations.cordon(gone, true).await.unwrap();
+    let error = operations.forget(a.told.node).await.unwrap_err();
+    assert_eq!(error.message, format!("node {} is there", a.told.node));
 
     let f = user.start(workflow(&[]), None).await.unwrap().mapping[0].component;
     operations.move_component(f, a.told.node).await.unwrap();
@@ -876,5 +908,5 @@ async fn operators_reach_the_domain_of_a_node_or_component() {
     assert_eq!(error.code, Code::NotFound);
     let asked = |orc: &Orc| orc.told.asked.lock().unwrap().clone();
     assert_eq!(asked(&a), [format!("cordon {} true", a.told.node), format!("move {f} {}", a.told.node)]);
-    assert_eq!(asked(&b), [format!("drain {}", b.told.node)]);
+    assert_eq!(asked(&b), [format!("drain {}", b.told.node), format!("cordon {gone} true")]);
 }

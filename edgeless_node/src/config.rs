@@ -78,7 +78,7 @@ pub struct General {
     /// Seconds between two announcements, to an orchestrator that does not say how often.
     #[serde(default = "default_refresh")]
     pub subscription_refresh_interval_sec: u64,
-    /// Where functions' saved state is kept.
+    /// Where the key of the node and functions' saved state are kept.
     #[serde(default = "default_state_directory")]
     pub state_directory: PathBuf,
 }
@@ -446,7 +446,7 @@ invocation_url_announced = ""
 metrics_url = "http://127.0.0.1:7003"
 # The orchestrator of the domain.
 orchestrator_url = "http://127.0.0.1:7011"
-# Where functions' saved state is kept.
+# Where the key by which the orchestrator knows this node, and functions' saved state, are kept.
 # state_directory = "function_state"
 
 # Whether the orchestrator is told of each measurement of an instance and of each line that it logs, for

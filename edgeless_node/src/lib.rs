@@ -21,7 +21,8 @@
 //! - [`backends`]: servers of this node that stand behind its HTTP ingress.
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
 //!   [`samples`]: what the orchestrator is told of single measurements.
-//! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node.
+//! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node; [`key`]: what it knows the
+//!   node by.
 
 pub mod agent;
 pub mod backends;
@@ -34,6 +35,7 @@ pub mod event;
 pub mod fate;
 pub mod host;
 pub mod instance;
+pub mod key;
 pub mod log;
 pub mod mailbox;
 pub mod measures;
@@ -51,7 +53,6 @@ pub mod starts;
 pub mod state;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -66,8 +67,9 @@ use agent::{Agent, Offer, Options as AgentOptions};
 use backends::Backends;
 pub use config::Config;
 use instance::Runtime;
+use key::KeyPair;
 use metrics::Metrics;
-use registration::{Announcer, Farewell};
+use registration::{Announcer, Farewell, Standing};
 use requests::Requests;
 use resources::Surroundings;
 use router::{Options as RouterOptions, Router};
@@ -225,6 +227,7 @@ impl Node {
         base: &Tasks,
     ) -> Result<Self, Error> {
         let id = config.general.node_id;
+        let key = KeyPair::of_directory(&config.general.state_directory, id)?;
         let limits = config.limits.api();
         let metrics = {
             let samples = Samples::new(config.telemetry.performance_samples);
@@ -283,10 +286,10 @@ impl Node {
         front.vital("agent server", commands.serve(agent_listener));
         tracing::info!("Start AgentAPI GRPC Server at {agent_url}");
 
-        let registered = Arc::new(AtomicBool::new(false));
+        let standing = Standing::default();
         let samples = metrics.samples().clone();
         let metrics_url = metrics_listener.map(|(listener, url)| {
-            let status = Arc::new(NodeStatus { metrics, registered: registered.clone() });
+            let status = Arc::new(NodeStatus { metrics, standing: standing.clone() });
             front.vital("metrics server", status::serve(listener, status, front.cancel().clone()));
             url
         });
@@ -305,9 +308,10 @@ impl Node {
             performance: edgeless_api::node::Performance::default(),
             native: true,
             leaving: false,
+            proof: None,
             loads: Vec::new(),
         };
-        let announcer = Announcer::new(register_url, registration, interval, registered, samples, agent.clone())?;
+        let announcer = Announcer::new(register_url, registration, &key, standing, samples, agent.clone())?;
         let farewell = announcer.farewell();
         front.helper("registration", announcer.run(front.cancel().clone()));
 
@@ -384,13 +388,12 @@ impl Invocation for Ingress {
 
 struct NodeStatus {
     metrics: Arc<Metrics>,
-    registered: Arc<AtomicBool>,
+    standing: Standing,
 }
 
 impl status::Status for NodeStatus {
     fn not_ready(&self) -> Option<String> {
-        let registered = self.registered.load(Ordering::Relaxed);
-        (!registered).then(|| "the orchestrator does not know this node yet".to_string())
+        self.standing.not_known()
     }
 
     fn metrics(&self) -> String {

@@ -1,10 +1,10 @@
 //! Keeps the node known to its orchestrator.
 //!
 //! The node announces itself three times within the interval that the orchestrator names, and earlier when
-//! events pile up for an instance whose load the orchestrator wants to know. An orchestrator that is away is tried again, with growing pauses, and that is said once.
+//! events pile up for an instance whose load the orchestrator wants to know. An orchestrator that is away, or refuses the
+//! node, is tried again, with growing pauses; the reason is said once, and again when it is another one.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use edgeless_api::client::{Connection, NodeRegistry, Options};
@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Agent;
 use crate::capabilities::HealthMeter;
+use crate::key::KeyPair;
 use crate::samples::Samples;
 
 /// The shortest pause between two announcements.
@@ -28,42 +29,84 @@ const LONGEST_BACK_OFF: Duration = Duration::from_secs(2);
 /// How long an announcement may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// What the orchestrator thinks of the node; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Standing(Arc<Mutex<Opinion>>);
+
+#[derive(Debug, Default)]
+enum Opinion {
+    /// Nothing was heard yet.
+    #[default]
+    Unheard,
+    /// It knows the node.
+    Known,
+    /// It does not know the node, or cannot be reached.
+    Failed(String),
+}
+
+impl Standing {
+    /// Why the orchestrator does not know the node; `None`: it does.
+    pub fn not_known(&self) -> Option<String> {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Opinion::Known => None,
+            Opinion::Unheard => Some("the orchestrator does not know this node yet".to_string()),
+            Opinion::Failed(reason) => Some(format!("the orchestrator does not know this node: {reason}")),
+        }
+    }
+
+    fn replace(&self, opinion: Opinion) -> Opinion {
+        std::mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), opinion)
+    }
+
+    /// The orchestrator knows the node; tells whether that is news.
+    fn succeed(&self) -> bool {
+        !matches!(self.replace(Opinion::Known), Opinion::Known)
+    }
+
+    /// The orchestrator does not; tells whether that, or the reason, is news.
+    fn fail(&self, error: &Error) -> bool {
+        let before = self.replace(Opinion::Failed(error.message.clone()));
+        !matches!(before, Opinion::Failed(reason) if reason == error.message)
+    }
+}
+
 /// What keeps one node known.
 pub struct Announcer {
     registry: NodeRegistry,
     url: Url,
     registration: Registration,
-    /// Between two announcements, if the orchestrator does not say.
-    interval: Duration,
-    registered: Arc<AtomicBool>,
+    goodbye: Registration,
+    standing: Standing,
     samples: Samples,
     agent: Arc<Agent>,
 }
 
 impl Announcer {
-    /// Announces to the orchestrator at `url`, and tells it of `samples`; `registered` tells whether it
-    /// knows the node.
+    /// Announces to the orchestrator at `url`, signed with `key`, and tells it of `samples`; `standing` is what it
+    /// answers.
     ///
     /// # Errors
     /// The address cannot be used.
     pub fn new(
         url: &Url,
         registration: Registration,
-        interval: Duration,
-        registered: Arc<AtomicBool>,
+        key: &KeyPair,
+        standing: Standing,
         samples: Samples,
         agent: Arc<Agent>,
     ) -> Result<Self, Error> {
         let connection = Connection::lazy(url, Options { deadline: DEADLINE, ..Options::default() })?;
         let registry = NodeRegistry::new(connection);
-        Ok(Self { registry, url: url.clone(), registration, interval, registered, samples, agent })
+        let goodbye = key.sign(Registration { leaving: true, ..registration.clone() });
+        let registration = key.sign(registration);
+        Ok(Self { registry, url: url.clone(), registration, goodbye, standing, samples, agent })
     }
 
     /// Announces until cancelled.
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut meter = HealthMeter::default();
         let mut back_off = FIRST_BACK_OFF;
-        let mut said = false;
+        let interval = self.registration.interval.unwrap_or(LONGEST_BACK_OFF);
         tracing::info!(
             "Registering this node '{}' on e-ORC {}, capabilities: {}",
             self.registration.node,
@@ -90,17 +133,15 @@ impl Announcer {
             }
             let pause = match announced {
                 Ok(Registered { keep_alive }) => {
-                    if !self.registered.swap(true, Ordering::Relaxed) {
+                    if self.standing.succeed() {
                         tracing::info!("this node '{}' registered to e-ORC '{}'", self.registration.node, self.url);
                     }
-                    (back_off, said) = (FIRST_BACK_OFF, false);
-                    keep_alive.map_or(self.interval, |keep_alive| keep_alive / 3).max(SHORTEST)
+                    back_off = FIRST_BACK_OFF;
+                    keep_alive.map_or(interval, |keep_alive| keep_alive / 3).max(SHORTEST)
                 }
                 Err(error) => {
-                    self.registered.store(false, Ordering::Relaxed);
-                    if !said {
+                    if self.standing.fail(&error) {
                         tracing::warn!(orchestrator = %self.url, %error, "cannot register, trying again");
-                        said = true;
                     }
                     let pause = back_off.mul_f64(rand::random_range(0.7..1.3));
                     back_off = (back_off * 2).min(LONGEST_BACK_OFF);
@@ -111,7 +152,7 @@ impl Announcer {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
                 // One that cannot be told of it is not told more often.
-                () = self.agent.pressed().notified(), if self.registered.load(Ordering::Relaxed) => {
+                () = self.agent.pressed().notified(), if self.standing.not_known().is_none() => {
                     cancel.run_until_cancelled(tokio::time::sleep_until(announced_at + PRESSED)).await;
                 }
             }
@@ -120,9 +161,8 @@ impl Announcer {
 
     /// What says goodbye when the node is about to stop.
     pub fn farewell(&self) -> Farewell {
-        let registration = Registration { leaving: true, loads: Vec::new(), ..self.registration.clone() };
-        let (registry, registered) = (self.registry.clone(), self.registered.clone());
-        Farewell { registry, registration, registered, samples: self.samples.clone() }
+        let (registry, registration) = (self.registry.clone(), self.goodbye.clone());
+        Farewell { registry, registration, standing: self.standing.clone(), samples: self.samples.clone() }
     }
 }
 
@@ -130,7 +170,7 @@ impl Announcer {
 pub struct Farewell {
     registry: NodeRegistry,
     registration: Registration,
-    registered: Arc<AtomicBool>,
+    standing: Standing,
     samples: Samples,
 }
 
@@ -138,7 +178,7 @@ impl Farewell {
     /// Tells an orchestrator that knows the node that it leaves, and waits for it a moment only: one
     /// that is away finds out by itself.
     pub async fn say(self) {
-        if self.registered.load(Ordering::Relaxed) {
+        if self.standing.not_known().is_none() {
             let registration = Registration { performance: self.samples.take(), ..self.registration };
             let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(registration)).await;
             if !matches!(said, Ok(Ok(_))) {

@@ -8,10 +8,10 @@
 //! - [`config`]: the configuration file.
 //! - [`placement`]: component -> node, pure; a strategy is a file there and a line in one list.
 //! - [`engine`]: desired against actual, pure.
-//! - `registry`: the nodes and their deadlines; plain data of the engine.
+//! - `registry`: the nodes and their deadlines, `identities`: who they are; plain data of the engine.
 //! - `shell`: does what the engine decides; `service`: turns requests into events; `logs`: what
 //!   components log, wherever they run; `limits`: what they may use; `operations`:
-//!   what operators do; `announce`: tells a controller of the domain; `owner`: which
+//!   what operators do; `doorman`: looks at nodes before they are let in; `announce`: tells a controller of the domain; `owner`: which
 //!   controller that is; `mirror`: the export to Redis;
 //!   `metrics`: what monitoring sees.
 //! - `border`: what the domain is to others; `forwarder`: takes events for the nodes of a domain that
@@ -20,8 +20,10 @@
 mod announce;
 mod border;
 pub mod config;
+mod doorman;
 pub mod engine;
 mod forwarder;
+mod identities;
 mod limits;
 mod logs;
 mod metrics;

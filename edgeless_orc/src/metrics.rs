@@ -9,7 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::engine::Note;
+use crate::engine::{Fault, Note};
 use crate::mirror;
 
 /// What becomes of an event at the forwarder.
@@ -66,6 +66,23 @@ struct OutcomeLabels {
     outcome: Forwarded,
 }
 
+impl EncodeLabelValue for Fault {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> Result<(), std::fmt::Error> {
+        let name = match self {
+            Self::Id => "id",
+            Self::Key => "key",
+            Self::Address => "address",
+            Self::Limit => "limit",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FaultLabels {
+    reason: Fault,
+}
+
 /// Counters and gauges, fed by what the engine says.
 pub(crate) struct Metrics {
     registry: Registry,
@@ -74,6 +91,7 @@ pub(crate) struct Metrics {
     refused: Counter,
     stopped: Counter,
     nodes_lost: Counter,
+    nodes_refused: Family<FaultLabels, Counter>,
     code_sent: Counter,
     forwarded: Family<OutcomeLabels, Counter>,
     pub(crate) mirror: mirror::Metrics,
@@ -94,11 +112,20 @@ impl Metrics {
         let stopped = counter("components_stopped", "Components that were stopped as asked");
         let nodes_lost = counter("nodes_lost", "Nodes that were silent, restarted or said goodbye");
         let code_sent = counter("code_sent", "Starts that carried the code to a node");
+        let nodes_refused = Family::<FaultLabels, Counter>::default();
+        for reason in [Fault::Id, Fault::Key, Fault::Address, Fault::Limit] {
+            drop(nodes_refused.get_or_create(&FaultLabels { reason }));
+        }
+        registry.register(
+            "nodes_refused",
+            "Registrations that were refused, by what they have wrong",
+            nodes_refused.clone(),
+        );
         let forwarded = Family::default();
         registry.register("events", "Events at the forwarder, by what became of them", forwarded.clone());
         let mirror = mirror::Metrics::default();
         mirror.register(&mut registry);
-        Self { registry, nodes, spawned, refused, stopped, nodes_lost, code_sent, forwarded, mirror }
+        Self { registry, nodes, spawned, refused, stopped, nodes_lost, nodes_refused, code_sent, forwarded, mirror }
     }
 
     /// Counts an event at the forwarder.
@@ -117,8 +144,13 @@ impl Metrics {
             Note::Refused { .. } => &self.refused,
             Note::Stopped { .. } => &self.stopped,
             Note::NodeLost { .. } => &self.nodes_lost,
+            Note::NodeRefused { fault, .. } => {
+                self.nodes_refused.get_or_create(&FaultLabels { reason: *fault }).inc();
+                return;
+            }
             Note::Provider(..)
             | Note::NodeAdded { .. }
+            | Note::Forgotten { .. }
             | Note::NodeFailing { .. }
             | Note::Waiting { .. }
             | Note::Cordoned { .. }

@@ -34,7 +34,13 @@ impl Operations for Service {
         self.done(|ticket| Event::Cordon { ticket, node, is_cordoned: cordoned }).await
     }
 
+    async fn forget(&self, node: NodeId) -> Result<(), Error> {
+        self.done(|ticket| Event::Forget(ticket, node)).await
+    }
+
     async fn drain(&self, node: NodeId) -> Result<Values<DrainProgress>, Error> {
+        // One that is gone is empty, and is left as it is.
+        residents(&self.inbox, node).await?;
         self.cordon(node, true).await?;
         let left = residents(&self.inbox, node).await?;
         let progress = DrainProgress { total: u32::try_from(left.len()).unwrap_or(u32::MAX), ..Default::default() };

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::announce::Announcement;
 use crate::border::Border;
 use crate::config::Config;
+use crate::doorman::{Doorman, Refusals};
 use crate::engine::{Engine, Settings};
 use crate::forwarder::{EngineRows, Forwarder, Identity, Locate};
 use crate::limits::Limiter;
@@ -98,9 +99,15 @@ impl Daemon for Orchestrator {
         let rows = broadcast::Sender::new(ROWS);
         let links = Links::new(config.limits.wire());
         let metrics = Arc::new(Metrics::new());
-        let (replies, for_log) = (driver.replies(), metrics.clone());
-        let shell =
-            Shell { links: links.clone(), replies, capabilities: published, rows: rows.clone(), metrics: for_log };
+        let refusals = Refusals::new(metrics.clone());
+        let shell = Shell {
+            links: links.clone(),
+            replies: driver.replies(),
+            capabilities: published,
+            rows: rows.clone(),
+            metrics: metrics.clone(),
+            refusals: refusals.clone(),
+        };
         let cancel = tasks.cancel().clone();
         tasks.vital("orchestration", async move {
             driver.run(shell, TICK, cancel).await;
@@ -127,6 +134,7 @@ impl Daemon for Orchestrator {
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
             owner: owner.clone(),
             border,
+            doorman: Doorman::new(refusals),
             binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
             reports,
         });

@@ -2,7 +2,8 @@
 //! made part of the domain.
 //!
 //! Plain data: the engine decides what follows from a change. A node is known by its id and an
-//! incarnation, which differs from one process of that node to the next.
+//! incarnation, which differs from one process of that node to the next. That it is the node which it says it is,
+//! it shows with its key, or it is found at the agent URL where it was.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use edgeless_daemon::engine::Millis;
 use uuid::Uuid;
 
 use crate::engine::{Lane, Peer};
+use crate::identities::Identities;
 
 /// The longest name that a node may give to anything.
 const NAME: usize = 256;
@@ -142,6 +144,22 @@ impl Node {
     }
 }
 
+/// What an announcement that is refused has wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Fault {
+    /// The id: it is reserved, or that of a node that is there.
+    Id,
+    /// The key: it is not the one to which the id is bound, or did not make the signature.
+    Key,
+    /// The agent URL: nothing answers there.
+    Address,
+    /// Something else: it says more than is taken, or the domain is full.
+    Limit,
+}
+
+/// Why an announcement is refused.
+pub(crate) type Refusal = (Fault, Error);
+
 /// What an announcement means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Arrival {
@@ -163,8 +181,9 @@ pub(crate) struct Registry {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     /// Those that speak only EDGELESS 1.2.
     plain: BTreeSet<NodeId>,
-    /// On which nothing new is placed, also after a restart.
+    /// On which nothing new is placed, also when they come back.
     cordoned: BTreeSet<NodeId>,
+    identities: Identities,
     /// When each of them is lost unless it announces itself again.
     deadlines: BTreeSet<(Millis, NodeId)>,
     pub(crate) keep_alive: Duration,
@@ -178,6 +197,7 @@ impl Registry {
             nodes: BTreeMap::new(),
             plain: BTreeSet::new(),
             cordoned: BTreeSet::new(),
+            identities: Identities::of_domain(limit),
             deadlines: BTreeSet::new(),
             keep_alive,
             limit,
@@ -189,29 +209,50 @@ impl Registry {
     ///
     /// # Errors
     /// It cannot be accepted.
-    pub(crate) fn judge(&self, about: &Registration) -> Result<Arrival, Error> {
+    pub(crate) fn judge(&self, about: &Registration) -> Result<Arrival, Refusal> {
         check(about)?;
         let known = self.nodes.get(&about.node);
+        self.check_key(about)?;
         Ok(match known {
+            // Also with its key: it may be a copy of its directory.
+            Some(known) if known.about.agent_url != about.agent_url && !about.leaving => {
+                return Err(in_use(&known.about));
+            }
+            Some(known) if known.about.agent_url != about.agent_url => Arrival::Stale,
             Some(known) if known.about.nonce == about.nonce && about.leaving => Arrival::Leaving,
             Some(known) if known.about.nonce == about.nonce => Arrival::Refreshed,
             // The goodbye of a process that another one has replaced, or that was given up.
             _ if about.leaving => Arrival::Stale,
-            Some(known) if known.about.agent_url != about.agent_url => {
-                return Err(Error::rejected(format!(
-                    "node id {} is in use by the node at {}: choose another node_id",
-                    about.node, known.about.agent_url
-                )));
-            }
             Some(_) => Arrival::Restarted,
             None if self.nodes.len() >= self.limit => {
-                return Err(Error::exhausted(format!(
+                let full = Error::exhausted(format!(
                     "the domain has {} nodes, and takes no more: raise limits.max_nodes of its orchestrator",
                     self.limit
-                )));
+                ));
+                return Err((Fault::Limit, full));
             }
             None => Arrival::New,
         })
+    }
+
+    /// Whether a node only says again what it was admitted with.
+    pub(crate) fn is_repeat(&self, about: &Registration) -> bool {
+        self.nodes.get(&about.node).is_some_and(|known| known.about.repeats(about))
+    }
+
+    /// An id that is bound to a key is taken with that key only.
+    fn check_key(&self, about: &Registration) -> Result<(), Refusal> {
+        let id = about.node;
+        match self.identities.key(id) {
+            Some(key) if about.key() != Some(key) => Err((
+                Fault::Key,
+                Error::rejected(format!(
+                    "node id {id} is bound to another key: choose another node_id; or, if this is that node and its key \
+                     is lost, wait until the domain has lost it and let it be known anew: `edgeless_cli node forget {id}`"
+                )),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// All nodes, but of what runs there only that on one of them.
@@ -233,6 +274,8 @@ impl Registry {
             nodes: self.nodes.iter().map(part).collect(),
             plain: self.plain.clone(),
             cordoned: self.cordoned.clone(),
+            // Nobody comes or goes there.
+            identities: Identities::of_domain(0),
             deadlines: BTreeSet::new(),
             ..*self
         }
@@ -242,6 +285,7 @@ impl Registry {
     pub(crate) fn add(&mut self, now: Millis, about: Registration) -> BTreeSet<NodeId> {
         self.incarnations += 1;
         let id = about.node;
+        self.admit(&about);
         let deadline = now + self.lifetime(&about);
         if !about.native {
             self.plain.insert(id);
@@ -258,6 +302,7 @@ impl Registry {
     pub(crate) fn remove(&mut self, id: NodeId) -> Option<(Node, BTreeSet<NodeId>)> {
         let others = self.to_be_told(id);
         let node = self.nodes.remove(&id)?;
+        self.identities.lose(id);
         self.deadlines.remove(&(node.deadline, id));
         self.plain.remove(&id);
         let others = &others | &node.acquaintances;
@@ -275,6 +320,7 @@ impl Registry {
     pub(crate) fn refresh(&mut self, now: Millis, about: Registration) -> Option<(Registration, BTreeSet<NodeId>)> {
         let deadline = now + self.lifetime(&about);
         let id = about.node;
+        self.admit(&about);
         let node = self.nodes.get_mut(&id)?;
         self.deadlines.remove(&(node.deadline, id));
         self.deadlines.insert((deadline, id));
@@ -319,6 +365,24 @@ impl Registry {
                 node.acquaintances.insert(other);
             }
         }
+    }
+
+    /// Whoever is forgotten for a node is no longer cordoned either.
+    fn admit(&mut self, about: &Registration) {
+        if let Some(forgotten) = self.identities.admit(about.node, about.key()) {
+            self.cordoned.remove(&forgotten);
+        }
+    }
+
+    /// Removes what is known of a node that is gone; tells whether there was anything.
+    pub(crate) fn forget(&mut self, id: NodeId) -> bool {
+        self.cordoned.remove(&id);
+        self.identities.forget(id)
+    }
+
+    /// Whether a node is there, or was.
+    pub(crate) fn knows(&self, id: NodeId) -> bool {
+        self.identities.knows(id)
     }
 
     /// Places nothing new on a node, or does again; tells whether that is a change.
@@ -380,25 +444,30 @@ impl Registry {
     }
 }
 
-fn check(about: &Registration) -> Result<(), Error> {
+fn in_use(known: &Registration) -> Refusal {
+    let (id, at) = (known.node, &known.agent_url);
+    (Fault::Id, Error::rejected(format!("node id {id} is in use by the node at {at}: choose another node_id")))
+}
+
+fn check(about: &Registration) -> Result<(), Refusal> {
     if about.node == NodeId::NONE || about.node.0.is_nil() {
-        return Err(Error::rejected(format!("'{}' is a reserved node id: choose another node_id", about.node)));
+        let reserved = format!("'{}' is a reserved node id: choose another node_id", about.node);
+        return Err((Fault::Id, Error::rejected(reserved)));
     }
     let own = &about.capabilities;
     let outputs = about.providers.iter().map(|provider| provider.outputs.len()).max().unwrap_or_default();
     let most = [own.labels.len(), own.runtimes.len(), about.providers.len(), outputs].into_iter().max();
     if most > Some(NAMES) {
-        return Err(Error::exhausted(format!(
-            "more than {NAMES} labels, runtimes, providers or outputs of a provider"
-        )));
+        let many = format!("more than {NAMES} labels, runtimes, providers or outputs of a provider");
+        return Err((Fault::Limit, Error::exhausted(many)));
     }
     let names = own.labels.iter().chain(&own.runtimes).chain([&own.model_name_cpu, &own.model_name_gpu]);
     let of_providers = about.providers.iter().flat_map(|own| own.outputs.iter().chain([&own.id, &own.class_type]));
     match names.chain(of_providers).find(|name| name.len() > NAME) {
-        Some(name) => Err(Error::exhausted(format!(
-            "the name '{}…' is longer than {NAME} bytes",
-            name.chars().take(40).collect::<String>()
-        ))),
+        Some(name) => {
+            let start: String = name.chars().take(40).collect();
+            Err((Fault::Limit, Error::exhausted(format!("the name '{start}…' is longer than {NAME} bytes"))))
+        }
         None => Ok(()),
     }
 }

@@ -27,6 +27,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use uuid::Uuid;
 
 use crate::border::Border;
+use crate::doorman::Doorman;
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
 use crate::limits::Limiter;
 use crate::logs::{self, Follow};
@@ -53,6 +54,8 @@ pub(crate) struct Service {
     pub(crate) border: Border,
     /// The controller that the domain works for.
     pub(crate) owner: Owner,
+    /// Looks at nodes before they are let in.
+    pub(crate) doorman: Doorman,
     /// The code of the components.
     pub(crate) binaries: Binaries,
     /// Where what nodes measure goes; the engine has no use for it.
@@ -406,7 +409,16 @@ impl NodeRegistry for Service {
     async fn update_node(&self, mut node: Registration) -> Result<Registered, Error> {
         let (id, health) = (node.node, node.health.clone());
         let (performance, is_leaving) = (std::mem::take(&mut node.performance), node.leaving);
-        match self.ask(|ticket| Event::Register(ticket, Box::new(node))).await? {
+        let answer = match self.ask(|ticket| Event::Announce(ticket, Box::new(node))).await? {
+            Reply::ToBeChecked(node) => {
+                self.doorman.check(&node).await?;
+                let answer = self.ask(|ticket| Event::Register(ticket, node)).await?;
+                self.doorman.let_in(id);
+                answer
+            }
+            answer => answer,
+        };
+        match answer {
             Reply::Registered(registered) => {
                 self.reports.add(id, (!is_leaving).then_some(health), performance);
                 Ok(registered)

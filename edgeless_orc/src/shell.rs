@@ -18,7 +18,8 @@ use edgeless_daemon::supply::Supply;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Answer, Call, Effect, Engine, Event, Outcome, Peer};
+use crate::doorman::Refusals;
+use crate::engine::{Answer, Call, Effect, Engine, Event, Note, Outcome, Peer};
 use crate::metrics::Metrics;
 
 /// A start may compile code.
@@ -87,6 +88,8 @@ pub(crate) struct Shell {
     /// The rows that have changed for other domains.
     pub(crate) rows: broadcast::Sender<Vec<Row>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// The nodes that the engine does not take.
+    pub(crate) refusals: Refusals,
 }
 
 impl edgeless_daemon::engine::Shell<Engine> for Shell {
@@ -112,6 +115,7 @@ impl edgeless_daemon::engine::Shell<Engine> for Shell {
                 // Without followers nobody needs them: who comes is told all rows first.
                 self.rows.send(rows).ok();
             }
+            Effect::Note(Note::NodeRefused { node, fault, error }) => self.refusals.add(node, (fault, error)),
             Effect::Note(note) => {
                 self.metrics.count(&note);
                 if note.is_warning() {

@@ -251,6 +251,7 @@ impl Node {
             performance: Performance::default(),
             native: true,
             leaving: false,
+            proof: None,
             loads: Vec::new(),
         };
         let (beat, beating, told) = (CancellationToken::new(), registry.clone(), registration.clone());

@@ -242,6 +242,7 @@ fn registration(node: NodeId, url: &Url, label: &str) -> Registration {
         health: Health::default(),
         native: true,
         leaving: false,
+        proof: None,
         performance: edgeless_api::node::Performance::default(),
         loads: Vec::new(),
     }

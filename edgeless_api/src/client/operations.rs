@@ -44,6 +44,14 @@ impl Operations {
         self.answer(self.operations.clone().cordon(request).await)?.into()
     }
 
+    /// Forgets a node that is lost: the key to which its id is bound, and whether it was cordoned.
+    ///
+    /// # Errors
+    /// See [`Operations`].
+    pub async fn forget(&self, node: NodeId) -> Result<(), Error> {
+        self.answer(self.operations.clone().forget(pb::NodeRef::from(node)).await)?.into()
+    }
+
     /// Cordons a node and moves everything that runs there elsewhere, one by one.
     ///
     /// # Errors

@@ -21,6 +21,10 @@ use crate::wire::{pb, uuid};
 pub trait Operations: Send + Sync + 'static {
     /// Lets nothing new be placed on a node, or lets it again. A repeat is harmless.
     async fn cordon(&self, node: NodeId, cordoned: bool) -> Result<(), Error>;
+    /// Forgets a node that is lost: the key to which its id is bound, and whether it was cordoned.
+    async fn forget(&self, _node: NodeId) -> Result<(), Error> {
+        Err(Error::unimplemented("nodes are not forgotten here"))
+    }
     /// Cordons a node and moves everything that runs there elsewhere, one by one; ends when no more can be moved.
     async fn drain(&self, node: NodeId) -> Result<Values<DrainProgress>, Error>;
     /// What runs on a node.
@@ -55,6 +59,10 @@ impl<T: Operations> pb::operations_server::Operations for Adapter<T> {
         let request = request.into_inner();
         let node = NodeId(uuid(&request.node_id, "node_id")?);
         answer(outcome(self.service.cordon(node, request.cordoned).await))
+    }
+
+    async fn forget(&self, request: Request<pb::NodeRef>) -> Wire<pb::Outcome> {
+        answer(outcome(self.service.forget(request.into_inner().try_into()?).await))
     }
 
     async fn drain(&self, request: Request<pb::NodeRef>) -> Wire<Self::DrainStream> {

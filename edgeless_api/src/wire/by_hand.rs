@@ -14,7 +14,7 @@ use crate::domain::DomainRegistration;
 use crate::error::Error;
 use crate::event::{Reply, Trace};
 use crate::id::{ComponentId, InstanceId, NodeId, WorkflowId};
-use crate::node::{PeerUpdate, Registration};
+use crate::node::{NodeKey, PeerUpdate, Proof, Registration};
 use crate::peer::{self, Call, Fate, Frame, Hello, Item, Settled, Window};
 use crate::status::{ComponentStatus, Limit, Usage};
 use crate::workflow::{Workflow, WorkflowStatus};
@@ -247,6 +247,34 @@ fn the_registration_of_a_node() {
     assert!(own.is_tee_running && own.has_tpm);
     assert_eq!((own.num_gpus, own.model_name_gpu.as_str(), own.mem_size_gpu), (1, "graphics", 8));
     assert_eq!((node.health.mem_free, node.health.load_avg), (Some(5), Some([150, 50, 25])));
+}
+
+/// What a node signs, and how it shows that: byte by byte, as somebody else would write it.
+#[test]
+fn the_registration_of_a_node_with_a_key() {
+    let shown = |key: &[u8], signature: &[u8]| {
+        let told = [field(2, ONE), field(3, "http://a:1/"), field(4, "http://b:22"), field(6, []), number(11, 77)];
+        let bytes = [told.concat(), number(1002, 1), field(1004, key), field(1005, signature)].concat();
+        Registration::try_from(pb::UpdateNodeRequest::decode(bytes.as_slice()).unwrap())
+    };
+    let node = shown(&[7; 32], &[9; 64]).unwrap();
+    assert_eq!(node.proof, Some(Proof { key: NodeKey([7; 32]), signature: [9; 64] }));
+    let claim: [&[u8]; 7] = [
+        b"edgeless node registration 1\0",
+        &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1],
+        b"\0\0\0\x0ahttp://a:1",
+        b"\0\0\0\x0bhttp://b:22",
+        b"\0\0\0\0\0\0\0",
+        b"M",
+        b"\x01",
+    ];
+    assert_eq!(node.claim(), claim.concat());
+    let again = Registration::try_from(pb::UpdateNodeRequest::from(node.clone())).unwrap();
+    assert_eq!((again.proof, again.claim()), (node.proof, node.claim()));
+    assert_eq!(shown(&[], &[]).unwrap().proof, None);
+    for (key, signature) in [(&[7; 32][..], &[][..]), (&[7; 31], &[9; 64]), (&[], &[9; 64])] {
+        assert!(shown(key, signature).unwrap_err().message.contains("32 bytes"));
+    }
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::{pb, required, uuid};
 use crate::error::Error;
 use crate::id::{DomainId, NodeId};
-use crate::node::{Capabilities, Health, InstanceLoad, NodeInfo, PeerUpdate, ProviderSpec, Registered, Registration};
+use crate::node::{
+    Capabilities, Health, InstanceLoad, NodeInfo, NodeKey, PeerUpdate, Proof, ProviderSpec, Registered, Registration,
+};
 use crate::wire::performance;
 
 /// What a node that sends no lifetime is given when its deadline lies absurdly far ahead.
@@ -160,6 +162,8 @@ impl From<Registration> for pb::UpdateNodeRequest {
             lifetime_ms: node.lifetime.map(millis).unwrap_or_default(),
             leaving: node.leaving,
             loads: node.loads.into_iter().map(Into::into).collect(),
+            key: node.proof.map(|proof| proof.key.0.to_vec().into()).unwrap_or_default(),
+            signature: node.proof.map(|proof| proof.signature.to_vec().into()).unwrap_or_default(),
         }
     }
 }
@@ -196,7 +200,18 @@ impl TryFrom<pb::UpdateNodeRequest> for Registration {
             native: request.native,
             leaving: request.leaving,
             loads: request.loads.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            proof: proof(&request.key, &request.signature)?,
         })
+    }
+}
+
+fn proof(key: &[u8], signature: &[u8]) -> Result<Option<Proof>, Error> {
+    if key.is_empty() && signature.is_empty() {
+        return Ok(None);
+    }
+    match (key.try_into(), signature.try_into()) {
+        (Ok(key), Ok(signature)) => Ok(Some(Proof { key: NodeKey(key), signature })),
+        _ => Err(Error::rejected("the key of a node has 32 bytes, and its signature 64")),
     }
 }
 

@@ -3,7 +3,7 @@
 use edgeless_api::client::{Operations, Workflows};
 use edgeless_api::node::NodeInfo;
 use edgeless_api::status::{ComponentStatus, State};
-use edgeless_api::{ComponentId, DomainId, Error, NodeId, Url};
+use edgeless_api::{Code, ComponentId, DomainId, Error, NodeId, Url};
 use futures_util::StreamExt;
 use serde::Serialize;
 
@@ -28,6 +28,10 @@ pub(crate) async fn run(
         }
         Node::Cordon { node } => cordon(&node, true, workflows, operations, console).await,
         Node::Uncordon { node } => cordon(&node, false, workflows, operations, console).await,
+        Node::Forget { node } => {
+            operations.forget(node).await.map_err(unless_offered("way to forget nodes"))?;
+            console.line(format!("node {node} forgotten"))
+        }
         Node::Drain { node } => drain(&node, workflows, operations, console).await,
     }
 }
@@ -55,7 +59,12 @@ async fn cordon(
     operations: &Operations,
     console: &Console,
 ) -> Result<(), Failure> {
-    let node = find(node, workflows).await?.node;
+    let node = match find(node, workflows).await {
+        Ok(found) => found.node,
+        // One that is gone is still known by its id.
+        Err(error) if error.code == Code::NotFound => node.parse().map_err(|_| error)?,
+        Err(error) => return Err(error.into()),
+    };
     operations.cordon(node, cordoned).await.map_err(unless_offered("cordons"))?;
     console.line(format!("node {node} {}", if cordoned { "cordoned" } else { "uncordoned" }))
 }

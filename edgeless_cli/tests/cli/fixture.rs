@@ -523,6 +523,15 @@ impl Operations for Controller {
         Ok(())
     }
 
+    async fn forget(&self, node: NodeId) -> Result<(), Error> {
+        self.offered()?;
+        if node.0.as_u128() <= 0xB {
+            return Err(Error::rejected(format!("node {node} is there: stop it first")));
+        }
+        lock(&self.done).push(format!("forget {node}"));
+        Ok(())
+    }
+
     async fn drain(&self, node: NodeId) -> Result<Values<DrainProgress>, Error> {
         self.offered()?;
         let step = |moved, component: &str, reason: &str| DrainProgress {

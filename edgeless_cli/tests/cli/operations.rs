@@ -20,6 +20,17 @@ fn a_node_is_named_by_its_id_or_by_its_host_name() {
 }
 
 #[test]
+fn a_node_that_is_gone_is_uncordoned_or_forgotten_by_its_id() {
+    let (controller, _served, folder) = cluster();
+    let (there, gone) = (component(0xa), component(0xc));
+    folder.run(&format!("node uncordon {gone}")).prints(&format!("node {gone} uncordoned\n"));
+    folder.run(&format!("node forget {gone}")).prints(&format!("node {gone} forgotten\n"));
+    assert_eq!(done(&controller), [format!("cordon {gone} false"), format!("forget {gone}")]);
+    folder.run(&format!("node forget {there}")).fails(1, &format!("error: node {there} is there: stop it first\n"));
+    assert_eq!(folder.run("node forget edge-1").code, 2, "a host name is not enough");
+}
+
+#[test]
 fn a_node_is_shown_with_what_runs_there() {
     let (_controller, _served, folder) = cluster();
     let shown = folder.run("node inspect edge-1");

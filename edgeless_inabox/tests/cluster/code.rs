@@ -5,27 +5,17 @@ use std::path::Path;
 use edgeless_api::workflow::Workflow;
 use edgeless_api::{NodeId, Url};
 use edgeless_inabox::Cluster;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::support::{PATIENCE, function, relay_module, wait_until, workflow};
+use super::support::{function, get, relay_module, wait_until, workflow};
 
 /// A workflow that runs on one node.
 fn pinned(node: NodeId) -> Workflow {
     workflow(vec![function("f", &relay_module(), &[], &[("node_id_match_any", &node.to_string())])], vec![])
 }
 
-async fn metrics(url: &Url) -> String {
-    let mut stream = tokio::net::TcpStream::connect((url.host(), url.port())).await.unwrap();
-    let request = format!("GET /metrics HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", url.host());
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut text = String::new();
-    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
-    text
-}
-
 /// The sum of the series whose line has all these parts.
 async fn sum(url: &Url, parts: &[&str]) -> u64 {
-    let text = metrics(url).await;
+    let text = get(url, "/metrics").await;
     let lines = text.lines().filter(|line| parts.iter().all(|part| line.contains(part)));
     lines.map(|line| line.rsplit_once(' ').unwrap().1.parse::<u64>().expect(line)).sum()
 }

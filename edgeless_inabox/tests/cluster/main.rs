@@ -18,6 +18,7 @@ mod containers;
 mod domains;
 mod examples;
 mod guide;
+mod identity;
 mod moves;
 mod nested;
 mod programs;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgeless_api::FunctionClass;
 use edgeless_api::workflow::{Function, Resource, Workflow};
+use edgeless_api::{FunctionClass, Url};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// How long a test waits for what must happen.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -86,6 +87,16 @@ pub fn resource(name: &str, class: &str, outputs: &[(&str, &str)], configuration
 
 pub fn workflow(functions: Vec<Function>, resources: Vec<Resource>) -> Workflow {
     Workflow::new(functions, resources, BTreeMap::new()).unwrap()
+}
+
+/// What monitoring is told, with status line and headers.
+pub async fn get(url: &Url, path: &str) -> String {
+    let mut stream = tokio::net::TcpStream::connect((url.host(), url.port())).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", url.host());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text)).await.unwrap().unwrap();
+    text
 }
 
 /// The lines of a file that may not be there yet.

@@ -19,6 +19,7 @@ mod docker;
 mod fairness;
 mod guest_abi;
 mod host;
+mod identity;
 mod images;
 mod links;
 mod moves;

@@ -50,6 +50,7 @@ use edgeless_daemon::engine::{Millis, Ticket};
 use uuid::Uuid;
 
 use crate::placement::{Placer, Strategy};
+pub use crate::registry::Fault;
 use crate::registry::{Home, Registry};
 use component::{Component, Link};
 pub(crate) use lane::Lane;
@@ -100,7 +101,9 @@ pub struct Wanted {
 pub enum Event {
     /// Time passes.
     Tick,
-    /// A node announces itself.
+    /// A node announces itself. Nobody has checked yet whether it is the one that it says it is, and there.
+    Announce(Ticket, Box<Registration>),
+    /// A node announces itself: it has shown that it has the key that it names, and its agent URL answers.
     Register(Ticket, Box<Registration>),
     /// A component is wanted.
     Start(Ticket, Box<Wanted>),
@@ -146,6 +149,8 @@ pub enum Event {
         /// Whether nothing shall.
         is_cordoned: bool,
     },
+    /// Nobody waits for a node any more that is gone.
+    Forget(Ticket, NodeId),
     /// Events wait for components that may run nowhere.
     Wake(Ticket, Vec<ComponentId>),
     /// A component is not wanted any more.
@@ -225,7 +230,7 @@ pub enum Call {
 pub type Answer = Result<Reply, Error>;
 
 /// The answer to a request that succeeded.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Reply {
     /// It is done.
     Done,
@@ -233,6 +238,8 @@ pub enum Reply {
     Started(ComponentId),
     /// The node is known.
     Registered(Registered),
+    /// The node is not known as it says it is. If what it says is true, [`Event::Register`] makes it known.
+    ToBeChecked(Box<Registration>),
     /// The limits that were asked for.
     Limits(Vec<Limit>),
 }
@@ -482,13 +489,16 @@ impl edgeless_daemon::engine::Engine for Engine {
 
     fn on(&mut self, now: Millis, event: Event) -> Vec<Effect> {
         self.now = now;
-        let may_be_quiet = matches!(event, Event::Tick | Event::Register(..));
+        let may_be_quiet = matches!(event, Event::Tick | Event::Announce(..) | Event::Register(..));
         match event {
             Event::Tick => self.pass_time(),
+            Event::Announce(ticket, about) => {
+                let answer = self.announce(*about);
+                self.reply(ticket, answer);
+            }
             Event::Register(ticket, about) => {
-                let admitted = self.register(*about);
-                let keep_alive = Some(self.settings.keep_alive);
-                self.reply(ticket, admitted.map(|()| Reply::Registered(Registered { keep_alive })));
+                let answer = self.register(*about);
+                self.reply(ticket, answer);
             }
             Event::Start(ticket, wanted) => self.start(ticket, *wanted),
             Event::Patch(ticket, kind, patch) => self.patch(ticket, kind, patch),
@@ -503,6 +513,10 @@ impl edgeless_daemon::engine::Engine for Engine {
                 let answer = self.cordon(node, is_cordoned);
                 self.reply(ticket, answer);
             }
+            Event::Forget(ticket, node) => {
+                let answer = self.forget_node(node);
+                self.reply(ticket, answer);
+            }
             Event::Wake(ticket, ids) => {
                 self.wake(&ids);
                 self.reply(ticket, Ok(Reply::Done));
@@ -513,8 +527,9 @@ impl edgeless_daemon::engine::Engine for Engine {
         }
         self.settle();
         self.publish_rows();
-        let is_reply = |effect: &Effect| matches!(effect, Effect::Reply(..));
-        let is_quiet = may_be_quiet && !self.is_outdated && self.effects.iter().all(is_reply);
+        let shows_nothing =
+            |effect: &Effect| matches!(effect, Effect::Reply(..) | Effect::Note(Note::NodeRefused { .. }));
+        let is_quiet = may_be_quiet && !self.is_outdated && self.effects.iter().all(shows_nothing);
         self.generation += u64::from(!is_quiet);
         std::mem::take(&mut self.effects)
     }

@@ -17,9 +17,9 @@ use super::{Answer, Engine, Note, Reply, Thing};
 use crate::registry::Stage;
 
 impl Engine {
-    /// Lets nothing new be placed on a node, or lets it again.
+    /// Lets nothing new be placed on a node, or lets it again. One that is gone is then cordoned when it comes back.
     pub(super) fn cordon(&mut self, node: NodeId, is_cordoned: bool) -> Answer {
-        if !self.registry.nodes.contains_key(&node) {
+        if !self.registry.knows(node) {
             return Err(unknown(node));
         }
         if self.registry.cordon(node, is_cordoned) {
@@ -200,7 +200,7 @@ fn is_free(component: &Component, replica: u32, slot: &Slot) -> bool {
     is_on && slot.fate == Fate::Stay && !is_moving
 }
 
-fn unknown(node: NodeId) -> Error {
+pub(super) fn unknown(node: NodeId) -> Error {
     Error::not_found(format!("node {node} is not known in this domain"))
 }
 

@@ -9,11 +9,11 @@ use std::collections::BTreeSet;
 use edgeless_api::component::{ComponentKind, ComponentRef};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, NodeId};
-use edgeless_api::node::{PeerUpdate, Registration};
+use edgeless_api::node::{PeerUpdate, Registered, Registration};
 
 use super::lane::Gate;
-use super::{Call, Effect, Engine, Job, Management, Note, Op, Outcome, Thing};
-use crate::registry::{Arrival, Home, Stage, Stray};
+use super::{Answer, Call, Effect, Engine, Job, Management, Note, Op, Outcome, Reply, Thing};
+use crate::registry::{Arrival, Home, Refusal, Stage, Stray};
 
 pub(super) const SAID_GOODBYE: &str = "it said goodbye";
 
@@ -23,9 +23,25 @@ pub(super) fn is_unknown(error: &Error) -> bool {
 }
 
 impl Engine {
-    pub(super) fn register(&mut self, about: Registration) -> Result<(), Error> {
+    /// What a node says that was admitted before with the very same claim is taken. Anything else is to be checked
+    /// first, unless that would be in vain.
+    pub(super) fn announce(&mut self, about: Registration) -> Answer {
+        if self.registry.is_repeat(&about) {
+            return self.register(about);
+        }
+        match self.registry.judge(&about) {
+            Ok(_) => Ok(Reply::ToBeChecked(Box::new(about))),
+            Err(refusal) => Err(self.turn_away(about.node, refusal)),
+        }
+    }
+
+    pub(super) fn register(&mut self, about: Registration) -> Answer {
         let id = about.node;
-        match self.registry.judge(&about)? {
+        let arrival = match self.registry.judge(&about) {
+            Ok(arrival) => arrival,
+            Err(refusal) => return Err(self.turn_away(id, refusal)),
+        };
+        match arrival {
             Arrival::New => self.add_node(about),
             Arrival::Restarted => {
                 self.lose_node(id, "it was restarted");
@@ -35,7 +51,26 @@ impl Engine {
             Arrival::Leaving => self.lose_node(id, SAID_GOODBYE),
             Arrival::Stale => {}
         }
-        Ok(())
+        Ok(Reply::Registered(Registered { keep_alive: Some(self.settings.keep_alive) }))
+    }
+
+    fn turn_away(&mut self, node: NodeId, (fault, error): Refusal) -> Error {
+        self.note(Note::NodeRefused { node, fault, error: error.clone() });
+        error
+    }
+
+    /// Forgets what is known of a node that is gone.
+    pub(super) fn forget_node(&mut self, node: NodeId) -> Answer {
+        if self.registry.nodes.contains_key(&node) {
+            return Err(Error::rejected(format!(
+                "node {node} is there: stop it first, and wait until the domain has lost it"
+            )));
+        }
+        if !self.registry.forget(node) {
+            return Err(super::moves::unknown(node));
+        }
+        self.note(Note::Forgotten { node });
+        Ok(Reply::Done)
     }
 
     fn add_node(&mut self, about: Registration) {

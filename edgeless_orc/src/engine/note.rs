@@ -8,6 +8,8 @@ use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_api::node::{Capabilities, ProviderSpec};
 use edgeless_api::url::Url;
 
+use super::Fault;
+
 /// Something worth a line in the log.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Note {
@@ -23,6 +25,20 @@ pub enum Note {
         invocation_url: Url,
         /// What it has.
         capabilities: Capabilities,
+    },
+    /// The announcement of a node was refused.
+    NodeRefused {
+        /// The node that it says it is.
+        node: NodeId,
+        /// What it has wrong.
+        fault: Fault,
+        /// Why, as it was told.
+        error: Error,
+    },
+    /// Nobody waits for a node any more that is gone.
+    Forgotten {
+        /// The node.
+        node: NodeId,
     },
     /// A node is gone.
     NodeLost {
@@ -127,9 +143,13 @@ impl Note {
     pub fn is_warning(&self) -> bool {
         match self {
             Self::NodeLost { reason, .. } => *reason != super::node::SAID_GOODBYE,
-            Self::NodeFailing { .. } | Self::Waiting { .. } | Self::InstanceFailing { .. } => true,
+            Self::NodeRefused { .. }
+            | Self::NodeFailing { .. }
+            | Self::Waiting { .. }
+            | Self::InstanceFailing { .. } => true,
             Self::Provider(..)
             | Self::NodeAdded { .. }
+            | Self::Forgotten { .. }
             | Self::Spawned { .. }
             | Self::Refused { .. }
             | Self::Cordoned { .. }
@@ -155,6 +175,8 @@ impl fmt::Display for Note {
                 "added function instance client: node_id {node}, agent URL {agent_url}, invocation URL \
                  {invocation_url}, capabilities {capabilities}"
             ),
+            Self::NodeRefused { node, error, .. } => write!(f, "refused the registration of node {node}: {error}"),
+            Self::Forgotten { node } => write!(f, "forgot node {node}: the next that comes with its id is a new one"),
             Self::NodeLost { node, reason, components } => {
                 write!(f, "lost node {node}: {reason}, {components} component(s) to be placed again")
             }

@@ -14,6 +14,7 @@ use edgeless_daemon::engine::Engine as _;
 
 use super::*;
 
+mod identity;
 mod moving;
 mod replicas;
 mod rows;
@@ -249,6 +250,7 @@ pub(super) fn node(id: NodeId) -> Registration {
         performance: Performance::default(),
         native: true,
         leaving: false,
+        proof: None,
         loads: Vec::new(),
     }
 }

@@ -151,6 +151,7 @@ impl Announcer {
             health: Health::default(),
             native: true,
             leaving: true,
+            proof: None,
             loads: vec![],
             performance: edgeless_api::node::Performance::default(),
         };

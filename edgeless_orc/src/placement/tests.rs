@@ -87,6 +87,7 @@ fn registration(n: u128, node: &Node) -> Registration {
         health: node.health.clone(),
         native: true,
         leaving: false,
+        proof: None,
         loads: Vec::new(),
         performance: edgeless_api::node::Performance::default(),
     }

@@ -35,6 +35,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 mod operations;
+mod registrations;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -305,6 +306,7 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         performance: Performance::default(),
         native: true,
         leaving: false,
+        proof: None,
         loads: Vec::new(),
     }
 }

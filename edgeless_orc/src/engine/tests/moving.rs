@@ -21,7 +21,7 @@ impl World {
         self.request(|ticket| Event::Evict { ticket, component, node })
     }
 
-    fn cordon(&mut self, node: NodeId, is_cordoned: bool) -> Answer {
+    pub(super) fn cordon(&mut self, node: NodeId, is_cordoned: bool) -> Answer {
         let ticket = self.request(|ticket| Event::Cordon { ticket, node, is_cordoned });
         self.answer(ticket)
     }
