@@ -63,7 +63,8 @@ impl Engine {
         let (wanted, count) = (component.wanted as usize, component.count());
         if count < wanted {
             for _ in count..wanted {
-                self.add_slot(id, Slot::new());
+                let saved = self.components.get_mut(&id).and_then(|component| component.state.take());
+                self.add_slot(id, Slot { saved, ..Slot::new() });
             }
         } else if count > wanted {
             self.shrink(id, count - wanted);
@@ -381,6 +382,7 @@ impl Engine {
             // It runs in another domain by now.
             self.spread_row(id);
         }
+        let legacy = self.has_left(id, &component);
         let name = component.name.clone();
         if component.refusal.is_none() {
             self.note(Note::Stopped { component: id, kind: component.kind(), name });
@@ -389,6 +391,7 @@ impl Engine {
         for (ask, ticket) in component.asks {
             let answer = match ask {
                 Ask::Stop => Ok(Reply::Done),
+                Ask::Release => legacy.clone().unwrap_or_else(|| Err(gone())).map(Reply::Released),
                 Ask::Start | Ask::Patch | Ask::Activate => Err(component.refusal.clone().unwrap_or_else(gone)),
             };
             self.answer_one(ask, ticket, answer);

@@ -44,10 +44,11 @@ impl Engine {
             (Some(component), _) => Row {
                 addresses: self.addresses(&component.listed),
                 partition_by: component.scale.partition_by.as_ref().map(PartitionBy::to_string).unwrap_or_default(),
+                moving: component.leaving.is_some(),
                 ..Row::new(id, component.row_epoch, component.listed.clone())
             },
             (None, Some(row)) => row.clone(),
-            (None, None) => Row::new(id, self.row_epoch(id), Vec::new()),
+            (None, None) => Row { moving: self.left.contains(id), ..Row::new(id, self.row_epoch(id), Vec::new()) },
         }
     }
 

@@ -14,6 +14,7 @@ use edgeless_daemon::engine::Engine as _;
 
 use super::*;
 
+mod leaving;
 mod moving;
 mod replicas;
 mod rows;
@@ -34,6 +35,8 @@ struct World {
     instances: u128,
     /// What every instance has saved.
     saved: Option<Bytes>,
+    /// What was started last began with this.
+    begun: Option<Bytes>,
     calls: Vec<(Op, NodeId, Call)>,
     answers: BTreeMap<Ticket, Answer>,
     notes: Vec<Note>,
@@ -62,6 +65,7 @@ impl World {
             tickets: 0,
             instances: 100,
             saved: None,
+            begun: None,
             calls: vec![],
             answers: BTreeMap::new(),
             notes: vec![],
