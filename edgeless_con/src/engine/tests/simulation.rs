@@ -38,6 +38,8 @@ struct Model {
     components: BTreeMap<ComponentId, Held>,
     /// What late messages must not bring back.
     ended: BTreeMap<ComponentId, u64>,
+    /// Counts the starts.
+    starts: u64,
     /// What has left, in which epoch and with what.
     left: BTreeMap<ComponentId, (u64, Option<Bytes>)>,
     rows_are_followed: bool,
@@ -85,6 +87,7 @@ impl Simulation {
             is_alive: true,
             components: BTreeMap::new(),
             ended: BTreeMap::new(),
+            starts: 0,
             left: BTreeMap::new(),
             rows_are_followed: false,
         };
@@ -149,7 +152,9 @@ impl Simulation {
             _ => DomainId(super::split::domain_of(effect)?.to_string()),
         };
         let is_lossy = !self.quiet;
-        let (loses_request, loses_answer) = (self.rng.random_bool(0.05), self.rng.random_bool(0.05));
+        // Often enough that a move is given up although the component is gone.
+        let loss = if matches!(effect, Effect::Release { .. }) { 0.4 } else { 0.05 };
+        let (loses_request, loses_answer) = (self.rng.random_bool(0.05), self.rng.random_bool(loss));
         let model = self.model(&domain);
         if !model.is_near || !model.is_alive || (is_lossy && loses_request) {
             return unreachable();
@@ -188,7 +193,7 @@ impl Simulation {
 
     /// A release is done, whether or not the controller hears of it.
     fn leave(&mut self, effect: &Effect, nonce: u64) -> Option<Event> {
-        let loses_answer = !self.quiet && self.rng.random_bool(0.2);
+        let loses_answer = !self.quiet && self.rng.random_bool(0.4);
         let Effect::Release { id, peer, .. } = effect else { panic!("{effect:?}") };
         let domain = peer.domain.clone();
         let model = self.model(&domain);
@@ -446,7 +451,8 @@ impl Model {
                     let row = (ended + 1).max(epoch << 32);
                     self.ended.insert(id, row);
                     let left = self.left.remove(&id).filter(|(left, _)| *left == epoch).and_then(|(_, state)| state);
-                    let new = || Bytes::from(format!("{id} {} {epoch}", self.name));
+                    self.starts += 1;
+                    let new = || Bytes::from(format!("{} {} {}", self.name, self.nonce, self.starts));
                     let keeps_state = match &start.spec {
                         ComponentSpec::Function(function) => function.state.policy != StatePolicy::Transient,
                         ComponentSpec::Resource(_) => false,
