@@ -232,7 +232,7 @@ impl World {
     }
 }
 
-pub(super) fn node(id: NodeId) -> Registration {
+pub(crate) fn node(id: NodeId) -> Registration {
     let port = u16::try_from(id.0.as_u128()).unwrap();
     Registration {
         node: id,
@@ -262,7 +262,7 @@ fn plain(id: NodeId) -> Registration {
     Registration { native: false, lifetime: Some(Duration::from_secs(60)), ..node(id) }
 }
 
-pub(super) fn function(annotations: &[(&str, &str)]) -> ComponentSpec {
+pub(crate) fn function(annotations: &[(&str, &str)]) -> ComponentSpec {
     ComponentSpec::Function(FunctionSpec {
         class: FunctionClass { id: "f".into(), function_type: "RUST_WASM".into(), ..FunctionClass::default() },
         annotations: annotations.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
