@@ -64,6 +64,7 @@ pub struct Builder {
     labels: Vec<Vec<String>>,
     domains: Vec<Domain>,
     controller: edgeless_con::Config,
+    emit_wait: Option<Duration>,
     directory: std::path::PathBuf,
 }
 
@@ -86,6 +87,13 @@ impl Builder {
     #[must_use]
     pub fn domain(mut self, domain: Domain) -> Self {
         self.domains.push(domain);
+        self
+    }
+
+    /// How long events wait on the nodes for a component that runs nowhere.
+    #[must_use]
+    pub fn emit_wait(mut self, time: Duration) -> Self {
+        self.emit_wait = Some(time);
         self
     }
 
@@ -126,6 +134,7 @@ impl Builder {
                 .collect(),
             nodes: Vec::new(),
             configs: BTreeMap::new(),
+            emit_wait: self.emit_wait,
             directory: self.directory,
         };
         for (index, domain) in self.domains.into_iter().enumerate() {
@@ -153,6 +162,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// Of all nodes that there ever were, with the place of their domain.
     configs: BTreeMap<NodeId, (usize, edgeless_node::Config)>,
+    emit_wait: Option<Duration>,
     directory: std::path::PathBuf,
 }
 
@@ -164,6 +174,7 @@ impl Cluster {
             labels: Vec::new(),
             domains: Vec::new(),
             controller: edgeless_con::Config::default(),
+            emit_wait: None,
             directory: directory.to_path_buf(),
         }
     }
@@ -267,6 +278,7 @@ impl Cluster {
         config.wasm_runtime.cache_directory = Some(self.directory.join(format!("cache-{id}")));
         // Many of them share an address space.
         config.wasm_runtime.max_instances = 64;
+        config.limits.emit_wait = self.emit_wait.unwrap_or(config.limits.emit_wait);
         config.user_node_capabilities.labels = labels;
         let text = |value: String| toml::Value::String(value);
         config.resources.insert("http_ingress_url".to_string(), text(free_port().to_string()));

@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::component::{Ask, Component, Link};
 use super::scaling::Load;
 use super::slot::{Attempt, Fate, Place, Slot};
-use super::{Engine, Note, Reply, Thing};
+use super::{Engine, Note, Reply, Thing, rows};
 use crate::placement::{self, Placer, Question, Refusal, Tenant};
 
 /// How long the last epoch of a component is remembered after its end: longer than any call about
@@ -377,6 +377,9 @@ impl Engine {
         let link = self.links.entry(id).or_default();
         *link = Link { last_epoch: component.epoch, last_row: component.row_epoch, kept_until, ..std::mem::take(link) };
         self.timers.insert((kept_until, Thing::Component(id)));
+        if component.leaving.is_some() {
+            self.timers.insert((self.now + rows::UNDER_WAY, Thing::Component(id)));
+        }
         self.exported.remove(&id);
         if self.foreign.contains_key(&id) {
             // It runs in another domain by now.

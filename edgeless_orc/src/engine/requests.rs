@@ -48,7 +48,8 @@ impl Engine {
         let requirements = Requirements::parse(wanted.spec.annotations()).map_err(Error::rejected)?;
         let scale = scale(&wanted.context.name, &wanted.spec)?;
         let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
-        let had_row = !self.listed(id).is_empty();
+        // What has left is told to be on its way.
+        let had_row = !self.listed(id).is_empty() || self.left.contains(id);
         let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
         let first_epoch = match known {
             None if self.left.epoch(id).is_some_and(|left| epoch < left) => {
@@ -315,8 +316,11 @@ impl Engine {
     fn dismiss(&mut self, id: ComponentId) {
         if let Some(component) = self.components.get_mut(&id) {
             component.is_leaving = true;
-            component.leaving = None;
+            let is_stopped_instead = component.leaving.take().is_some();
             self.hurry(id);
+            if is_stopped_instead {
+                self.renew_row(id);
+            }
         }
     }
 

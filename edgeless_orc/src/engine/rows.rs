@@ -27,6 +27,9 @@ const ROWS: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node forwards what still comes for an instance that has left it.
 pub(super) const FORWARDS: Duration = Duration::from_secs(10);
+/// How long it is told of the row before that, if it is not known earlier where the component runs next: longer
+/// than anybody waits for what moves.
+pub(super) const UNDER_WAY: Duration = Duration::from_secs(600);
 
 impl Engine {
     /// The instances that events to a component go to.
@@ -274,9 +277,14 @@ impl Engine {
         if self.foreign.get(&id).is_some_and(|known| known.epoch >= row.epoch) {
             return;
         }
+        let runs = !row.instances.is_empty();
         self.foreign.insert(id, row);
         if !self.components.contains_key(&id) {
             self.spread_row(id);
+            if let Some(link) = self.links.get_mut(&id).filter(|_| runs) {
+                let until = self.now + FORWARDS;
+                link.former.values_mut().for_each(|kept| *kept = until);
+            }
         }
     }
 

@@ -308,8 +308,9 @@ impl Engine {
     /// A replica is gone for good.
     pub(super) fn drop_slot(&mut self, id: ComponentId, replica: u32, answer: &Answer) {
         self.leave_home(id, replica);
-        let until = self.now + rows::FORWARDS;
         let Some(component) = self.components.get_mut(&id) else { return };
+        let forwards = if component.leaving.is_some() { rows::UNDER_WAY } else { rows::FORWARDS };
+        let until = self.now + forwards;
         let Some(slot) = component.slots.remove(&replica) else { return };
         component.inherit(&slot);
         for (other, heir) in component.slots.iter_mut() {

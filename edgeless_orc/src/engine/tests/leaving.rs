@@ -80,6 +80,18 @@ fn a_node_that_it_ran_on_is_told_where_it_runs_now_also_without_a_sender_there()
 }
 
 #[test]
+fn what_has_left_is_forgotten_in_the_end() {
+    let mut world = World::pair(with_state());
+    world.released(TWO).unwrap();
+    world.patch(ONE, &[]);
+    world.obey();
+    world.live(Duration::from_secs(599), &[&node(A), &node(B)]);
+    assert!(world.engine.links.contains_key(&TWO), "its node may be told yet where it runs");
+    world.live(Duration::from_secs(2), &[&node(A), &node(B)]);
+    assert!(!world.engine.links.contains_key(&TWO) && !world.engine.left.contains(TWO));
+}
+
+#[test]
 fn all_instances_end_and_those_under_way_are_abandoned() {
     let mut world = World::new();
     world.add(&node(A));
@@ -129,6 +141,7 @@ fn a_repeat_is_answered_the_same_and_a_newer_start_forgets() {
 
     // Started again in the same epoch: that takes it back.
     world.begin(TWO, 1, with_state(), None).unwrap();
+    assert!(!world.row(TWO).moving);
     assert_eq!(world.begun, Some(STATE));
     world.saved = Some(Bytes::from_static(b"43"));
     assert_eq!(world.released(TWO), Ok(Reply::Released(world.saved.clone())));
@@ -261,6 +274,7 @@ fn a_stop_ends_a_release() {
     assert!(calls.contains(&(A, Call::Stop(FUNCTION, at))), "{calls:?}");
     assert_eq!(world.answer(stopped), Ok(Reply::Done));
     assert_eq!(world.refusal(released).code, Code::Unavailable);
+    assert_eq!(rows_in(&calls).last(), Some(&(A, vec![row(TWO, 3, &[])])), "nobody waits for it");
     let again = world.release(TWO);
     assert_eq!(world.refusal(again).code, Code::NotFound);
 }
