@@ -79,7 +79,7 @@ async fn drain(node: &str, workflows: &Workflows, operations: &Operations, conso
         let component = one_line(&step.component);
         if !step.reason.is_empty() {
             stuck += 1;
-            console.error(format!("'{component}' stays: {}", one_line(&step.reason)));
+            console.error(format!("'{component}': {}", one_line(&step.reason)));
         } else if !component.is_empty() {
             console.note(format!("'{component}' moved ({} of {})", step.moved, step.total));
         }
