@@ -139,7 +139,10 @@ fn merge(
         others.insert(domain, other);
     }
     let status = |component: &ComponentView| match known.remove(&(component.domain.clone(), component.id)) {
-        Some(status) => ComponentStatus { name: component.name.clone(), ..status },
+        Some(status) => {
+            let reason = if status.reason.is_empty() { component.loss.clone() } else { status.reason };
+            ComponentStatus { name: component.name.clone(), reason, ..status }
+        }
         None => {
             let (state, reason) = others.get(&component.domain).map_or((State::Waiting, ""), |(s, r)| (*s, r));
             silent(component, if component.is_up { state } else { State::Waiting }, reason)
@@ -269,6 +272,7 @@ mod tests {
             epoch: 1,
             is_up,
             trouble: trouble.into(),
+            loss: String::new(),
         };
         let components = vec![component("a", true, ""), component("b", true, ""), component("c", false, "no node")];
         let peers = BTreeMap::from([(DomainId("d".into()), Err("away".into()))]);
@@ -293,6 +297,16 @@ mod tests {
                 ("c", State::Waiting, "no node"),
             ]
         );
+    }
+
+    #[test]
+    fn a_lost_state_is_the_reason_if_there_is_no_other() {
+        let mut view = view();
+        view.components[0].loss = "state lost: gone".into();
+        for (said, shown) in [("", "state lost: gone"), ("trap", "trap")] {
+            let reported = silent(&view.components[0], State::Running, said);
+            assert_eq!(merge(&view, answer(Ok(vec![reported])))[0].reason, shown);
+        }
     }
 
     #[test]

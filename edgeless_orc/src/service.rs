@@ -13,7 +13,7 @@ use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext,
 };
 use edgeless_api::domain::{DomainCapabilities, DomainState};
-use edgeless_api::error::{Code, Error};
+use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
@@ -89,7 +89,15 @@ impl Service {
         .await
         .into_iter()
         .collect();
-        views.into_iter().map(|view| merged(view, &answers)).collect()
+        let whole = |view: View| {
+            let loss = view.loss.clone();
+            let mut status = merged(view, &answers);
+            if status.reason.is_empty() {
+                status.reason = loss;
+            }
+            status
+        };
+        views.into_iter().map(whole).collect()
     }
 }
 
@@ -146,14 +154,7 @@ impl Components for Service {
 
     async fn release(&self, component: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
         self.border.admit_controller()?;
-        let component = ComponentId(component);
-        let state = self.release_own(component, grace).await?;
-        // It is not wanted here any more; what it is nobody said.
-        match self.halt(ComponentKind::Function, component).await {
-            Err(error) if error.code.is_refusal() => self.halt(ComponentKind::Resource, component).await?,
-            halted => halted?,
-        }
-        Ok(state)
+        self.hand_over(ComponentId(component), grace).await
     }
 
     async fn status(&self, ids: Vec<Uuid>) -> Result<Vec<ComponentStatus>, Error> {
@@ -209,25 +210,12 @@ impl Service {
         self.view(ids.to_vec()).await.is_ok_and(|views| !views.is_empty())
     }
 
-    /// Lets the instances of a component come to their ends, and tells the state that was saved last. It is stopped
-    /// next: until then the engine takes it for running.
-    pub(crate) async fn release_own(&self, id: ComponentId, grace: Duration) -> Result<Option<Bytes>, Error> {
-        let unknown = || Error::not_found(format!("component {id} is not known in this domain"));
-        let view = self.view(vec![id.0]).await?.pop().ok_or_else(unknown)?;
-        if view.peers.is_empty() {
-            return Err(Error::unavailable(format!("component {id} does not run at present: try again later")));
+    /// Lets a component go to another domain, and tells the state that it saved last.
+    pub(crate) async fn hand_over(&self, id: ComponentId, grace: Duration) -> Result<Option<Bytes>, Error> {
+        match self.ask(|ticket| Event::Release(ticket, id, grace)).await? {
+            Reply::Released(state) => Ok(state),
+            other => Err(unexpected(&other)),
         }
-        let mut saved = None;
-        for (peer, instance) in view.peers {
-            let state = match self.links.to(&peer)?.components.release(instance.function, grace).await {
-                // It is gone already, as it should be.
-                Err(error) if error.code == Code::NotFound => None,
-                state => state?,
-            };
-            // Only a component with one instance saves its state.
-            saved = saved.or(state);
-        }
-        Ok(saved)
     }
 
     async fn status_at(&self, peer: &Peer, instances: &[Uuid]) -> Result<Vec<ComponentStatus>, Error> {

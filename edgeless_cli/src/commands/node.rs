@@ -12,6 +12,9 @@ use crate::failure::{Failure, INTERRUPTED};
 use crate::opts::Node;
 use crate::output::{Console, Report, Style, fitting_table, one_line, or_dash, table};
 
+/// The components that are named at most of those that a drain leaves.
+const NAMED: usize = 10;
+
 /// Does it.
 pub(crate) async fn run(
     command: Node,
@@ -85,17 +88,30 @@ async fn drain(node: &str, workflows: &Workflows, operations: &Operations, conso
         let component = one_line(&step.component);
         if !step.reason.is_empty() {
             stuck += 1;
-            console.error(format!("'{component}' stays: {}", one_line(&step.reason)));
+            console.error(format!("'{component}': {}", one_line(&step.reason)));
         } else if !component.is_empty() {
             console.note(format!("'{component}' moved ({} of {})", step.moved, step.total));
         }
     }
-    match stuck {
-        0 => console.line(format!("node {node} is empty")),
-        1 => Err(Failure::Refused(format!("node {node} is cordoned and not empty: 1 component has no other place"))),
-        _ => Err(Failure::Refused(format!(
-            "node {node} is cordoned and not empty: {stuck} components have no other place"
-        ))),
+    // What came too late to be waited for may have moved meanwhile.
+    let left = match operations.residents(node).await {
+        Ok(residents) if residents.is_empty() => None,
+        Ok(residents) => Some(names(&residents)),
+        Err(_) if stuck == 0 => None,
+        Err(error) => Some(format!("{stuck} did not move, and what is left cannot be told: {error}")),
+    };
+    match left {
+        None => console.line(format!("node {node} is empty")),
+        Some(left) => Err(Failure::Refused(format!("node {node} is cordoned and not empty: {left}"))),
+    }
+}
+
+/// The components that are left on a node, of many only some by name.
+fn names(left: &[ComponentStatus]) -> String {
+    let named: Vec<_> = left.iter().take(NAMED).map(|one| format!("'{}'", one_line(&one.name))).collect();
+    match left.len().saturating_sub(NAMED) {
+        0 => format!("{} left", named.join(", ")),
+        more => format!("{} and {more} more left", named.join(", ")),
     }
 }
 

@@ -534,6 +534,7 @@ impl Operations for Controller {
 
     async fn drain(&self, node: NodeId) -> Result<Values<DrainProgress>, Error> {
         self.offered()?;
+        lock(&self.done).push(format!("drain {node}"));
         let step = |moved, component: &str, reason: &str| DrainProgress {
             total: 2,
             moved,
@@ -550,10 +551,13 @@ impl Operations for Controller {
         Ok(Box::pin(futures_util::stream::iter(steps.into_iter().map(Ok))))
     }
 
-    async fn residents(&self, _: NodeId) -> Result<Vec<ComponentStatus>, Error> {
+    async fn residents(&self, node: NodeId) -> Result<Vec<ComponentStatus>, Error> {
         self.offered()?;
         let running = lock(&self.running).keys().next().copied();
-        self.status(running.unwrap()).await
+        let is_drained = lock(&self.done).contains(&format!("drain {node}"));
+        // See `drain`.
+        let stays = |one: &ComponentStatus| !is_drained || (node.0.as_u128() == 0xA && one.name == "log");
+        Ok(self.status(running.unwrap()).await?.into_iter().filter(stays).collect())
     }
 
     async fn plan_loss(&self, node: NodeId) -> Result<Vec<Relocation>, Error> {

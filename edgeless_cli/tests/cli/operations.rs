@@ -58,8 +58,8 @@ fn a_drain_ends_when_the_node_is_empty_or_says_what_stays() {
     folder.run("node drain edge-1").fails(
         1,
         &format!(
-            "'counter' moved (1 of 2)\nerror: 'log' stays: no node for 'log': 0 of 1 nodes offer file-log\n\
-             error: node {first} is cordoned and not empty: 1 component has no other place\n"
+            "'counter' moved (1 of 2)\nerror: 'log': no node for 'log': 0 of 1 nodes offer file-log\n\
+             error: node {first} is cordoned and not empty: 'log' left\n"
         ),
     );
 }

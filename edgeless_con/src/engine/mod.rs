@@ -349,6 +349,8 @@ pub struct ComponentView {
     pub is_up: bool,
     /// Why it last failed to be.
     pub trouble: String,
+    /// Why it has not the state that it had before it moved; empty: it has.
+    pub loss: String,
 }
 
 /// One component, for whoever wants to ask its domain about it.

@@ -31,6 +31,8 @@ const GRACE: Duration = Duration::from_secs(10);
 const SENDERS: Duration = Duration::from_secs(5);
 /// How long it is waited, after the new places are taken, until the old ones are gone.
 const SETTLING: Duration = Duration::from_secs(15);
+/// How a domain begins to say that what a component knew is gone.
+const LOST: &str = "state lost: ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -474,16 +476,12 @@ impl Run {
         }
         let place = part.place;
         let is_moving = self.components.get(place).is_some_and(|own| own.next.is_some());
-        let result = match result {
-            // The domain did not run it: there is nothing that it could know.
-            Err(error) if error.code == Code::NotFound => Ok(None),
-            result => result,
-        };
         match result {
             Ok(state) => {
                 self.set_step(place, Step::Released);
                 let Some(component) = self.components.get_mut(place) else { return };
                 component.place.forget_failures();
+                component.loss.clear();
                 if let Some(next) = &mut component.next {
                     next.state = state;
                 } else if self.is_stopping() {
@@ -498,9 +496,34 @@ impl Run {
                     }
                 }
             }
+            Err(error) if error.code == Code::NotFound => self.is_gone_with_its_state(now, place, error),
             Err(error) if is_moving => self.not_released(now, place, error),
             Err(error) if may_pass(&error) && !self.is_stopping() => self.set_step(place, Step::Unsure),
             Err(_) => {}
+        }
+    }
+
+    /// The domain does not run a component any more and cannot hand over what it knew: it begins anew where it was.
+    fn is_gone_with_its_state(&mut self, now: Millis, place: usize, error: Error) {
+        self.set_step(place, Step::Absent);
+        if self.is_stopping() {
+            return;
+        }
+        let home = self.home(place).cloned().unwrap_or(DomainId(String::new()));
+        let Some(component) = self.components.get_mut(place) else { return };
+        let name = component.name.clone();
+        let epoch = component.next_epoch();
+        component.place.begin_again(epoch, component.id);
+        if component.has_state() {
+            component.loss = match error.message.starts_with(LOST) {
+                true => error.message.clone(),
+                false => format!("{LOST}{}", error.message),
+            };
+            tracing::warn!(workflow = %self.id, component = name, reason = component.loss, "it begins anew");
+        }
+        if component.next.is_some() {
+            let error = error.context(format!("{home} cannot hand over '{name}', which begins anew there"));
+            self.cancel(now, error);
         }
     }
 

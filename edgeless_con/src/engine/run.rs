@@ -63,6 +63,8 @@ pub(super) struct Component {
     pub(super) next: Option<Place>,
     /// Senders in other domains are told that it runs nowhere, so that they keep their events.
     pub(super) is_parked: bool,
+    /// Why it has not the state that it had before it was to move.
+    pub(super) loss: String,
 }
 
 /// The components of a workflow that is to be started: functions, then resources.
@@ -415,6 +417,7 @@ impl Run {
                 epoch: place.epoch,
                 is_up: place.step == Step::Active,
                 trouble: place.trouble.clone(),
+                loss: component.loss.clone(),
             })
         };
         self.components.iter().filter_map(view).collect()
@@ -1071,6 +1074,7 @@ impl Component {
             place: Place::new(0, 1, id),
             next: None,
             is_parked: false,
+            loss: String::new(),
         }
     }
 

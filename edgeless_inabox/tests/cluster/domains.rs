@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use edgeless_api::status::State;
 use edgeless_api::workflow::{Workflow, WorkflowStatus};
 use edgeless_api::{DomainId, InstanceId};
 use edgeless_inabox::{Cluster, Domain};
 
 use super::cluster::{cast, status_of};
-use super::support::{function, lines, relay_module, resource, wait_until, workflow};
+use super::support::{PATIENCE, function, lines, relay_module, resource, wait_until, workflow};
 
 fn domain(id: &str) -> Domain {
     Domain::new(id).unwrap().labels(vec![vec![id.to_string()]])
@@ -140,5 +141,87 @@ async fn what_ran_in_a_domain_that_is_gone_runs_in_another() {
     .await;
     let (_, moved) = workflows.inspect(started.workflow).await.unwrap();
     comes_through(&cluster, &moved, &log, 20).await;
+    cluster.stop().await;
+}
+
+/// A function that counts the events that it gets, keeps the count as its state, and passes it on for each.
+fn counting_module() -> Bytes {
+    wat::parse_str(
+        r#"(module
+            (import "env" "cast_asm" (func $cast (param i32 i32 i32 i32)))
+            (import "env" "sync_asm" (func $sync (param i32 i32)))
+            (memory (export "memory") 1)
+            (data (i32.const 0) "out")
+            (data (i32.const 16) "000000")
+            (func (export "edgeless_mem_alloc") (param i32) (result i32) (i32.const 1024))
+            (func (export "edgeless_mem_free") (param i32 i32))
+            (func (export "edgeless_mem_clear"))
+            (func (export "handle_init_asm") (param i32 i32) (param $state i32) (param $len i32)
+                (if (i32.eq (local.get $len) (i32.const 6))
+                    (then
+                        (i32.store (i32.const 16) (i32.load (local.get $state)))
+                        (i32.store16 (i32.const 20) (i32.load16_u offset=4 (local.get $state))))))
+            (func (export "handle_cast_asm") (param i32 i32 i32 i32)
+                (local $at i32)
+                (local.set $at (i32.const 21))
+                (block $done
+                    (loop $carry
+                        (i32.store8 (local.get $at) (i32.add (i32.load8_u (local.get $at)) (i32.const 1)))
+                        (br_if $done (i32.le_u (i32.load8_u (local.get $at)) (i32.const 57)))
+                        (i32.store8 (local.get $at) (i32.const 48))
+                        (local.set $at (i32.sub (local.get $at) (i32.const 1)))
+                        (br_if $carry (i32.ge_u (local.get $at) (i32.const 16)))))
+                (call $sync (i32.const 16) (i32.const 6))
+                (call $cast (i32.const 0) (i32.const 3) (i32.const 16) (i32.const 6)))
+            (func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 0))
+            (func (export "handle_stop_asm")))"#,
+    )
+    .unwrap()
+    .into()
+}
+
+/// What a function has counted goes on counting in the other domain, under load, and nothing stays behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_migrates_with_its_state_while_events_come_from_the_domain_that_it_leaves() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::builder(directory.path()).domain(domain("left")).domain(domain("right"));
+    // However slow the machine is, nothing waits in vain.
+    let cluster = cluster.configure_nodes(|config| config.limits.move_wait = PATIENCE).start().await.unwrap();
+    let (workflows, operations) = (cluster.workflows().unwrap(), cluster.operations().unwrap());
+    let left = ("label_match_all", "left");
+    let flow = workflow(
+        vec![
+            function("first", &relay_module(), &[("out", "count")], &[left]),
+            function("count", &counting_module(), &[("out", "log")], &[("state", "node-local")]),
+        ],
+        vec![resource("log", "file-log", &[], &[("filename", "log"), left])],
+    );
+    let started = workflows.start(flow, None).await.unwrap();
+    assert_eq!(domains(&started), ["left", "left", "left"]);
+    let count = started.mapping.iter().find(|mapped| mapped.name == "count").unwrap().component;
+    let (log, first) = (directory.path().join("log"), first(&cluster, &started).await);
+    let mut sent = 0;
+    for (from, to) in [(0, "right"), (1, "left"), (0, "right")] {
+        cast(&cluster, first, "before").await;
+        sent += 1;
+        wait_until("it has counted", || async { lines(&log).len() == sent }).await;
+        let migrating = workflows.migrate(started.workflow, DomainId(to.into()), Some("count".into()));
+        let sending = async {
+            for _ in 0..200 {
+                cast(&cluster, first, "meanwhile").await;
+                sent += 1;
+            }
+        };
+        let (migrated, ()) = tokio::join!(migrating, sending);
+        assert_eq!(domains(&migrated.unwrap()), ["left", to, "left"]);
+        for node in cluster.nodes_of(from) {
+            let residents = operations.residents(node.id()).await.unwrap();
+            assert!(residents.iter().all(|one| one.component != count), "{residents:?}");
+        }
+    }
+    wait_until("all events are counted", || async { lines(&log).len() >= sent }).await;
+    let expected: Vec<String> = (1..=sent).map(|number| format!("{number:06}")).collect();
+    assert_eq!(lines(&log), expected);
+    assert_eq!(status_of(&cluster, &started, "count").await.reason, "");
     cluster.stop().await;
 }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use edgeless_api::component::{ComponentKind, ComponentSpec, StatePolicy, VOLUME};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, InstanceId, NodeId};
@@ -14,6 +15,7 @@ use edgeless_api::scale::Scale;
 use edgeless_api::status::{ComponentStatus, InstanceStatus, State};
 use edgeless_daemon::engine::{Millis, Ticket};
 
+use super::leaving::Leaving;
 use super::scaling::Trend;
 use super::slot::{Fate, Place, Slot, Slots};
 use super::{Engine, View};
@@ -26,6 +28,7 @@ pub(super) enum Ask {
     Patch,
     Activate,
     Stop,
+    Release,
 }
 
 /// What is known of a component beside what it is itself; it may be gone.
@@ -64,6 +67,10 @@ pub(super) struct Component {
     pub(super) opens_at: Option<Millis>,
     /// It shall be gone.
     pub(super) is_leaving: bool,
+    /// It goes to another domain.
+    pub(super) leaving: Option<Leaving>,
+    /// What its next replica begins with, if it keeps state.
+    pub(super) state: Option<Bytes>,
 
     /// Its replicas by number.
     pub(super) slots: Slots,
@@ -80,6 +87,8 @@ pub(super) struct Component {
     pub(super) is_born: bool,
     /// Why it never ran.
     pub(super) refusal: Option<Error>,
+    /// Why it has not the state that it had before it moved.
+    pub(super) loss: Option<Error>,
     /// Nodes that may run it for all we know, and cannot be asked.
     pub(super) doubted: BTreeSet<Home>,
     pub(super) trend: Trend,
@@ -99,9 +108,11 @@ impl Component {
         }
     }
 
-    /// Whether a replica of it has left its node, or is about to, and has another one to go to.
+    /// Whether it leaves for another domain, or a replica of it has left its node, or is about to, and has another
+    /// one to go to.
     pub(super) fn is_on_its_way(&self) -> bool {
-        !self.is_leaving && self.slots.values().any(|slot| slot.fate == Fate::Move || slot.is_under_way)
+        self.leaving.is_some()
+            || !self.is_leaving && self.slots.values().any(|slot| slot.fate == Fate::Move || slot.is_under_way)
     }
 
     pub(super) fn has_volumes(&self) -> bool {
@@ -189,6 +200,10 @@ impl Engine {
             let node = self.registry.at(instance.home).filter(|node| node.about.native)?;
             Some((node.peer(), instance.id))
         };
-        View { status: component.status(id, &self.registry), peers: component.running().filter_map(peer).collect() }
+        View {
+            status: component.status(id, &self.registry),
+            peers: component.running().filter_map(peer).collect(),
+            loss: component.loss.as_ref().map(|loss| loss.message.clone()).unwrap_or_default(),
+        }
     }
 }

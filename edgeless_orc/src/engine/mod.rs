@@ -10,12 +10,13 @@
 //! clock, no I/O, a seeded random generator: the same events give the same effects.
 //!
 //! - `component`, `slot`: what is desired of a component and what is the case of each of its replicas.
-//! - `requests`, `moves`: what others ask for; `replicas`: how many there are and where they go; `scaling`:
+//! - `requests`, `moves`, `leaving`: what others ask for; `replicas`: how many there are and where they go; `scaling`:
 //!   how many there shall be; `steps`: what is done about it.
 //! - `node`: how nodes come and go; `rows`: what they are told of components; `loss`: what if one were lost.
 
 mod component;
 mod lane;
+mod leaving;
 mod loss;
 mod moves;
 mod node;
@@ -31,7 +32,7 @@ mod steps;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -54,6 +55,7 @@ pub use crate::registry::Fault;
 use crate::registry::{Home, Registry};
 use component::{Component, Link};
 pub(crate) use lane::Lane;
+use leaving::Left;
 pub use note::Note;
 use slot::Wiring;
 pub use snapshot::{ComponentState, Cursor, NodeState, Page};
@@ -155,6 +157,9 @@ pub enum Event {
     Wake(Ticket, Vec<ComponentId>),
     /// A component is not wanted any more.
     Stop(Ticket, ComponentKind, ComponentId),
+    /// A component leaves for another domain: its instances end once they have handled what is queued, for which they
+    /// have this time, and its state is handed over.
+    Release(Ticket, ComponentId, Duration),
     /// No component is wanted any more.
     StopAll,
     /// A call has ended.
@@ -242,6 +247,8 @@ pub enum Reply {
     ToBeChecked(Box<Registration>),
     /// The limits that were asked for.
     Limits(Vec<Limit>),
+    /// The component has left, with this state.
+    Released(Option<Bytes>),
 }
 
 /// A component as the engine sees it, and who can say more.
@@ -251,6 +258,8 @@ pub struct View {
     pub status: ComponentStatus,
     /// Its instances whose nodes can be asked.
     pub peers: Vec<(Peer, InstanceId)>,
+    /// Why it has not the state that it should have; empty: it has.
+    pub loss: String,
 }
 
 /// What a call was for.
@@ -303,6 +312,8 @@ pub struct Engine {
     exported: BTreeSet<ComponentId>,
     /// Those whose rows have changed.
     unpublished: BTreeSet<ComponentId>,
+    /// The components that have left for other domains.
+    left: Left,
     /// The replicas that wait for a place.
     homeless: BTreeSet<(ComponentId, u32)>,
     /// Calls that managed a node when it was lost. Before they end it is not managed again: a late
@@ -339,6 +350,7 @@ impl Engine {
             foreign: BTreeMap::new(),
             exported: BTreeSet::new(),
             unpublished: BTreeSet::new(),
+            left: Left::default(),
             homeless: BTreeSet::new(),
             farewells: BTreeMap::new(),
             activations: BTreeMap::new(),
@@ -418,6 +430,7 @@ impl Engine {
     }
 
     fn pass_time(&mut self) {
+        self.left.expire(self.now);
         for id in self.registry.silent(self.now) {
             self.lose_node(id, "it was silent for too long");
         }
@@ -522,6 +535,7 @@ impl edgeless_daemon::engine::Engine for Engine {
                 self.reply(ticket, Ok(Reply::Done));
             }
             Event::Stop(ticket, kind, id) => self.stop(ticket, kind, id),
+            Event::Release(ticket, id, grace) => self.release_component(ticket, id, grace),
             Event::StopAll => self.stop_all(),
             Event::Done(op, result) => self.done(op, result),
         }

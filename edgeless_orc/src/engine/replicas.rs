@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::component::{Ask, Component, Link};
 use super::scaling::Load;
 use super::slot::{Attempt, Fate, Place, Slot};
-use super::{Engine, Note, Reply, Thing};
+use super::{Engine, Note, Reply, Thing, rows};
 use crate::placement::{self, Placer, Question, Refusal, Tenant};
 
 /// How long the last epoch of a component is remembered after its end: longer than any call about
@@ -64,7 +64,8 @@ impl Engine {
         let (wanted, count) = (component.wanted as usize, component.count());
         if count < wanted {
             for _ in count..wanted {
-                self.add_slot(id, Slot::new());
+                let saved = self.components.get_mut(&id).and_then(|component| component.state.take());
+                self.add_slot(id, Slot { saved, ..Slot::new() });
             }
         } else if count > wanted {
             self.shrink(id, count - wanted);
@@ -392,11 +393,15 @@ impl Engine {
         let link = self.links.entry(id).or_default();
         *link = Link { last_epoch: component.epoch, last_row: component.row_epoch, kept_until, ..std::mem::take(link) };
         self.timers.insert((kept_until, Thing::Component(id)));
+        if component.leaving.is_some() {
+            self.timers.insert((self.now + rows::UNDER_WAY, Thing::Component(id)));
+        }
         self.exported.remove(&id);
         if self.foreign.contains_key(&id) {
             // It runs in another domain by now.
             self.spread_row(id);
         }
+        let legacy = self.has_left(id, &component);
         let name = component.name.clone();
         if component.refusal.is_none() {
             self.note(Note::Stopped { component: id, kind: component.kind(), name });
@@ -405,6 +410,7 @@ impl Engine {
         for (ask, ticket) in component.asks {
             let answer = match ask {
                 Ask::Stop => Ok(Reply::Done),
+                Ask::Release => legacy.clone().unwrap_or_else(|| Err(gone())).map(Reply::Released),
                 Ask::Start | Ask::Patch | Ask::Activate => Err(component.refusal.clone().unwrap_or_else(gone)),
             };
             self.answer_one(ask, ticket, answer);

@@ -49,9 +49,13 @@ impl Engine {
         let scale = scale(&wanted.context.name, &wanted.spec)?;
         let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
         let was_moving = self.components.get(&id).is_some_and(|known| known.is_moving);
-        let had_row = was_moving || !self.listed(id).is_empty();
+        // What has left is told to be on its way.
+        let had_row = was_moving || !self.listed(id).is_empty() || self.left.contains(id);
         let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
         let first_epoch = match known {
+            None if self.left.epoch(id).is_some_and(|left| epoch < left) => {
+                return Err(Error::rejected(format!("component {id} has left this domain since it had epoch {epoch}")));
+            }
             Some(_) if self.kind_of(id) != Some(wanted.spec.kind()) => return Err(self.wrong_kind(id)),
             Some((known, _, _)) if epoch < known => {
                 return Err(Error::rejected(format!(
@@ -76,7 +80,7 @@ impl Engine {
             }
             None => self.links.get(&id).map(|link| link.last_epoch).unwrap_or_default(),
         };
-        let component = Component {
+        let mut component = Component {
             name: wanted.context.name,
             spec: wanted.spec,
             requirements,
@@ -88,6 +92,8 @@ impl Engine {
             opens_at: None,
             is_held: wanted.is_held,
             is_leaving: false,
+            leaving: None,
+            state: wanted.context.state,
             slots: Slots::default(),
             epoch: first_epoch,
             listed: Vec::new(),
@@ -96,12 +102,19 @@ impl Engine {
             row_since: Millis::default(),
             is_born: false,
             refusal: None,
+            loss: None,
             doubted: BTreeSet::new(),
             trend: Trend::default(),
             asks: vec![(Ask::Start, ticket)],
         };
         if component.wanted == 0 {
             self.has_place(id, &component, &Slot::new())?;
+        }
+        // Who takes a release back did not hear what it left.
+        match self.left.take(id, epoch) {
+            Ok(left) => component.state = component.state.take().or(left),
+            Err(loss) if component.state.is_none() => component.loss = Some(loss),
+            Err(_) => {}
         }
         self.components.insert(id, component);
         self.begin_with(id, had_row);
@@ -305,12 +318,13 @@ impl Engine {
     fn dismiss(&mut self, id: ComponentId) {
         if let Some(component) = self.components.get_mut(&id) {
             component.is_leaving = true;
+            component.leaving = None;
             self.hurry(id);
             self.refresh_row(id);
         }
     }
 
-    fn wait(&mut self, id: ComponentId, ask: Ask, ticket: Ticket) -> Result<(), Error> {
+    pub(super) fn wait(&mut self, id: ComponentId, ask: Ask, ticket: Ticket) -> Result<(), Error> {
         let Some(component) = self.components.get_mut(&id) else { return Err(unknown(id)) };
         if component.asks.len() >= ASKS {
             return Err(Error::exhausted(format!(

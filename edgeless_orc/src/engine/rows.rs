@@ -52,7 +52,7 @@ impl Engine {
                 ..Row::new(id, component.row_epoch, component.listed.clone())
             },
             (None, Some(row)) => row.clone(),
-            (None, None) => Row::new(id, self.row_epoch(id), Vec::new()),
+            (None, None) => Row { moving: self.left.contains(id), ..Row::new(id, self.row_epoch(id), Vec::new()) },
         }
     }
 
@@ -284,9 +284,14 @@ impl Engine {
         if self.foreign.get(&id).is_some_and(|known| known.epoch >= row.epoch) {
             return;
         }
+        let runs = !row.instances.is_empty();
         self.foreign.insert(id, row);
         if !self.components.contains_key(&id) {
             self.spread_row(id);
+            if let Some(link) = self.links.get_mut(&id).filter(|_| runs) {
+                let until = self.now + FORWARDS;
+                link.former.values_mut().for_each(|kept| *kept = until);
+            }
         }
     }
 

@@ -1,11 +1,13 @@
 //! The engine against model nodes that crash, fall silent and lose answers, while operators move
 //! components and load comes and goes, seeded. After quiet, what runs is what is wanted, nothing is left
-//! over, every sender is told where what it sends to runs, and every request was answered once.
+//! over, every sender is told where what it sends to runs, and every request was answered once. Of what was released
+//! nothing is left when that is answered, and its state or the loss of it is told, however often it is asked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use edgeless_api::component::{Row, StatePolicy, Target};
+use edgeless_api::error::Code;
 use edgeless_api::node::InstanceLoad;
 use edgeless_daemon::engine::Engine as _;
 use rand::rngs::SmallRng;
@@ -24,6 +26,8 @@ struct Running {
     epoch: u64,
     wiring: BTreeMap<String, Target>,
     is_active: bool,
+    /// What it has saved, if it keeps state.
+    state: Option<Bytes>,
 }
 
 /// A node that does what it is told, if it hears it.
@@ -31,12 +35,16 @@ struct Model {
     about: Registration,
     is_reachable: bool,
     running: BTreeMap<Uuid, Running>,
+    /// What ended there, and with what.
+    released: BTreeMap<Uuid, Option<Bytes>>,
     rows: BTreeMap<ComponentId, Row>,
 }
 
 impl Model {
     fn start(&mut self, start: Start, fresh: Uuid) -> Result<Outcome, Error> {
-        let StartContext { component, replica, epoch, .. } = start.context.unwrap();
+        let StartContext { component, replica, epoch, state, .. } = start.context.unwrap();
+        let fresh_state = || Bytes::copy_from_slice(fresh.as_bytes());
+        let state = keeps_state(component).then(|| state.unwrap_or_else(fresh_state));
         let is_it = |running: &Running| running.component == component && running.replica == replica;
         let known = self.running.iter().find(|(_, running)| is_it(running));
         let known = known.map(|(instance, running)| (*instance, running.epoch)).filter(|_| self.about.native);
@@ -48,7 +56,8 @@ impl Model {
                     self.running.remove(&instance);
                 }
                 let is_active = !self.about.native;
-                self.running.insert(fresh, Running { component, replica, epoch, wiring: BTreeMap::new(), is_active });
+                self.running
+                    .insert(fresh, Running { component, replica, epoch, wiring: BTreeMap::new(), is_active, state });
                 fresh
             }
         };
@@ -79,6 +88,10 @@ const KINDS: [&[(&str, &str)]; 4] = [
     &[("state", "")],
 ];
 
+fn keeps_state(id: ComponentId) -> bool {
+    id.0.as_u128() % 4 == 3
+}
+
 fn kind(id: ComponentId) -> ComponentSpec {
     let annotations = KINDS[usize::try_from(id.0.as_u128() % 4).unwrap()];
     let mut spec = function(annotations);
@@ -97,6 +110,10 @@ struct Simulation {
     nodes: BTreeMap<NodeId, Model>,
     calls: Vec<(Op, NodeId, Call)>,
     open: BTreeMap<Ticket, Option<ComponentId>>,
+    /// The releases among these, and whether there must be a state, or a word about it.
+    releases: BTreeMap<Ticket, (ComponentId, bool)>,
+    /// What was answered to the first release of what has left.
+    left: BTreeMap<ComponentId, Answer>,
     tickets: u64,
     epochs: u64,
     desired: BTreeMap<ComponentId, Desired>,
@@ -118,7 +135,16 @@ impl Simulation {
         let model = |n| {
             let is_native = n > plain;
             let about = Registration { native: is_native, lifetime: None, ..node(NodeId(Uuid::from_u128(n))) };
-            (about.node, Model { about, is_reachable: true, running: BTreeMap::new(), rows: BTreeMap::new() })
+            (
+                about.node,
+                Model {
+                    about,
+                    is_reachable: true,
+                    running: BTreeMap::new(),
+                    released: BTreeMap::new(),
+                    rows: BTreeMap::new(),
+                },
+            )
         };
         Self {
             rng: SmallRng::seed_from_u64(seed),
@@ -127,6 +153,8 @@ impl Simulation {
             nodes: (1..=NODES).map(model).collect(),
             calls: vec![],
             open: BTreeMap::new(),
+            releases: BTreeMap::new(),
+            left: BTreeMap::new(),
             tickets: 0,
             epochs: 0,
             desired: BTreeMap::new(),
@@ -164,6 +192,41 @@ impl Simulation {
         if let (Some(id), Err(_)) = (started, answer) {
             self.desired.remove(&id);
         }
+        if let Some((id, must_have_state)) = self.releases.remove(&ticket) {
+            self.released(id, must_have_state, answer);
+        }
+    }
+
+    /// A component has left, and nothing of it is there; or it stays.
+    fn released(&mut self, id: ComponentId, must_have_state: bool, answer: &Answer) {
+        if let Some(before) = self.left.get(&id) {
+            assert_eq!(before, answer, "a repeat is answered otherwise");
+            return;
+        }
+        let what = match answer {
+            Ok(Reply::Released(Some(_))) if keeps_state(id) => "left with its state",
+            Ok(Reply::Released(None)) => {
+                assert!(!must_have_state, "{id} leaves without a word about its state");
+                "left"
+            }
+            Err(error) if error.message.starts_with("state lost: ") && keeps_state(id) => "left and lost its state",
+            Err(error) => {
+                assert!([Code::NotFound, Code::Unavailable, Code::Rejected].contains(&error.code), "{error:?}");
+                return;
+            }
+            other => panic!("{other:?}"),
+        };
+        *self.seen.entry(what).or_default() += 1;
+        assert!(!self.engine.components.contains_key(&id), "it is still there");
+        self.desired.remove(&id);
+        self.left.insert(id, answer.clone());
+    }
+
+    fn release(&mut self, id: ComponentId) {
+        let component = self.engine.components.get(&id);
+        let has_run = component.is_some_and(|component| component.is_born && !component.is_leaving);
+        self.releases.insert(Ticket(self.tickets + 1), (id, has_run && keeps_state(id)));
+        self.request(None, |ticket| Event::Release(ticket, id, Duration::from_secs(1)));
     }
 
     fn request(&mut self, started: Option<ComponentId>, event: impl FnOnce(Ticket) -> Event) {
@@ -224,11 +287,12 @@ impl Simulation {
 
     fn ask(&mut self) {
         let id = self.component();
-        match self.rng.random_range(0..4) {
+        match self.rng.random_range(0..5) {
             0 if !self.engine.components.contains_key(&id) => {
                 self.epochs += 1;
                 let context = StartContext::new(id, self.epochs, String::new());
                 self.desired.insert(id, Desired::default());
+                self.left.remove(&id);
                 let wanted = Box::new(Wanted { spec: kind(id), context, is_held: true });
                 self.request(Some(id), |ticket| Event::Start(ticket, wanted));
             }
@@ -248,6 +312,7 @@ impl Simulation {
                 desired.is_active = true;
                 self.request(None, |ticket| Event::Activate(ticket, vec![id]));
             }
+            4 => self.release(id),
             _ => {}
         }
     }
@@ -310,8 +375,12 @@ impl Simulation {
             Call::Release { instance, .. } => {
                 *self.seen.entry("released").or_default() += 1;
                 assert!(is_native, "a plain node is asked to release");
-                node.running.remove(&instance).ok_or_else(missing)?;
-                return Ok(Outcome::Released(None));
+                if let Some(state) = node.released.get(&instance) {
+                    return Ok(Outcome::Released(state.clone()));
+                }
+                let state = node.running.remove(&instance).ok_or_else(missing)?.state;
+                node.released.insert(instance, state.clone());
+                return Ok(Outcome::Released(state));
             }
             Call::Stop(_, instance) => drop(node.running.remove(&instance.function)),
         }
@@ -335,6 +404,7 @@ impl Simulation {
         node.is_reachable = false;
         if is_crash {
             node.running.clear();
+            node.released.clear();
             node.about.nonce += 1;
         }
     }
@@ -455,8 +525,9 @@ fn simulate(seeds: std::ops::Range<u64>, plain: u128) -> BTreeMap<&'static str, 
 #[test]
 fn our_nodes_run_what_is_wanted_after_any_trouble() {
     let seen = simulate(0..200, 0);
-    for what in ["moved", "evicted", "grown", "shrunk", "released", "woken"] {
-        assert!(seen.get(what).is_some_and(|count| *count > 20), "{what} too seldom: {seen:?}");
+    let left = ["left", "left with its state", "left and lost its state"];
+    for what in ["moved", "evicted", "grown", "shrunk", "released", "woken"].into_iter().chain(left) {
+        assert!(seen.get(what).is_some_and(|count| *count > 15), "{what} too seldom: {seen:?}");
     }
 }
 

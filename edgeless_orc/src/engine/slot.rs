@@ -256,7 +256,9 @@ impl Engine {
             Place::Nowhere => return Step::Place,
             Place::Trying(attempt) if is_going => return Step::Abandon(attempt.clone()),
             Place::Trying(attempt) => return Step::Create(attempt.clone()),
-            Place::On(instance) if component.is_leaving => return Step::Stop(instance.id),
+            Place::On(instance) if component.is_leaving && component.leaving.is_none() => {
+                return Step::Stop(instance.id);
+            }
             Place::On(instance) => instance,
         };
         // A lost node takes its residents along, so that there is one.

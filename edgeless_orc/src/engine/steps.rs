@@ -281,6 +281,7 @@ impl Engine {
     }
 
     fn vanish(&mut self, id: ComponentId, replica: u32, error: Error) {
+        self.state_is_lost(id, replica, &error);
         self.leave_home(id, replica);
         let Some(component) = self.components.get_mut(&id) else { return };
         let is_replaced = component.successor(replica).is_some();
@@ -308,9 +309,11 @@ impl Engine {
     /// A replica is gone for good.
     pub(super) fn drop_slot(&mut self, id: ComponentId, replica: u32, answer: &Answer) {
         self.leave_home(id, replica);
-        let until = self.now + rows::FORWARDS;
         let Some(component) = self.components.get_mut(&id) else { return };
+        let forwards = if component.leaving.is_some() { rows::UNDER_WAY } else { rows::FORWARDS };
+        let until = self.now + forwards;
         let Some(slot) = component.slots.remove(&replica) else { return };
+        component.inherit(&slot);
         for (other, heir) in component.slots.iter_mut() {
             if heir.replaces == Some(replica) {
                 heir.replaces = None;
@@ -411,18 +414,20 @@ impl Engine {
     }
 
     fn release(&mut self, id: ComponentId, replica: u32, at: InstanceId) {
-        let may_overlap = self.components.get(&id).is_some_and(Component::may_overlap);
+        let Some(component) = self.components.get(&id) else { return };
+        let (may_overlap, leaving) = (component.may_overlap(), component.leaving.as_ref());
+        let (leaves, grace) = (leaving.is_some(), leaving.map_or(GRACE, |leaving| leaving.grace));
         let Some(slot) = self.slot_mut(id, replica) else { return };
         // What is stopped by its node loses what it has saved: one that moves with its state is asked for it
         // until its node answers, or is lost.
-        let may_be_stopped = may_overlap || slot.fate != Fate::Move;
+        let may_be_stopped = may_overlap || (slot.fate != Fate::Move && !leaves);
         let Some(instance) = slot.instance_mut() else { return };
         instance.releases = instance.releases.saturating_add(1);
         let home = instance.home;
         if instance.releases > RELEASES && may_be_stopped {
             return self.stop_instance(id, replica, at);
         }
-        let call = Call::Release { instance: at.function, grace: GRACE };
+        let call = Call::Release { instance: at.function, grace };
         self.call_for(id, replica, home, Job::Release(id, replica), call);
     }
 
@@ -430,8 +435,17 @@ impl Engine {
         let now = self.now;
         let Some(slot) = self.awaiting(id, replica, op) else { return };
         match result {
-            Ok(state) => self.gone(id, replica, state),
-            Err(error) if error.code == Code::NotFound => self.gone(id, replica, None),
+            Ok(state) => {
+                slot.saved = state;
+                if let Some(component) = self.components.get_mut(&id) {
+                    component.loss = None;
+                }
+                self.gone(id, replica);
+            }
+            Err(error) if error.code == Code::NotFound => {
+                self.state_is_lost(id, replica, &error);
+                self.gone(id, replica);
+            }
             Err(error) => {
                 if error.code.is_refusal()
                     && let Some(instance) = slot.instance_mut()
@@ -446,9 +460,10 @@ impl Engine {
     }
 
     /// A replica has left its node, as it should.
-    fn gone(&mut self, id: ComponentId, replica: u32, state: Option<Bytes>) {
-        let is_leaving = self.components.get(&id).is_some_and(|component| component.is_leaving);
-        let Some(slot) = self.slot_mut(id, replica) else { return };
+    fn gone(&mut self, id: ComponentId, replica: u32) {
+        let Some(component) = self.components.get_mut(&id) else { return };
+        let is_leaving = component.is_leaving;
+        let Some(slot) = component.slots.get_mut(&replica) else { return };
         if is_leaving || slot.fate != Fate::Move {
             return self.drop_slot(id, replica, &Ok(Reply::Done));
         }
@@ -457,7 +472,6 @@ impl Engine {
         slot.origin = slot.home();
         slot.lane.recover();
         slot.trouble = None;
-        slot.saved = state;
         let former = slot.home().map(|home| home.node);
         self.leave_home(id, replica);
         if let Some(slot) = self.slot_mut(id, replica) {
@@ -487,7 +501,10 @@ impl Engine {
                 self.marked.insert(Thing::Slot(id, replica));
             }
             // One that the node does not know is stopped, too.
-            Ok(()) | Err(_) => self.gone(id, replica, None),
+            Ok(()) | Err(_) => {
+                self.state_is_lost(id, replica, "its node does not hand it over");
+                self.gone(id, replica);
+            }
         }
     }
 

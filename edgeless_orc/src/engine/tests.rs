@@ -15,6 +15,7 @@ use edgeless_daemon::engine::Engine as _;
 use super::*;
 
 mod identity;
+mod leaving;
 mod moving;
 mod replicas;
 mod rows;
@@ -35,6 +36,8 @@ struct World {
     instances: u128,
     /// What every instance has saved.
     saved: Option<Bytes>,
+    /// What was started last began with this.
+    begun: Option<Bytes>,
     calls: Vec<(Op, NodeId, Call)>,
     answers: BTreeMap<Ticket, Answer>,
     notes: Vec<Note>,
@@ -63,6 +66,7 @@ impl World {
             tickets: 0,
             instances: 100,
             saved: None,
+            begun: None,
             calls: vec![],
             answers: BTreeMap::new(),
             notes: vec![],
@@ -229,7 +233,7 @@ impl World {
     }
 }
 
-pub(super) fn node(id: NodeId) -> Registration {
+pub(crate) fn node(id: NodeId) -> Registration {
     let port = u16::try_from(id.0.as_u128()).unwrap();
     Registration {
         node: id,
@@ -260,7 +264,7 @@ fn plain(id: NodeId) -> Registration {
     Registration { native: false, lifetime: Some(Duration::from_secs(60)), ..node(id) }
 }
 
-pub(super) fn function(annotations: &[(&str, &str)]) -> ComponentSpec {
+pub(crate) fn function(annotations: &[(&str, &str)]) -> ComponentSpec {
     ComponentSpec::Function(FunctionSpec {
         class: FunctionClass { id: "f".into(), function_type: "RUST_WASM".into(), ..FunctionClass::default() },
         annotations: annotations.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),

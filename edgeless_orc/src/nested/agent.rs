@@ -12,7 +12,7 @@ use bytes::Bytes;
 use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext, Target,
 };
-use edgeless_api::error::Error;
+use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, InstanceId};
 use edgeless_api::node::{InstanceLoad, PeerUpdate};
 use edgeless_api::server::{Components, NodeManagement, Values};
@@ -25,7 +25,7 @@ use crate::engine::Event;
 use crate::forwarder::{Forwarder, readdress};
 use crate::service::Service;
 
-/// Stops that are remembered: a start that was on its way meanwhile comes too late.
+/// Stops and releases that are remembered: a start that was on its way meanwhile comes too late.
 const STOPPED: usize = 1024;
 /// When what a parent of EDGELESS 1.x started emits even without a patch.
 const UNTOLD: Duration = Duration::from_secs(1);
@@ -62,11 +62,19 @@ struct Book {
     started: BTreeMap<Key, Started>,
     keys: BTreeMap<Uuid, Key>,
     stopped: VecDeque<(Key, u64)>,
+    /// What the parent has released, by alias: it may not have heard the state.
+    left: VecDeque<(Uuid, ComponentId)>,
 }
 
 impl Book {
     fn new() -> Self {
-        Self { generation: rand::random(), started: BTreeMap::new(), keys: BTreeMap::new(), stopped: VecDeque::new() }
+        Self {
+            generation: rand::random(),
+            started: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            stopped: VecDeque::new(),
+            left: VecDeque::new(),
+        }
     }
 
     fn by_alias(&self, alias: Uuid) -> Option<(Key, &Started)> {
@@ -111,6 +119,22 @@ impl Book {
             self.stopped.pop_front();
         }
         self.stopped.push_back((key, started.epoch));
+    }
+
+    /// Takes note of a release.
+    fn leave(&mut self, alias: Uuid) {
+        let Some(own) = self.by_alias(alias).map(|(_, started)| started.own) else { return };
+        self.forget(alias);
+        if self.left.len() >= STOPPED {
+            self.left.pop_front();
+        }
+        self.left.push_back((alias, own));
+    }
+
+    /// What was released by this alias, and was not started again since.
+    fn left(&self, alias: Uuid) -> Option<ComponentId> {
+        let (_, own) = self.left.iter().rev().find(|(left, _)| *left == alias)?;
+        self.started.values().all(|started| started.own != *own).then_some(*own)
     }
 
     /// The component of the domain that a row of the parent means, if it means one and nothing else.
@@ -370,20 +394,21 @@ impl Components for Agent {
     }
 
     async fn release(&self, instance: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
-        let (key, started) = self.started(instance)?;
+        let (key, started) = match (self.started(instance), self.book(|book| book.left(instance))) {
+            (Ok(found), _) => found,
+            (Err(_), Some(own)) => return self.service.hand_over(own, grace).await,
+            (Err(unknown), None) => return Err(unknown),
+        };
         // What still comes goes where the component runs now, as far as the parent said.
         self.forwarder.table(|table, now| table.lead_away(now, instance, key.0));
-        match self.service.release_own(started.own, grace).await {
-            Ok(state) => {
-                self.service.halt(started.kind, started.own).await?;
-                self.book(|book| book.forget(instance));
-                Ok(state)
-            }
-            Err(error) => {
+        let released = self.service.hand_over(started.own, grace).await;
+        match &released {
+            Err(error) if error.code != Code::NotFound => {
                 self.forwarder.table(|table, now| table.restart(now, instance, started.own));
-                Err(error)
             }
+            Ok(_) | Err(_) => self.book(|book| book.leave(instance)),
         }
+        released
     }
 
     async fn set_rows(&self, rows: Vec<Row>) -> Result<(), Error> {

@@ -203,6 +203,35 @@ fn a_state_that_cannot_travel_is_not_left_behind() {
 }
 
 #[test]
+fn a_domain_that_does_not_know_a_component_has_lost_its_state_and_says_so() {
+    for (said, loss) in
+        [("not known", "state lost: not known"), ("state lost: no such instance", "state lost: no such instance")]
+    {
+        let (mut world, status) = World::moving(workflow_of(vec![function("f", &[], &[])]));
+        let (mut told, mut states) = (Vec::new(), Vec::new());
+        let ticket = world.migrate(status.workflow, "b", None, &mut |effect| {
+            let obeyed = noting(&mut told)(effect);
+            if let Effect::Create { start, .. } = effect {
+                states.push(start.context.clone().unwrap().state);
+            }
+            if matches!(effect, Effect::Release { .. }) { fail(effect, Error::not_found(said)) } else { obeyed }
+        });
+        let expected = format!("a cannot hand over 'f', which begins anew there: {said}");
+        assert_eq!(world.reply_to(ticket), Err(Error::not_found(expected)));
+        assert_eq!(told, ["a: release #0", "a: create f@3", "a: activate 1"]);
+        assert_eq!(states, [None]);
+        let view = world.engine.view(status.workflow).unwrap();
+        assert!(view.components[0].is_up);
+        assert_eq!(view.components[0].loss, loss);
+
+        // A move that takes a state along makes up for it.
+        let ticket = world.migrate(status.workflow, "b", None, &mut obey);
+        assert!(matches!(world.reply_to(ticket), Ok(Answer::Migrated(_))));
+        assert_eq!(world.engine.view(status.workflow).unwrap().components[0].loss, "");
+    }
+}
+
+#[test]
 fn what_cannot_be_moved_is_refused_in_words() {
     let (mut world, status) = World::moving(pair());
     let id = status.workflow;

@@ -1,7 +1,7 @@
 //! The whole with model domains, seeded: joins, losses, delays, answers that get lost, messages that come twice.
 //!
 //! After quiet every component of every workflow is active in exactly the domain that the controller names, senders
-//! are wired to where their targets are, and nothing else runs anywhere.
+//! are wired to where their targets are, nothing else runs anywhere, and whoever keeps state knows what it knew first.
 
 use std::collections::VecDeque;
 
@@ -19,6 +19,10 @@ struct Held {
     outputs: BTreeMap<String, Target>,
     is_exported: bool,
     is_active: bool,
+    /// What it knows, if it keeps state.
+    state: Option<Bytes>,
+    /// It was released, and is not gone yet.
+    is_leaving: bool,
 }
 
 /// A domain as its orchestrator is modelled.
@@ -34,6 +38,10 @@ struct Model {
     components: BTreeMap<ComponentId, Held>,
     /// What late messages must not bring back.
     ended: BTreeMap<ComponentId, u64>,
+    /// Counts the starts.
+    starts: u64,
+    /// What has left, in which epoch and with what.
+    left: BTreeMap<ComponentId, (u64, Option<Bytes>)>,
     rows_are_followed: bool,
 }
 
@@ -47,6 +55,15 @@ struct Simulation {
     events: VecDeque<(Millis, Event)>,
     quiet: bool,
     workflows: Vec<WorkflowId>,
+    /// When releases are done, each with the nonce of the process that does it.
+    releases: Vec<(Millis, Effect, u64)>,
+    /// What each component knew first.
+    first: BTreeMap<ComponentId, Bytes>,
+    /// Those whose state went down with a process.
+    bereft: BTreeSet<ComponentId>,
+    /// Releases that were answered, and those that were asked for again.
+    released: usize,
+    repeated: usize,
 }
 
 impl Simulation {
@@ -70,13 +87,28 @@ impl Simulation {
             is_alive: true,
             components: BTreeMap::new(),
             ended: BTreeMap::new(),
+            starts: 0,
+            left: BTreeMap::new(),
             rows_are_followed: false,
         };
         let has = [everything(), only_functions(), only_logs(), everything()];
         let domains = names.into_iter().zip(has).map(model).collect();
         let rng = StdRng::seed_from_u64(seed);
         let (effects, events) = (VecDeque::new(), VecDeque::new());
-        Self { world, rng, domains, effects, events, quiet: false, workflows: Vec::new() }
+        Self {
+            world,
+            rng,
+            domains,
+            effects,
+            events,
+            quiet: false,
+            workflows: Vec::new(),
+            releases: Vec::new(),
+            first: BTreeMap::new(),
+            bereft: BTreeSet::new(),
+            released: 0,
+            repeated: 0,
+        }
     }
 
     fn soon(&mut self) -> Millis {
@@ -120,16 +152,72 @@ impl Simulation {
             _ => DomainId(super::split::domain_of(effect)?.to_string()),
         };
         let is_lossy = !self.quiet;
-        let (loses_request, loses_answer) = (self.rng.random_bool(0.05), self.rng.random_bool(0.05));
+        // Often enough that a move is given up although the component is gone.
+        let loss = if matches!(effect, Effect::Release { .. }) { 0.4 } else { 0.05 };
+        let (loses_request, loses_answer) = (self.rng.random_bool(0.05), self.rng.random_bool(loss));
         let model = self.model(&domain);
         if !model.is_near || !model.is_alive || (is_lossy && loses_request) {
             return unreachable();
         }
-        let answer = model.act(effect);
+        let answer = match effect {
+            Effect::Release { id, .. } => match model.begin_to_leave(*id) {
+                Ok(true) => {
+                    let nonce = model.nonce;
+                    let at = self.soon();
+                    self.releases.push((at, effect.clone(), nonce));
+                    None
+                }
+                Ok(false) => {
+                    let answer = model.has_left(effect);
+                    self.repeated += 1;
+                    answer
+                }
+                Err(error) => fail(effect, error),
+            },
+            _ => model.act(effect),
+        };
+        // From then on it may learn something.
+        if let Effect::Activate { ids, .. } = effect {
+            for id in ids {
+                let held = self.model(&domain).components.get(&ComponentId(*id));
+                if let Some(state) = held.and_then(|held| held.state.clone()) {
+                    self.first.entry(ComponentId(*id)).or_insert(state);
+                }
+            }
+        }
         if self.model(&domain).rows_are_followed {
             self.all_rows(&domain);
         }
-        if is_lossy && loses_answer { fail(effect, Error::timeout("lost")) } else { answer }
+        if is_lossy && loses_answer && answer.is_some() { fail(effect, Error::timeout("lost")) } else { answer }
+    }
+
+    /// A release is done, whether or not the controller hears of it.
+    fn leave(&mut self, effect: &Effect, nonce: u64) -> Option<Event> {
+        let loses_answer = !self.quiet && self.rng.random_bool(0.4);
+        let Effect::Release { id, peer, .. } = effect else { panic!("{effect:?}") };
+        let domain = peer.domain.clone();
+        let model = self.model(&domain);
+        if !model.is_alive || model.nonce != nonce {
+            return fail(effect, Error::unavailable("the connection broke"));
+        }
+        model.leave(*id);
+        let (answer, is_near) = (model.has_left(effect), model.is_near);
+        if model.rows_are_followed {
+            self.all_rows(&domain);
+        }
+        if !is_near || loses_answer {
+            return fail(effect, Error::timeout("lost"));
+        }
+        self.released += 1;
+        answer
+    }
+
+    /// A process ends, and what it knew with it.
+    fn end(&mut self, index: usize) {
+        let model = &mut self.domains[index];
+        model.nonce += 1;
+        self.bereft.extend(std::mem::take(&mut model.components).into_keys());
+        self.bereft.extend(std::mem::take(&mut model.left).into_keys());
     }
 
     fn all_rows(&mut self, domain: &DomainId) {
@@ -138,7 +226,10 @@ impl Simulation {
             return;
         }
         let n = u128::from(model.name.as_bytes()[0]);
-        let row = |(id, held): (&ComponentId, &Held)| Row::new(*id, held.row, vec![super::split::instance(n)]);
+        let row = |(id, held): (&ComponentId, &Held)| {
+            let instances = if held.is_leaving { Vec::new() } else { vec![super::split::instance(n)] };
+            Row { moving: held.is_leaving, ..Row::new(*id, held.row, instances) }
+        };
         let rows = model.components.iter().filter(|(_, held)| held.is_exported).map(row).collect();
         // One stream: what was said first arrives first.
         let last = self.events.iter().filter(|(_, event)| matches!(event, Event::Rows { .. })).map(|(at, _)| *at).max();
@@ -178,9 +269,18 @@ impl Simulation {
                 }
             }
             let (due, later) =
+                std::mem::take(&mut self.releases).into_iter().partition::<Vec<_>, _>(|(at, ..)| *at <= now);
+            self.releases = later;
+            for (_, effect, nonce) in due {
+                if let Some(event) = self.leave(&effect, nonce) {
+                    let at = self.soon();
+                    self.events.push_back((at, event));
+                }
+            }
+            let (due, later) =
                 std::mem::take(&mut self.events).into_iter().partition::<Vec<_>, _>(|(at, _)| *at <= now);
             self.events = later.into();
-            if due.is_empty() {
+            if due.is_empty() && self.releases.iter().all(|(at, ..)| *at > now) {
                 break;
             }
             for (_, event) in due {
@@ -202,18 +302,12 @@ impl Simulation {
             1..=3 => self.domains[index].is_near = true,
             // Killed as a whole, or only started again.
             4 => {
-                let model = &mut self.domains[index];
-                model.is_alive = false;
-                model.nonce += 1;
-                model.components.clear();
+                self.domains[index].is_alive = false;
+                self.end(index);
                 self.tell(Event::DomainLost { domain, reason: Error::unavailable("connection refused") });
             }
             5..=6 => self.domains[index].is_alive = true,
-            7 => {
-                let model = &mut self.domains[index];
-                model.nonce += 1;
-                model.components.clear();
-            }
+            7 => self.end(index),
             8 => {
                 let ticket = self.world.ticket();
                 let stop = self.rng.random_range(0..10);
@@ -249,7 +343,8 @@ impl Simulation {
         self.workflows = self.world.engine.list();
     }
 
-    fn run(seed: u64) {
+    /// How often something was released, and how often again.
+    fn run(seed: u64) -> (usize, usize) {
         let mut own = Self::new(seed);
         own.step();
         for _ in 0..4 {
@@ -276,6 +371,7 @@ impl Simulation {
             own.step();
         }
         own.check(seed);
+        (own.released, own.repeated)
     }
 
     fn check(&self, seed: u64) {
@@ -285,6 +381,7 @@ impl Simulation {
             assert!(run.leftovers.is_empty() && run.change.is_none(), "seed {seed}: {run:?}");
             let (_, status) = engine.inspect(run.id).unwrap_or_else(|_| panic!("seed {seed}: {run:?}"));
             expected.extend(status.mapping.into_iter().map(|own| (own.component, own.domain.0)));
+            self.check_states(seed, run);
         }
         let mut actual = BTreeMap::new();
         for model in &self.domains {
@@ -298,6 +395,22 @@ impl Simulation {
             }
         }
         assert_eq!(actual, expected, "seed {seed}");
+    }
+
+    /// What a component knew it knows yet, wherever it went, unless that went down with a process. A domain that is
+    /// merely out of reach is left behind with all that it knows by those that ask for it.
+    fn check_states(&self, seed: u64, run: &super::run::Run) {
+        if run.relocate_after.is_some() {
+            return;
+        }
+        for own in &run.components {
+            let held = self.domains.iter().find_map(|model| model.components.get(&own.id));
+            let known = held.and_then(|held| held.state.as_ref());
+            if !self.bereft.contains(&own.id) {
+                assert_eq!(known, self.first.get(&own.id), "seed {seed}: '{}' begins anew: {own:?}", own.name);
+                assert_eq!(own.loss, "", "seed {seed}: {own:?}");
+            }
+        }
     }
 
     fn check_target(&self, seed: u64, model: &Model, sender: &Held, target: &Target) {
@@ -327,14 +440,27 @@ impl Model {
                 let (id, epoch) = (context.component, context.epoch);
                 let known = self.components.get(&id).map(|held| held.epoch);
                 let ended = self.ended.get(&id).copied().unwrap_or_default();
-                if known.is_some_and(|known| epoch < known) {
+                let left = self.left.get(&id).map(|(left, _)| *left);
+                if known.or(left).is_some_and(|known| epoch < known) {
                     return fail(effect, Error::rejected("it was started with a newer epoch"));
+                }
+                if known == Some(epoch) && self.components.get(&id).is_some_and(|held| held.is_leaving) {
+                    return fail(effect, Error::unavailable("it is being stopped"));
                 }
                 if known != Some(epoch) {
                     let row = (ended + 1).max(epoch << 32);
                     self.ended.insert(id, row);
+                    let left = self.left.remove(&id).filter(|(left, _)| *left == epoch).and_then(|(_, state)| state);
+                    self.starts += 1;
+                    let new = || Bytes::from(format!("{} {} {}", self.name, self.nonce, self.starts));
+                    let keeps_state = match &start.spec {
+                        ComponentSpec::Function(function) => function.state.policy != StatePolicy::Transient,
+                        ComponentSpec::Resource(_) => false,
+                    };
+                    let state = keeps_state.then(|| context.state.or(left).unwrap_or_else(new));
                     let (name, outputs) = (context.name, BTreeMap::new());
-                    let held = Held { epoch, row, name, outputs, is_exported: false, is_active: false };
+                    let (is_exported, is_active, is_leaving) = (false, false, false);
+                    let held = Held { epoch, row, name, outputs, is_exported, is_active, state, is_leaving };
                     self.components.insert(id, held);
                 }
                 Some(Event::Created { part: *part, result: Ok(ComponentRef::Component(id)) })
@@ -360,19 +486,43 @@ impl Model {
                 self.components.remove(id);
                 obey(effect)
             }
-            Effect::Release { id, .. } => match self.components.remove(id) {
-                Some(_) => obey(effect),
-                None => fail(effect, Error::not_found("not known in this domain")),
-            },
             Effect::Nodes(peer) => Some(Event::Nodes { domain: peer.domain.clone(), result: Ok(Vec::new()) }),
             _ => obey(effect),
+        }
+    }
+
+    /// Whether a component leaves, or else has left.
+    fn begin_to_leave(&mut self, id: ComponentId) -> Result<bool, Error> {
+        let Some(held) = self.components.get_mut(&id) else {
+            return self.left.contains_key(&id).then_some(false).ok_or_else(|| Error::not_found("not known"));
+        };
+        if !std::mem::replace(&mut held.is_leaving, true) {
+            held.row += 1;
+            self.ended.insert(id, held.row);
+        }
+        Ok(true)
+    }
+
+    fn leave(&mut self, id: ComponentId) {
+        if let Some(held) = self.components.get(&id).filter(|held| held.is_leaving) {
+            self.left.insert(id, (held.epoch, held.state.clone()));
+            self.components.remove(&id);
+        }
+    }
+
+    /// The answer to a release, the first or a repeat.
+    fn has_left(&self, effect: &Effect) -> Option<Event> {
+        let Effect::Release { id, part, .. } = effect else { panic!("{effect:?}") };
+        match self.left.get(id) {
+            Some((_, state)) => Some(Event::Released { part: *part, result: Ok(state.clone()) }),
+            None => fail(effect, Error::unavailable("it was stopped or started again meanwhile")),
         }
     }
 }
 
 #[test]
 fn after_quiet_every_component_is_in_one_domain_and_nothing_else_is_anywhere() {
-    for seed in 0..200 {
-        Simulation::run(seed);
-    }
+    let (released, repeated): (Vec<usize>, Vec<usize>) = (0..200).map(Simulation::run).unzip();
+    let (released, repeated): (usize, usize) = (released.iter().sum(), repeated.iter().sum());
+    assert!(released > 150 && repeated > 10, "too seldom: {released} releases, {repeated} again");
 }

@@ -4,7 +4,7 @@ use edgeless_api::component::StatePolicy;
 
 use super::*;
 
-fn with_state() -> ComponentSpec {
+pub(super) fn with_state() -> ComponentSpec {
     let mut spec = function(&[]);
     if let ComponentSpec::Function(function) = &mut spec {
         function.state.policy = StatePolicy::NodeLocal;
@@ -13,7 +13,7 @@ fn with_state() -> ComponentSpec {
 }
 
 impl World {
-    fn move_to(&mut self, component: ComponentId, node: NodeId) -> Ticket {
+    pub(super) fn move_to(&mut self, component: ComponentId, node: NodeId) -> Ticket {
         self.request(|ticket| Event::Move { ticket, component, node })
     }
 
@@ -27,7 +27,7 @@ impl World {
     }
 
     /// Nodes A and B; ONE on A sends to TWO, which is on A as well, and both are active.
-    fn pair(spec: ComponentSpec) -> Self {
+    pub(super) fn pair(spec: ComponentSpec) -> Self {
         let mut world = Self::new();
         world.add(&node(A));
         world.run(ONE);
@@ -42,7 +42,7 @@ impl World {
     }
 
     /// The next call of this sort, taken out.
-    fn take(&mut self, is_it: impl Fn(&Call) -> bool) -> (Op, NodeId, Call) {
+    pub(super) fn take(&mut self, is_it: impl Fn(&Call) -> bool) -> (Op, NodeId, Call) {
         let at = self.calls.iter().position(|(_, _, call)| is_it(call));
         let at = at.unwrap_or_else(|| panic!("it is not among {:?}", self.calls));
         self.calls.remove(at)
@@ -298,21 +298,31 @@ fn a_new_node_that_is_lost_in_the_middle_changes_nothing() {
 #[test]
 fn an_old_node_that_is_lost_in_the_middle_does_not_stop_a_move() {
     for steps in 0..4 {
-        for spec in [function(&[]), with_state()] {
-            let mut world = World::pair(spec);
+        for keeps_state in [false, true] {
+            let mut world = World::pair(if keeps_state { with_state() } else { function(&[]) });
+            world.saved = keeps_state.then(|| Bytes::from_static(b"42"));
             let ticket = world.move_to(TWO, B);
+            let mut was_released = false;
             for _ in 0..steps {
                 if world.calls.is_empty() {
                     break;
                 }
                 let (op, node, call) = world.calls.remove(0);
+                was_released |= matches!(call, Call::Release { .. });
                 world.ok(node, op, &call);
             }
             world.register(Registration { leaving: true, ..node(A) }).unwrap();
             world.calls.retain(|(_, node, _)| *node != A);
             world.live(Duration::from_secs(3), &[&node(B)]);
             assert_eq!(world.status(TWO).state, State::Running, "after {steps} steps");
-            assert_eq!(world.answer(ticket), Ok(Reply::Done));
+            if keeps_state && !was_released {
+                let refusal = world.refusal(ticket).message;
+                assert!(refusal.starts_with("it has moved and begins anew: state lost: node"), "{refusal}");
+                let view = world.engine.view(&[TWO]).remove(0);
+                assert!(view.loss.starts_with("state lost: node"), "{}", view.loss);
+            } else {
+                assert_eq!(world.answer(ticket), Ok(Reply::Done));
+            }
             assert_eq!(world.instance(TWO).node, B);
             assert_eq!(world.status(TWO).instances.len(), 1);
         }
