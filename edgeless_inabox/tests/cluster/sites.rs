@@ -87,11 +87,9 @@ async fn two_domains_share_a_workflow() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_nested_domain_runs_what_is_started_at_the_top() {
     let sites = Sites::start("nested", &["campus", "building", "room"]);
-    wait_until("the campus has one node that can run it", || async {
-        let nodes = sites.cli(&["node", "list"]);
-        nodes.contains("building") && nodes.contains("RUST_WASM")
-    })
-    .await;
+    // The domains, since the controller hears of what they can run a moment after their nodes are there.
+    wait_until("the campus can run it", || async { sites.cli(&["domain", "inspect", "all"]).contains("RUST_WASM") })
+        .await;
     let id = sites.run("nested");
     wait_until("numbers are doubled", || async { sites.file("doubled.log").len() >= 3 }).await;
     assert_eq!(sites.file("doubled.log")[..3], ["2", "4", "6"]);
