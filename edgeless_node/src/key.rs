@@ -103,8 +103,18 @@ fn create(directory: &Path, file: &Path) -> std::io::Result<()> {
     match fs::hard_link(&beside.0, file) {
         // Another node was faster.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
-        // A file system without links.
-        Err(_) => fs::rename(&beside.0, file),
+        // A file system without links: nothing is put over what is there.
+        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::PermissionDenied) => {
+            match options.open(file) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+                opened => {
+                    let mut whole = opened?;
+                    whole.write_all(&fs::read(&beside.0)?)?;
+                    whole.sync_all()
+                }
+            }
+        }
+        Err(error) => Err(error),
         Ok(()) => File::open(directory)?.sync_all(),
     }
 }

@@ -5,6 +5,7 @@
 //! is counted each time, and said in the log when it is not what was said of the node before.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use ring::signature::{ED25519, UnparsedPublicKey};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::engine::Note;
@@ -75,12 +76,12 @@ impl Refusals {
 /// Lets nodes in.
 pub(crate) struct Doorman {
     refusals: Refusals,
-    calls: Semaphore,
+    calls: Arc<Semaphore>,
 }
 
 impl Doorman {
     pub(crate) fn new(refusals: Refusals) -> Self {
-        Self { refusals, calls: Semaphore::new(CALLED) }
+        Self { refusals, calls: Arc::new(Semaphore::new(CALLED)) }
     }
 
     /// Looks at what a node says of itself.
@@ -114,12 +115,12 @@ impl Doorman {
     }
 
     async fn call(&self, about: &Registration) -> Result<(), Error> {
-        let turn = timeout(PATIENCE, self.calls.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
+        let turn = timeout(PATIENCE, self.calls.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
             return Err(Error::unavailable("too many nodes register at the same time: try again later"));
         };
         let url = &about.agent_url;
-        let reason = match timeout(PATIENCE, reach(url)).await {
+        let reason = match timeout(PATIENCE, reach(url, turn)).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer in {} seconds", PATIENCE.as_secs()),
@@ -138,9 +139,15 @@ fn is_signed(about: &Registration, proof: &Proof) -> bool {
 }
 
 /// Connects to whichever address of a host answers first, and hangs up.
-async fn reach(url: &Url) -> std::io::Result<()> {
-    let addresses = lookup_host(format!("{}:{}", url.host(), url.port())).await?;
-    let mut calls: FuturesUnordered<_> = addresses.take(ADDRESSES).map(TcpStream::connect).collect();
+async fn reach(url: &Url, turn: OwnedSemaphorePermit) -> std::io::Result<()> {
+    let name = format!("{}:{}", url.host(), url.port());
+    // A look-up goes on in a thread of its own when nobody waits for it any more, and keeps the turn until then.
+    let found = tokio::spawn(async move {
+        let addresses: Vec<SocketAddr> = lookup_host(name).await?.take(ADDRESSES).collect();
+        std::io::Result::Ok((addresses, turn))
+    });
+    let (addresses, _turn) = found.await.map_err(std::io::Error::other)??;
+    let mut calls: FuturesUnordered<_> = addresses.into_iter().map(TcpStream::connect).collect();
     let mut outcome = Err(std::io::Error::other("the host has no address"));
     while let Some(call) = calls.next().await {
         outcome = call.map(drop);

@@ -213,6 +213,11 @@ impl Registry {
         check(about)?;
         let known = self.nodes.get(&about.node);
         self.check_key(about)?;
+        if let Some(known) =
+            known.filter(|known| known.about.key().is_none() && about.key().is_some() && !about.leaving)
+        {
+            return Err(keyless(&known.about));
+        }
         Ok(match known {
             // Also with its key: it may be a copy of its directory.
             Some(known) if known.about.agent_url != about.agent_url && !about.leaving => {
@@ -447,6 +452,19 @@ impl Registry {
 fn in_use(known: &Registration) -> Refusal {
     let (id, at) = (known.node, &known.agent_url);
     (Fault::Id, Error::rejected(format!("node id {id} is in use by the node at {at}: choose another node_id")))
+}
+
+/// Nobody can tell whether a node without a key is the one that shows one now: whoever does may be a stranger who
+/// gives the address of that node.
+fn keyless(known: &Registration) -> Refusal {
+    let (id, at) = (known.node, &known.agent_url);
+    (
+        Fault::Id,
+        Error::rejected(format!(
+            "node id {id} is in use by the node at {at}, which has no key: choose another node_id; or, if this is that \
+             node, brought up to date, wait until the domain has lost the former process"
+        )),
+    )
 }
 
 fn check(about: &Registration) -> Result<(), Refusal> {

@@ -97,7 +97,8 @@ async fn drain(node: &str, workflows: &Workflows, operations: &Operations, conso
     let left = match operations.residents(node).await {
         Ok(residents) if residents.is_empty() => None,
         Ok(residents) => Some(names(&residents)),
-        Err(_) if stuck == 0 => None,
+        Err(error) if stuck == 0 && matches!(error.code, Code::Unimplemented | Code::NotFound) => None,
+        Err(error) if stuck == 0 => Some(format!("whether something is left cannot be told: {error}")),
         Err(error) => Some(format!("{stuck} did not move, and what is left cannot be told: {error}")),
     };
     match left {

@@ -41,7 +41,7 @@ async fn a_node_with_the_id_of_another_is_refused_while_that_is_there_and_after_
     let directory = tempfile::tempdir().unwrap();
     // Longer than a busy machine may hold up a node that is there.
     let domain = Domain::new("domain-1").unwrap().nodes(2);
-    let domain = domain.configure(|config| config.baseline.keep_alive_interval_secs = 4);
+    let domain = domain.configure(|config| config.baseline.keep_alive_interval_secs = 8);
     let mut cluster = Cluster::builder(directory.path()).domain(domain).start().await.unwrap();
     let (workflows, operations) = (cluster.workflows().unwrap(), cluster.operations().unwrap());
     let (first, second) = (cluster.nodes()[0].id(), cluster.nodes()[1].id());

@@ -121,9 +121,9 @@ impl Left {
 impl Component {
     /// What it leaves behind, once nothing of it is left.
     fn legacy(&self, leaving: Leaving) -> Legacy {
-        match (leaving.state.or_else(|| self.state.clone()), leaving.loss) {
-            (None, Some(loss)) => Err(loss),
-            (state, _) => Ok(state),
+        match leaving.loss {
+            Some(loss) => Err(loss),
+            None => Ok(leaving.state.or_else(|| self.state.clone())),
         }
     }
 
@@ -189,7 +189,10 @@ impl Engine {
             // The node that ran it may have kept its state, and may come back.
             let is_known = slot.instance().is_some() || slot.saved.is_some();
             if component.is_born && !is_known {
-                return Err(Error::unavailable(format!("'{name}' does not run at present: try again in a moment")));
+                return Err(Error::unavailable(format!(
+                    "'{name}' does not run at present, and what it knew may be on the node that ran it: try again when \
+                     it runs, or stop the workflow and start it to begin anew"
+                )));
             }
         }
         Ok(())
@@ -224,6 +227,13 @@ impl Engine {
         Some(legacy)
     }
 
+    /// A component that took back what it had left does not run after all: nobody else has that.
+    pub(super) fn give_back(&mut self, id: ComponentId, component: &Component) {
+        if let Some(state) = &component.state {
+            self.left.keep(self.now, id, component.wanted_epoch, Ok(Some(state.clone())));
+        }
+    }
+
     /// A replica with a state that moves cannot be asked for it any more.
     pub(super) fn state_is_lost(&mut self, id: ComponentId, replica: u32, why: impl std::fmt::Display) {
         let Some(component) = self.components.get_mut(&id) else { return };
@@ -237,6 +247,8 @@ impl Engine {
             return;
         }
         let loss = lost(why);
+        // What it began with is older than what it knew.
+        slot.saved = None;
         if !is_leaving {
             slot.detour.get_or_insert_with(|| loss.clone().context("it has moved and begins anew"));
         }

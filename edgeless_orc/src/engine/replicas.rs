@@ -402,6 +402,9 @@ impl Engine {
             self.spread_row(id);
         }
         let legacy = self.has_left(id, &component);
+        if !component.is_born && component.refusal.is_some() {
+            self.give_back(id, &component);
+        }
         let name = component.name.clone();
         if component.refusal.is_none() {
             self.note(Note::Stopped { component: id, kind: component.kind(), name });
@@ -425,7 +428,10 @@ impl Engine {
         if !link.senders.is_empty() {
             return;
         }
-        self.foreign.remove(&id);
+        // What still comes for an instance that has left is forwarded to where the component runs.
+        if link.former.is_empty() {
+            self.foreign.remove(&id);
+        }
         if link.untold.is_empty() && link.former.is_empty() && link.kept_until <= now {
             self.links.remove(&id);
         }

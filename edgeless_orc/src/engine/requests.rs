@@ -49,7 +49,8 @@ impl Engine {
         let scale = scale(&wanted.context.name, &wanted.spec)?;
         let known = self.components.get(&id).map(|known| (known.wanted_epoch, known.is_leaving, known.is_born));
         let was_moving = self.components.get(&id).is_some_and(|known| known.is_moving);
-        // What has left is told to be on its way.
+        // What has left is told to be on its way, and still is until it runs here again.
+        let is_on_its_way = (was_moving || self.left.contains(id)) && scale.min > 0;
         let had_row = was_moving || !self.listed(id).is_empty() || self.left.contains(id);
         let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
         let first_epoch = match known {
@@ -97,7 +98,7 @@ impl Engine {
             slots: Slots::default(),
             epoch: first_epoch,
             listed: Vec::new(),
-            is_moving: false,
+            is_moving: is_on_its_way,
             row_epoch,
             row_since: Millis::default(),
             is_born: false,
@@ -117,6 +118,10 @@ impl Engine {
             Err(_) => {}
         }
         self.components.insert(id, component);
+        if is_on_its_way {
+            let saved = self.components.get_mut(&id).and_then(|component| component.state.take());
+            self.add_slot(id, Slot { is_under_way: true, saved, ..Slot::new() });
+        }
         self.begin_with(id, had_row);
         Ok(None)
     }

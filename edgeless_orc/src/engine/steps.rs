@@ -10,6 +10,7 @@ use bytes::Bytes;
 use edgeless_api::component::{ComponentKind, ComponentRef};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, InstanceId, NodeId};
+use edgeless_daemon::engine::Millis;
 use edgeless_daemon::engine::Ticket;
 
 use super::component::{Ask, Component};
@@ -27,6 +28,8 @@ const TRIES: u32 = 3;
 const PATIENCE: u32 = 5;
 /// How often a node is asked to release an instance before it is asked to stop it.
 const RELEASES: u32 = 5;
+/// The same for one whose state nobody else has; with the pauses between them that is minutes.
+const STATE_RELEASES: u32 = 30;
 /// The time that a node has to handle what is queued for an instance that it releases.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
@@ -321,8 +324,8 @@ impl Engine {
             }
         }
         self.marked.insert(Thing::Component(id));
-        if let Some(former) = slot.home().and_then(|home| self.links.get_mut(&id)?.former.get_mut(&home.node)) {
-            *former = until;
+        if let Some(instance) = slot.instance().filter(|instance| instance.releases > 0) {
+            self.forwards_until(id, instance.home.node, until);
         }
         for ticket in slot.movers {
             self.reply(ticket, answer.clone());
@@ -419,12 +422,18 @@ impl Engine {
         let (leaves, grace) = (leaving.is_some(), leaving.map_or(GRACE, |leaving| leaving.grace));
         let Some(slot) = self.slot_mut(id, replica) else { return };
         // What is stopped by its node loses what it has saved: one that moves with its state is asked for it
-        // until its node answers, or is lost.
+        // until its node answers, or is lost, or has failed to for minutes.
         let may_be_stopped = may_overlap || (slot.fate != Fate::Move && !leaves);
+        let trouble = slot.trouble.clone();
         let Some(instance) = slot.instance_mut() else { return };
         instance.releases = instance.releases.saturating_add(1);
-        let home = instance.home;
-        if instance.releases > RELEASES && may_be_stopped {
+        let (home, releases) = (instance.home, instance.releases);
+        if releases > STATE_RELEASES && !may_be_stopped {
+            let why = trouble.map_or("its node does not hand it over".to_string(), |trouble| trouble.to_string());
+            self.state_is_lost(id, replica, why);
+            return self.stop_instance(id, replica, at);
+        }
+        if releases > RELEASES && may_be_stopped {
             return self.stop_instance(id, replica, at);
         }
         let call = Call::Release { instance: at.function, grace };
@@ -450,7 +459,7 @@ impl Engine {
                 if error.code.is_refusal()
                     && let Some(instance) = slot.instance_mut()
                 {
-                    instance.releases = RELEASES;
+                    instance.releases = instance.releases.max(RELEASES);
                 }
                 slot.lane.back_off(now);
                 slot.trouble = Some(error);
@@ -478,8 +487,8 @@ impl Engine {
             slot.place = Place::Nowhere;
         }
         let until = self.now + rows::UNDER_WAY;
-        if let Some(kept) = former.and_then(|node| self.links.get_mut(&id)?.former.get_mut(&node)) {
-            *kept = until;
+        if let Some(former) = former {
+            self.forwards_until(id, former, until);
         }
         self.marked.insert(Thing::Slot(id, replica));
     }
@@ -534,9 +543,13 @@ impl Engine {
 
     /// A replica of a component begins to run events elsewhere: its node forwards what still comes there.
     pub(super) fn leave_behind(&mut self, id: ComponentId, node: NodeId) {
-        let far = self.now + rows::FORWARDS + GRACE * 4;
+        self.forwards_until(id, node, self.now + rows::FORWARDS + GRACE * 4);
+    }
+
+    /// A node is told where a component runs that has left it, if it can forward.
+    fn forwards_until(&mut self, id: ComponentId, node: NodeId, until: Millis) {
         if self.registry.nodes.get(&node).is_some_and(|known| known.about.native) {
-            self.links.entry(id).or_default().former.insert(node, far);
+            self.links.entry(id).or_default().former.insert(node, until);
         }
     }
 

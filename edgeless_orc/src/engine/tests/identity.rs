@@ -101,7 +101,11 @@ fn a_node_without_a_key_is_known_by_its_agent_url_as_long_as_it_is_there() {
         world.register(Registration { leaving: true, ..other }).unwrap();
         assert_eq!(world.engine.nodes().len(), 1, "{what}: a goodbye means nothing");
     }
-    world.add(&with_key(1, restarted(node(A))));
+    let thief = with_key(1, restarted(node(A)));
+    let error = world.register(thief.clone()).unwrap_err();
+    assert!(error.message.contains("which has no key"), "{error}");
+    world.leave(plain(A));
+    world.add(&thief);
     let error = world.register(restarted(restarted(node(A)))).unwrap_err();
     assert!(error.message.contains("is bound to another key"), "its key counts from now on: {error}");
 

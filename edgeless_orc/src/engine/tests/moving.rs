@@ -223,7 +223,7 @@ fn what_is_stopped_on_its_way_is_on_its_way_no_more() {
 }
 
 #[test]
-fn what_is_started_again_on_its_way_is_on_its_way_no_more() {
+fn what_is_started_again_on_its_way_is_on_its_way_until_it_runs() {
     let mut world = World::pair(with_state());
     world.move_to(TWO, B);
     let (op, call) = world.call(A);
@@ -231,8 +231,10 @@ fn what_is_started_again_on_its_way_is_on_its_way_no_more() {
     world.wanted(TWO, 2, with_state());
     let calls: Vec<_> = world.calls.iter().map(|(_, node, call)| (*node, call.clone())).collect();
     let now = world.row(TWO);
-    assert!(now.instances.is_empty() && !now.moving);
-    assert_eq!(rows_in(&calls), [(A, vec![now])], "its senders wait no longer than for what was never there");
+    assert!(now.instances.is_empty() && now.moving);
+    assert_eq!(rows_in(&calls), [(A, vec![now])], "its senders keep what they have for it");
+    world.obey();
+    assert!(!world.row(TWO).instances.is_empty() && !world.row(TWO).moving);
 }
 
 #[test]
