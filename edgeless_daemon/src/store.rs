@@ -8,6 +8,7 @@
 //! the file anew, so that a disk that was full is used again once there is room.
 
 use std::fmt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -17,6 +18,7 @@ use redb::{
     Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition, TableError,
 };
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// What the file is: its shape, and whose.
 const ABOUT: TableDefinition<&str, &[u8]> = TableDefinition::new("about");
@@ -85,6 +87,7 @@ struct File {
 pub struct Store {
     file: Arc<File>,
     writer: mpsc::Sender<Request>,
+    closed: CancellationToken,
 }
 
 impl fmt::Debug for Store {
@@ -94,26 +97,37 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens a file, or makes it and the directories above it.
+    /// Opens a file, or makes it and the directories above it, which only this user may enter.
     ///
     /// # Errors
     /// It cannot be read or written, is in use by another process, is damaged, or is not of this kind and shape. It
     /// stays as it is.
     pub fn open(path: &Path, kind: Kind) -> Result<Self, Error> {
         let file = File { path: path.to_path_buf(), kind, database: RwLock::new(None) };
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).map_err(|error| file.cannot("make its directory", error))?;
-        }
+        // A path without a directory is one in the current directory.
+        let directory = path.parent().filter(|path| !path.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        make_directory(directory).map_err(|error| file.cannot("make the directory of", error))?;
+        let is_new = !path.is_file();
         let database = file.open()?;
+        if is_new {
+            // A file is found after a power cut if its directory was flushed, too.
+            let flushed = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
+            flushed.map_err(|error| file.cannot("flush the directory of", error))?;
+        }
         file.keep(Some(Arc::new(database)));
         let file = Arc::new(file);
         let (writer, requests) = mpsc::channel(WAITING);
-        let writing = file.clone();
+        let (writing, closed) = (file.clone(), CancellationToken::new());
+        let closing = closed.clone().drop_guard();
         std::thread::Builder::new()
             .name(format!("store-{}", kind.name))
-            .spawn(move || write_all(&writing, requests))
-            .map_err(|error| file.cannot("start its writer", error))?;
-        Ok(Self { file, writer })
+            .spawn(move || {
+                write_all(&writing, requests);
+                writing.keep(None);
+                drop(closing);
+            })
+            .map_err(|error| file.cannot("start the writer of", error))?;
+        Ok(Self { file, writer, closed })
     }
 
     /// Makes changes, all or none. When it returns they are on the disk.
@@ -121,10 +135,27 @@ impl Store {
     /// # Errors
     /// They could not be written: nothing has changed.
     pub async fn write(&self, changes: Vec<Change>) -> Result<(), Error> {
+        self.enqueue(changes).await?.await
+    }
+
+    /// Queues changes, all or none; what it returns waits until they are on the disk. Changes are made in the order in
+    /// which they were queued.
+    ///
+    /// # Errors
+    /// The writer has ended.
+    pub async fn enqueue(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
         let (written, answer) = oneshot::channel();
         let closed = || Error::unavailable("shutting down");
         self.writer.send(Request { changes, written }).await.map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        Ok(async move { answer.await.map_err(|_| closed())? })
+    }
+
+    /// Cancelled once the file is closed: when its last clone is gone and what was queued is written.
+    pub fn closed(&self) -> CancellationToken {
+        self.closed.clone()
     }
 
     /// A record as it is now. Reads from the disk what was not used lately.
@@ -163,6 +194,11 @@ impl Store {
         let database = self.file.database().ok_or_else(|| self.file.cannot("read", "the last write has failed"))?;
         read(&database).map_err(|error| self.file.cannot("read", error))
     }
+}
+
+/// What is kept may be nobody else's business.
+fn make_directory(directory: &Path) -> std::io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 /// Makes what waits durable, together, until nobody can ask for more.
@@ -295,20 +331,13 @@ mod tests {
         store.write(vec![Change::remove("a", "1"), Change::put("a", "2", "two")]).await.unwrap();
         let other = Store::open(&path(&directory), KIND).unwrap_err();
         assert!(other.message.contains("another process uses it"), "{other}");
+        let closed = store.closed();
+        assert!(!closed.is_cancelled());
         drop(store);
-        let store = reopened(&directory).await;
+        closed.cancelled().await;
+        let store = Store::open(&path(&directory), KIND).unwrap();
         assert_eq!(store.all("a").unwrap(), [("0".into(), "zero".into()), ("2".into(), "two".into())]);
         assert_eq!(store.get("b", b"1").unwrap(), Some("eins".into()));
-    }
-
-    /// The writer lets go of the file a moment after the last clone is gone.
-    async fn reopened(directory: &tempfile::TempDir) -> Store {
-        loop {
-            match Store::open(&path(directory), KIND) {
-                Err(error) if error.message.contains("another process uses it") => tokio::task::yield_now().await,
-                opened => return opened.unwrap(),
-            }
-        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -335,13 +364,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(&path(&directory), Kind { name: "test", shape: 4 }).unwrap();
         store.write(vec![Change::put("a", "1", "one")]).await.unwrap();
+        let closed = store.closed();
         drop(store);
-        let refusal = |kind| loop {
-            let error = Store::open(&path(&directory), kind).unwrap_err().message;
-            if !error.contains("another process") {
-                return error;
-            }
-        };
+        closed.cancelled().await;
+        let refusal = |kind| Store::open(&path(&directory), kind).unwrap_err().message;
         let later = refusal(KIND);
         assert!(later.contains("written by a later version (shape 4, this one knows 3)"), "{later}");
         let stranger = refusal(Kind { name: "node", shape: 4 });
@@ -358,6 +384,6 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("deep"), "a file").unwrap();
         let error = Store::open(&path(&directory), KIND).unwrap_err();
-        assert!(error.message.contains("cannot make its directory") && error.message.contains("deep"), "{error}");
+        assert!(error.message.contains("cannot make the directory of") && error.message.contains("deep"), "{error}");
     }
 }
