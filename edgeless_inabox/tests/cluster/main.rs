@@ -21,6 +21,7 @@ mod guide;
 mod moves;
 mod nested;
 mod programs;
+mod restarts;
 mod sites;
 mod support;
 mod world;
