@@ -1,7 +1,7 @@
 //! Compiles the protocol with a compiler written in Rust, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 7] = [
+    const FILES: [&str; 8] = [
         "common.proto",
         "component.proto",
         "controller.proto",
@@ -9,6 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "operations.proto",
         "node.proto",
         "guest.proto",
+        "records.proto",
     ];
     println!("cargo::rerun-if-changed=../proto");
     let descriptors = protox::compile(FILES, ["../proto"])?;

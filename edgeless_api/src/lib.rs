@@ -5,6 +5,7 @@
 //! - [`workflow`], [`component`], [`binary`], [`annotation`], [`requirements`], [`amount`], [`scale`], [`partition`],
 //!   [`node`], [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users,
 //!   controllers, orchestrators and nodes speak about. A value of these types is valid.
+//! - [`record`]: what a controller keeps of them on its disk.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
@@ -24,6 +25,7 @@ pub mod node;
 pub mod operations;
 pub mod partition;
 pub mod peer;
+pub mod record;
 pub mod relocate;
 pub mod requirements;
 pub mod scale;

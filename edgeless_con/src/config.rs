@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -23,7 +24,9 @@ pub struct Config {
     /// Where orchestrators announce themselves; not set: at `controller_url`.
     #[serde(deserialize_with = "url::optional")]
     pub domain_register_url: Option<Url>,
-    /// The file that keeps workflows over a restart. Not available yet: must be empty.
+    /// Where workflows are kept over a restart.
+    pub state_directory: PathBuf,
+    /// The file that keeps them; empty: `controller.redb` in `state_directory`.
     pub persistence_filename: String,
     /// Where monitoring asks how the controller is; not set: nowhere.
     #[serde(deserialize_with = "url::optional")]
@@ -63,6 +66,7 @@ impl Default for Config {
             controller_url: Url::of(SocketAddr::from(([127, 0, 0, 1], 7001))),
             orchestrators: Vec::new(),
             domain_register_url: None,
+            state_directory: PathBuf::from("edgeless_con_state"),
             persistence_filename: String::new(),
             metrics_url: None,
             max_message_size: ByteSize::mib(64),
@@ -77,6 +81,14 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The file that keeps workflows over a restart.
+    pub fn store_file(&self) -> PathBuf {
+        match self.persistence_filename.as_str() {
+            "" => self.state_directory.join("controller.redb"),
+            file => PathBuf::from(file),
+        }
+    }
+
     fn check_addresses(&self) -> Result<(), String> {
         let bound = [
             ("controller_url", Some(&self.controller_url)),
@@ -138,10 +150,8 @@ impl edgeless_daemon::config::Config for Config {
     }
 
     fn check(&self) -> Result<(), String> {
-        if !self.persistence_filename.is_empty() {
-            return Err(
-                "persistence_filename: not available yet: leave it empty; workflows are kept in memory".to_string()
-            );
+        if self.persistence_filename.is_empty() && self.state_directory.as_os_str().is_empty() {
+            return Err("state_directory: must not be empty: workflows are kept there".to_string());
         }
         self.check_addresses()?;
         self.check_orchestrators()?;
@@ -166,7 +176,11 @@ orchestrators = [
 # Where orchestrators that are not listed above announce themselves. "" means at controller_url.
 domain_register_url = ""
 
-# The file that keeps the workflows over a restart. Not available yet: must be "".
+# The directory that keeps workflows, and their code, over a restart of the controller. It is made if
+# it is missing, and must be on a disk of its own machine. One controller at a time uses it.
+state_directory = "edgeless_con_state"
+
+# The file that keeps them. "" means controller.redb in state_directory.
 persistence_filename = ""
 
 # Where monitoring finds /healthz, /readyz and /metrics, such as "http://127.0.0.1:7009". "" means
@@ -230,7 +244,7 @@ mod tests {
             ("controller_url = \"127.0.0.1\"", ["line 1", "http://<host>:<port>"]),
             ("controller_url = \"https://127.0.0.1:1\"", ["https", "not available"]),
             ("controller_url = \"http://localhost:1\"", ["controller_url", "IP address"]),
-            ("persistence_filename = \"controller.save\"", ["persistence_filename", "not available yet: "]),
+            ("state_directory = \"\"", ["state_directory", "must not be empty"]),
             (twice, ["orchestrators[1].domain_id", "'a' is listed before"]),
             ("orchestrators = [{ domain_id = \"\", orchestrator_url = \"http://a:1\" }]", ["[0].domain_id", "empty"]),
             ("orchestrators = [{ domain_id = \"a\", orchestrator_url = \"http://a:0\" }]", ["[0].orch", "dialled"]),

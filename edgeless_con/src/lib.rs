@@ -3,6 +3,7 @@
 //! - [`config`]: the keys of `controller.toml`.
 //! - [`engine`]: every decision, as a pure function of events; [`placement`] is its choice of domain,
 //!   [`cut`] that of several.
+//! - `store`: the file that keeps workflows over a restart.
 //! - `shell`: does what the engine decides. `follow`: watches the domains of the configuration; `rows`: where
 //!   components run to which other domains have outputs; `probe`: what is left of a domain.
 //! - `service`: what users and orchestrators ask, in terms of the engine; `limits`: what components may use;
@@ -22,6 +23,7 @@ mod probe;
 mod rows;
 mod service;
 mod shell;
+mod store;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,8 +32,9 @@ use bytesize::ByteSize;
 use edgeless_api::client::{self, Connection};
 use edgeless_api::error::Error;
 use edgeless_api::id::DomainId;
+use edgeless_api::record::Workflow;
 use edgeless_api::server::Server;
-use edgeless_api::{Limits, Url};
+use edgeless_api::{Binary, Limits, Url};
 use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::config::Config as _;
 use edgeless_daemon::engine::Driver;
@@ -47,6 +50,7 @@ use operations::Operator;
 use rows::Followers;
 use service::Service;
 use shell::{Executor, Peers};
+use store::Records;
 
 /// The time between two looks at deadlines.
 const TICK: Duration = Duration::from_millis(250);
@@ -60,6 +64,8 @@ pub struct Controller {
     tasks: Tasks,
     /// Ends the engine, which outlives the servers so that requests in hand are answered.
     engine: CancellationToken,
+    /// Cancelled once the file of workflows is closed.
+    closed: CancellationToken,
     grace: Duration,
 }
 
@@ -78,6 +84,14 @@ impl Controller {
     pub fn metrics_url(&self) -> Option<&Url> {
         self.metrics_url.as_ref()
     }
+
+    /// Ends in the middle of whatever it does, as a crash would: for tests of what becomes of workflows. Its ports and
+    /// its file are free then.
+    pub async fn kill(self) {
+        self.tasks.cancel().cancel();
+        self.engine.cancel();
+        self.stop().await;
+    }
 }
 
 impl Daemon for Controller {
@@ -88,6 +102,7 @@ impl Daemon for Controller {
     async fn start(config: Config) -> Result<Self, Error> {
         config.check().map_err(Error::rejected)?;
         let ports = Ports::bind(&config).await?;
+        let kept = Kept::open(&config).await?;
         let limits = Limits { message: bytes(config.max_message_size), ..Limits::default() };
         let options = client::Options { deadline: config.call_timeout, limits, ..client::Options::default() };
         let controller = Self {
@@ -96,10 +111,11 @@ impl Daemon for Controller {
             metrics_url: ports.metrics.as_ref().map(|(_, url)| url.clone()),
             tasks: Tasks::default(),
             engine: CancellationToken::new(),
+            closed: kept.records.closed(),
             grace: config.grace,
         };
         tracing::info!("Starting Edgeless Controller at {}", controller.url);
-        controller.run(config, ports, limits, options)?;
+        controller.run(config, kept, ports, limits, options)?;
         Ok(controller)
     }
 }
@@ -116,7 +132,38 @@ impl Handle for Controller {
     async fn stop(self) -> Stopped {
         let stopped = self.tasks.stop(self.grace).await;
         self.engine.cancel();
+        // What was queued is written; the file can be opened again then.
+        tokio::time::timeout(self.grace, self.closed.cancelled()).await.ok();
         stopped
+    }
+}
+
+/// What a controller knows from before it started.
+struct Kept {
+    records: Records,
+    nonce: u64,
+    workflows: Vec<Workflow>,
+}
+
+impl Kept {
+    async fn open(config: &Config) -> Result<Self, Error> {
+        let (records, found) = Records::open(&config.store_file())?;
+        let nonce = records.nonce(&found, rand::random()).await?;
+        if !found.workflows.is_empty() {
+            tracing::info!(workflows = found.workflows.len(), "workflows of before the restart");
+        }
+        Ok(Self { records, nonce, workflows: found.workflows })
+    }
+
+    /// The workflows with their code as it is kept in memory.
+    fn workflows(&mut self, binaries: &Binaries) -> Result<Vec<Workflow>, Error> {
+        // There may be less room for it than there was; it is needed all the same.
+        let keep = |binary: Binary| Ok::<_, Error>(binaries.keep(binary.clone()).unwrap_or(binary));
+        let with_code = |mut workflow: Workflow| {
+            workflow.asked = workflow.asked.map(|asked| asked.with_binaries(keep)).transpose()?;
+            Ok(workflow)
+        };
+        std::mem::take(&mut self.workflows).into_iter().map(with_code).collect()
     }
 }
 
@@ -154,7 +201,14 @@ fn bytes(size: ByteSize) -> usize {
 
 impl Controller {
     /// Starts every task.
-    fn run(&self, config: Config, ports: Ports, limits: Limits, options: client::Options) -> Result<(), Error> {
+    fn run(
+        &self,
+        config: Config,
+        mut kept: Kept,
+        ports: Ports,
+        limits: Limits,
+        options: client::Options,
+    ) -> Result<(), Error> {
         let cancel = self.tasks.cancel();
         let peers = Peers::new(options);
         let orchestrators = config.orchestrators.into_iter();
@@ -167,19 +221,20 @@ impl Controller {
             max_domains: config.max_domains,
             domain_grace: config.domain_grace,
         };
-        let driver = Driver::new(Engine::new(settings, rand::random()));
+        let binaries = Binaries::new(bytes(config.code_memory), "'code_memory' of the controller");
+        let workflows = kept.workflows(&binaries)?;
+        let driver = Driver::new(Engine::restore(settings, rand::random(), workflows)?);
         let inbox = driver.inbox();
         let metrics = Arc::new(Metrics::default());
-        let nonce = rand::random();
+        let Kept { records, nonce, .. } = kept;
         let followers = Followers::new(inbox.clone(), nonce);
-        let executor = Executor::new(peers.clone(), driver.replies(), metrics.clone(), followers);
+        let executor = Executor::new(peers.clone(), driver.replies(), metrics.clone(), followers, records);
         let engine = self.engine.clone();
         self.tasks.vital("engine", async move {
             driver.run(executor, TICK, engine).await;
             Ok::<_, Error>(())
         });
 
-        let binaries = Binaries::new(bytes(config.code_memory), "'code_memory' of the controller");
         let operator = Arc::new(Operator::new(inbox.clone(), peers.clone()));
         let service = Arc::new(Service::new(inbox.clone(), peers, binaries));
         let engine_needed = Arc::new(self.engine.clone().drop_guard());

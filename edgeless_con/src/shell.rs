@@ -1,4 +1,4 @@
-//! Does what the engine decides: calls orchestrators and answers requests.
+//! Does what the engine decides: calls orchestrators, writes records and answers requests.
 //!
 //! Each domain has one connection and a limited number of calls under way, so that a slow domain
 //! delays itself only. Every call has a deadline, and what a peer says in an error is cut to a length
@@ -20,6 +20,7 @@ use crate::engine::{Effect, Engine, Event, Peer, Reply};
 use crate::metrics::Metrics;
 use crate::probe::probe;
 use crate::rows::Followers;
+use crate::store::Records;
 
 /// The most calls to one domain at a time. A start may carry code: this bounds the memory it takes.
 const CALLS: usize = 32;
@@ -111,11 +112,18 @@ pub(crate) struct Executor {
     replies: Replies<Reply>,
     metrics: Arc<Metrics>,
     followers: Followers,
+    records: Records,
 }
 
 impl Executor {
-    pub(crate) fn new(peers: Peers, replies: Replies<Reply>, metrics: Arc<Metrics>, followers: Followers) -> Self {
-        Self { peers, replies, metrics, followers }
+    pub(crate) fn new(
+        peers: Peers,
+        replies: Replies<Reply>,
+        metrics: Arc<Metrics>,
+        followers: Followers,
+        records: Records,
+    ) -> Self {
+        Self { peers, replies, metrics, followers, records }
     }
 }
 
@@ -181,6 +189,13 @@ impl Shell<Engine> for Executor {
             }
             Effect::Probe { domain, urls } => {
                 Box::pin(async move { Event::Probed { domain, pulse: probe(urls).await } })
+            }
+            Effect::Persist { workflow, op, record, code } => {
+                let records = self.records.clone();
+                Box::pin(async move {
+                    let result = records.persist(workflow, record, code).await;
+                    Event::Persisted { workflow, op, result }
+                })
             }
             Effect::Reply { ticket, reply } => {
                 self.replies.answer(ticket, reply);

@@ -26,6 +26,7 @@ use edgeless_api::{Digest, Limits, Url};
 use edgeless_con::{Config, Controller, Orchestrator};
 use edgeless_daemon::{Daemon, Handle, Stopped};
 use futures_util::StreamExt;
+use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -78,6 +79,8 @@ struct Told {
     agents: Mutex<Vec<Url>>,
     /// How often it was asked for its nodes since they are these.
     nodes_asked: Mutex<usize>,
+    /// By whom it was followed.
+    controllers: Mutex<Vec<u64>>,
     /// Its node, and what was asked of it.
     node: NodeId,
     asked: Mutex<Vec<String>>,
@@ -116,6 +119,7 @@ impl Orc {
             lost: Mutex::default(),
             agents: Mutex::new(vec![any_port()]),
             nodes_asked: Mutex::default(),
+            controllers: Mutex::default(),
             node: NodeId::random(),
             asked: Mutex::default(),
         });
@@ -258,7 +262,8 @@ impl Components for Told {
 
 #[async_trait]
 impl Domain for Told {
-    async fn watch(&self, _controller: u64) -> Result<Values<DomainState>, Error> {
+    async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
+        self.controllers.lock().unwrap().push(controller);
         let mut states = self.state.subscribe();
         states.mark_changed();
         Ok(Box::pin(futures_util::stream::unfold(states, |mut states| async move {
@@ -349,8 +354,14 @@ impl Operations for Told {
     }
 }
 
+/// The configuration of a controller that keeps its workflows below a directory.
+fn config(directory: &TempDir) -> Config {
+    Config { state_directory: directory.path().join("state"), ..Config::default() }
+}
+
 /// A controller with one orchestrator in reach.
 struct Fixture {
+    directory: TempDir,
     orc: Orc,
     controller: Controller,
     user: client::Workflows,
@@ -358,13 +369,14 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
         let orc = Orc::serve("domain-1").await;
         let config =
-            Config { controller_url: any_port(), orchestrators: vec![orc.listed_as("domain-1")], ..Config::default() };
+            Config { controller_url: any_port(), orchestrators: vec![orc.listed_as("domain-1")], ..config(&directory) };
         let controller = Controller::start(config).await.unwrap();
         let user = user_of(&controller);
         wait_until("the domain is in reach", || has_domains(&user, 1)).await;
-        Self { orc, controller, user }
+        Self { directory, orc, controller, user }
     }
 }
 
@@ -410,7 +422,7 @@ fn container() -> Workflow {
 
 #[tokio::test]
 async fn a_workflow_is_started_shown_and_stopped() {
-    let Fixture { orc, controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller, user } = Fixture::start().await;
     let wanted = workflow(&[("init-payload", "hello")]);
     let status = user.start(wanted.clone(), Some(Uuid::from_u128(1))).await.unwrap();
     let [f, l] = [status.mapping[0].component, status.mapping[1].component];
@@ -450,7 +462,7 @@ async fn a_workflow_is_started_shown_and_stopped() {
 
 #[tokio::test]
 async fn code_travels_to_a_domain_once() {
-    let Fixture { orc, controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller, user } = Fixture::start().await;
     let started = user.start(workflow(&[]), None).await.unwrap();
     user.start(workflow(&[]), None).await.unwrap();
     user.stop(started.workflow).await.unwrap();
@@ -465,8 +477,9 @@ async fn code_travels_to_a_domain_once() {
 
 #[tokio::test]
 async fn an_orchestrator_of_edgeless_1_2_gets_the_code_with_each_start() {
+    let directory = tempfile::tempdir().unwrap();
     let orc = Orc::serve_as("domain-1", false).await;
-    let controller = Controller::start(Config { controller_url: any_port(), ..Config::default() }).await.unwrap();
+    let controller = Controller::start(Config { controller_url: any_port(), ..config(&directory) }).await.unwrap();
     let user = user_of(&controller);
     let registry = client::DomainRegistry::new(Connection::lazy(controller.url(), Options::default()).unwrap());
     let registration = orc.registration();
@@ -480,12 +493,13 @@ async fn an_orchestrator_of_edgeless_1_2_gets_the_code_with_each_start() {
 /// What does not fit beside the code of what runs is refused with the key to turn.
 #[tokio::test]
 async fn the_code_that_is_kept_is_bounded() {
+    let directory = tempfile::tempdir().unwrap();
     let orc = Orc::serve("domain-1").await;
     let config = Config {
         controller_url: any_port(),
         orchestrators: vec![orc.listed_as("domain-1")],
         code_memory: bytesize::ByteSize::b(1500),
-        ..Config::default()
+        ..config(&directory)
     };
     let controller = Controller::start(config).await.unwrap();
     let user = user_of(&controller);
@@ -500,7 +514,7 @@ async fn the_code_that_is_kept_is_bounded() {
 
 #[tokio::test]
 async fn what_a_domain_has_is_shown() {
-    let Fixture { orc: _orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc: _orc, controller: _controller, user } = Fixture::start().await;
     let domain = DomainId("domain-1".into());
     assert_eq!(user.domains(Some(domain.clone())).await.unwrap()[&domain].num_nodes, 1);
     assert_eq!(user.nodes(None).await.unwrap().len(), 1);
@@ -511,7 +525,7 @@ async fn what_a_domain_has_is_shown() {
 
 #[tokio::test]
 async fn a_plan_starts_nothing_and_says_what_is_missing() {
-    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller: _controller, user } = Fixture::start().await;
     let placements = user.plan(workflow(&[])).await.unwrap();
     assert_eq!(placements.iter().map(|own| own.name.as_str()).collect::<Vec<_>>(), ["f", "l"]);
     assert_eq!(placements[0].hostname, "here");
@@ -524,7 +538,7 @@ async fn a_plan_starts_nothing_and_says_what_is_missing() {
 
 #[tokio::test]
 async fn the_cause_of_a_refusal_reaches_the_user_and_nothing_stays() {
-    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller: _controller, user } = Fixture::start().await;
     orc.refuse("l", Error::rejected("'out.log' cannot be opened: permission denied"));
     let error = user.start(workflow(&[]), None).await.unwrap_err();
     assert_eq!(error, Error::rejected("component 'l': 'out.log' cannot be opened: permission denied"));
@@ -537,7 +551,7 @@ async fn the_cause_of_a_refusal_reaches_the_user_and_nothing_stays() {
 
 #[tokio::test]
 async fn what_is_not_there_is_named() {
-    let Fixture { orc: _orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc: _orc, controller: _controller, user } = Fixture::start().await;
     let nothing = WorkflowId(Uuid::nil());
     let unknown =
         Error::not_found(format!("there is no workflow {nothing}; `edgeless_cli workflow list` shows those that run"));
@@ -554,7 +568,7 @@ async fn what_is_not_there_is_named() {
 
 #[tokio::test]
 async fn a_restarted_orchestrator_is_given_its_components_again() {
-    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller: _controller, user } = Fixture::start().await;
     let status = user.start(workflow(&[]), None).await.unwrap();
     orc.told.state.send_modify(|state| state.nonce = 2);
     wait_until("both components are activated again", || async {
@@ -570,7 +584,7 @@ async fn a_restarted_orchestrator_is_given_its_components_again() {
 
 #[tokio::test]
 async fn a_workflow_of_an_orchestrator_that_is_gone_can_be_stopped() {
-    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller: _controller, user } = Fixture::start().await;
     let status = user.start(workflow(&[]), None).await.unwrap();
     drop(orc);
     wait_until("the domain is lost", || has_domains(&user, 0)).await;
@@ -582,8 +596,9 @@ async fn a_workflow_of_an_orchestrator_that_is_gone_can_be_stopped() {
 
 #[tokio::test]
 async fn an_orchestrator_may_announce_itself() {
+    let directory = tempfile::tempdir().unwrap();
     let orc = Orc::serve("own").await;
-    let config = Config { controller_url: any_port(), domain_register_url: Some(any_port()), ..Config::default() };
+    let config = Config { controller_url: any_port(), domain_register_url: Some(any_port()), ..config(&directory) };
     let controller = Controller::start(config).await.unwrap();
     assert_ne!(controller.url(), controller.domain_register_url());
     let user = user_of(&controller);
@@ -602,7 +617,8 @@ async fn an_orchestrator_may_announce_itself() {
 
 #[tokio::test]
 async fn announcements_go_to_the_main_port_unless_configured_otherwise() {
-    let controller = Controller::start(Config { controller_url: any_port(), ..Config::default() }).await.unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let controller = Controller::start(Config { controller_url: any_port(), ..config(&directory) }).await.unwrap();
     assert_eq!(controller.url(), controller.domain_register_url());
     let connection = Connection::lazy(controller.url(), Options::default()).unwrap();
     let registration = DomainRegistration {
@@ -618,9 +634,10 @@ async fn announcements_go_to_the_main_port_unless_configured_otherwise() {
 
 #[tokio::test]
 async fn an_orchestrator_of_another_domain_is_ignored_with_a_reason() {
+    let directory = tempfile::tempdir().unwrap();
     let orc = Orc::serve("other").await;
     let orchestrators = vec![orc.listed_as("domain-1")];
-    let config = Config { controller_url: any_port(), orchestrators, ..Config::default() };
+    let config = Config { controller_url: any_port(), orchestrators, ..config(&directory) };
     let controller = Controller::start(config).await.unwrap();
     let user = user_of(&controller);
     wait_until("the refusal says so", || async {
@@ -632,7 +649,7 @@ async fn an_orchestrator_of_another_domain_is_ignored_with_a_reason() {
 
 #[tokio::test]
 async fn requests_in_hand_are_answered_before_the_controller_stops() {
-    let Fixture { orc, controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller, user } = Fixture::start().await;
     orc.told.is_held.send_replace(true);
     let starting = tokio::spawn(async move { user.start(workflow(&[]), None).await });
     wait_until("the start is under way", || async { (orc.told.is_held.receiver_count() > 0).then_some(()) }).await;
@@ -644,12 +661,13 @@ async fn requests_in_hand_are_answered_before_the_controller_stops() {
 
 #[tokio::test]
 async fn a_port_in_use_is_named() {
+    let directory = tempfile::tempdir().unwrap();
     let (_listener, url) = edgeless_daemon::listen(&any_port()).await.unwrap();
-    let error = Controller::start(Config { controller_url: url.clone(), ..Config::default() }).await.unwrap_err();
+    let error = Controller::start(Config { controller_url: url.clone(), ..config(&directory) }).await.unwrap_err();
     assert!(error.message.contains(&format!("cannot listen on {url}")), "{error}");
     for config in [
-        Config { domain_register_url: Some(url.clone()), controller_url: any_port(), ..Config::default() },
-        Config { metrics_url: Some(url.clone()), controller_url: any_port(), ..Config::default() },
+        Config { domain_register_url: Some(url.clone()), controller_url: any_port(), ..config(&directory) },
+        Config { metrics_url: Some(url.clone()), controller_url: any_port(), ..config(&directory) },
     ] {
         assert!(Controller::start(config).await.unwrap_err().message.contains(&url.to_string()));
     }
@@ -666,12 +684,13 @@ async fn get(url: &Url, path: &str) -> String {
 
 #[tokio::test]
 async fn monitoring_is_told_whether_there_is_a_domain() {
+    let directory = tempfile::tempdir().unwrap();
     let orc = Orc::serve("domain-1").await;
     let config = Config {
         controller_url: any_port(),
         metrics_url: Some(any_port()),
         orchestrators: vec![orc.listed_as("domain-1")],
-        ..Config::default()
+        ..config(&directory)
     };
     let controller = Controller::start(config).await.unwrap();
     let url = controller.metrics_url().unwrap();
@@ -714,7 +733,14 @@ fn the_program_says_where_it_is() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("controller.toml");
     std::fs::write(&path, "controller_url = \"http://127.0.0.1:0\"\n").unwrap();
-    let mut child = program().arg("-c").arg(&path).env("RUST_LOG", "info").stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = program()
+        .arg("-c")
+        .arg(&path)
+        .current_dir(dir.path())
+        .env("RUST_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     let lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let said: Vec<_> = lines.take(2).collect();
     child.kill().unwrap();
@@ -725,7 +751,7 @@ fn the_program_says_where_it_is() {
 
 #[tokio::test]
 async fn limits_are_changed_in_the_domain_and_shown_from_then_on() {
-    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller: _controller, user } = Fixture::start().await;
     let [f, l] = {
         let status = user.start(container(), None).await.unwrap();
         [status.mapping[0].component, status.mapping[1].component]
@@ -755,7 +781,7 @@ async fn limits_are_changed_in_the_domain_and_shown_from_then_on() {
 
 #[tokio::test]
 async fn limits_in_a_domain_that_cannot_say_are_an_error() {
-    let Fixture { orc, controller: _controller, user } = Fixture::start().await;
+    let Fixture { directory: _directory, orc, controller: _controller, user } = Fixture::start().await;
     let f = user.start(container(), None).await.unwrap().mapping[0].component;
     orc.told.started.lock().unwrap().clear();
     let error = user.limits(f, pairs(&[("cpu", "1")])).await.unwrap_err();
@@ -768,13 +794,13 @@ async fn limits_in_a_domain_that_cannot_say_are_an_error() {
 }
 
 /// A controller with two orchestrators in reach, neither of which can host everything, or both of which can.
-async fn two(halves: bool, grace: Duration) -> (Orc, Orc, Controller, client::Workflows) {
+async fn two(directory: &TempDir, halves: bool, grace: Duration) -> (Orc, Orc, Controller, client::Workflows) {
     let (wasm, log): (&[&str], &[&str]) = (&["RUST_WASM"], &["file-log"]);
     let nothing: &[&str] = &[];
     let a = Orc::serve_having("a", true, wasm, if halves { nothing } else { log }).await;
     let b = Orc::serve_having("b", true, if halves { nothing } else { wasm }, log).await;
     let orchestrators = vec![a.listed_as("a"), b.listed_as("b")];
-    let config = Config { controller_url: any_port(), orchestrators, domain_grace: grace, ..Config::default() };
+    let config = Config { controller_url: any_port(), orchestrators, domain_grace: grace, ..config(directory) };
     let controller = Controller::start(config).await.unwrap();
     let user = user_of(&controller);
     wait_until("both domains are in reach", || has_domains(&user, 2)).await;
@@ -788,7 +814,8 @@ async fn homes(user: &client::Workflows, workflow: WorkflowId) -> Vec<String> {
 
 #[tokio::test]
 async fn a_workflow_is_split_and_its_domains_exchange_where_it_runs() {
-    let (a, b, controller, user) = two(true, Duration::from_secs(30)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b, controller, user) = two(&directory, true, Duration::from_secs(30)).await;
     let plan = user.plan(workflow(&[])).await.unwrap();
     assert_eq!(plan.iter().map(|own| own.domain.0.as_str()).collect::<Vec<_>>(), ["a", "b"]);
     let status = user.start(workflow(&[]), None).await.unwrap();
@@ -819,7 +846,8 @@ async fn a_workflow_is_split_and_its_domains_exchange_where_it_runs() {
 
 #[tokio::test]
 async fn a_workflow_migrates_with_its_state() {
-    let (a, b, _controller, user) = two(false, Duration::from_secs(30)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b, _controller, user) = two(&directory, false, Duration::from_secs(30)).await;
     let before = user.start(workflow(&[]), None).await.unwrap();
     let [f, l] = [before.mapping[0].component, before.mapping[1].component];
     let (from, to) = if before.mapping[0].domain.0 == "a" { (&a, &b) } else { (&b, &a) };
@@ -844,7 +872,8 @@ async fn a_workflow_migrates_with_its_state() {
 
 #[tokio::test]
 async fn a_domain_that_is_killed_as_a_whole_is_left() {
-    let (a, b, _controller, user) = two(false, Duration::from_millis(300)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b, _controller, user) = two(&directory, false, Duration::from_millis(300)).await;
     let (listener, agent) = edgeless_daemon::listen(&any_port()).await.unwrap();
     for orc in [&a, &b] {
         *orc.told.agents.lock().unwrap() = vec![agent.clone()];
@@ -876,7 +905,8 @@ async fn a_domain_that_is_killed_as_a_whole_is_left() {
 
 #[tokio::test]
 async fn operators_reach_the_domain_of_a_node_or_component() {
-    let (a, b, controller, user) = two(true, Duration::from_secs(30)).await;
+    let directory = tempfile::tempdir().unwrap();
+    let (a, b, controller, user) = two(&directory, true, Duration::from_secs(30)).await;
     let operations = client::Operations::new(Connection::lazy(controller.url(), Options::default()).unwrap());
     operations.cordon(a.told.node, true).await.unwrap();
     let progress: Vec<_> = operations.drain(b.told.node).await.unwrap().collect().await;
@@ -909,4 +939,92 @@ async fn operators_reach_the_domain_of_a_node_or_component() {
     let asked = |orc: &Orc| orc.told.asked.lock().unwrap().clone();
     assert_eq!(asked(&a), [format!("cordon {} true", a.told.node), format!("move {f} {}", a.told.node)]);
     assert_eq!(asked(&b), [format!("drain {}", b.told.node), format!("cordon {gone} true")]);
+}
+
+/// What an orchestrator is told by a controller that starts again where it was: nothing that it need act upon.
+#[tokio::test]
+async fn a_controller_that_was_killed_goes_on_where_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let orc = Orc::serve("domain-1").await;
+    let own =
+        Config { controller_url: any_port(), orchestrators: vec![orc.listed_as("domain-1")], ..config(&directory) };
+    let first = Controller::start(own.clone()).await.unwrap();
+    let user = user_of(&first);
+    wait_until("the domain is in reach", || has_domains(&user, 1)).await;
+    let request = Uuid::new_v4();
+    let started = user.start(workflow(&[]), Some(request)).await.unwrap();
+    let another = user.start(workflow(&[]), None).await.unwrap();
+    let before = user.inspect(started.workflow).await.unwrap();
+    let own = Config { controller_url: first.url().clone(), ..own };
+    let in_use = Controller::start(Config { controller_url: any_port(), ..own.clone() }).await.unwrap_err();
+    assert!(in_use.message.contains("controller.redb: another process uses it"), "{in_use}");
+    first.kill().await;
+
+    let told = orc.started().len();
+    let second = Controller::start(own).await.unwrap();
+    let user = user_of(&second);
+    let mut ids = [started.workflow, another.workflow];
+    ids.sort();
+    assert_eq!(user.list().await.unwrap(), ids, "before the domain is in reach");
+    wait_until("the domain is in reach again", || has_domains(&user, 1)).await;
+    assert_eq!(user.inspect(started.workflow).await.unwrap(), before, "with its code");
+    assert_eq!(user.start(workflow(&[]), Some(request)).await.unwrap(), started, "the request is known");
+    assert_eq!(orc.started().len(), told);
+    let mut controllers = orc.told.controllers.lock().unwrap().clone();
+    controllers.dedup();
+    assert_eq!(controllers.len(), 1, "it is the same controller for an orchestrator");
+    for id in ids {
+        user.stop(id).await.unwrap();
+    }
+    assert_eq!(second.stop().await, Stopped::Clean);
+}
+
+#[tokio::test]
+async fn a_controller_that_cannot_keep_workflows_does_not_start() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("state"), "a file").unwrap();
+    let own = Config { controller_url: any_port(), ..config(&directory) };
+    let error = Controller::start(own).await.unwrap_err();
+    assert!(error.message.contains("cannot make the directory of"), "{error}");
+    let own = Config { controller_url: any_port(), ..config(&directory) };
+    let file = directory.path().join("state").to_str().unwrap().to_string();
+    let error = Controller::start(Config { persistence_filename: file, ..own }).await.unwrap_err();
+    assert!(error.message.contains("is damaged") && error.message.contains("move the file away"), "{error}");
+}
+
+/// A disk that is full, as the limit of a file's size: what does not fit is refused with the reason, the controller
+/// lives on, and what fits is taken.
+#[tokio::test]
+async fn a_workflow_that_does_not_fit_on_the_disk_is_refused_and_the_next_one_is_taken() {
+    let directory = tempfile::tempdir().unwrap();
+    let orc = Orc::serve("domain-1").await;
+    let url = orc.listed_as("domain-1").orchestrator_url;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = format!(
+        "controller_url = \"http://127.0.0.1:{port}\"\norchestrators = [{{ domain_id = \"domain-1\", orchestrator_url = \"{url}\" }}]\n"
+    );
+    std::fs::write(directory.path().join("controller.toml"), text).unwrap();
+    let limited = "trap '' XFSZ; ulimit -f 16384; exec \"$0\"";
+    let mut child = Command::new("sh")
+        .args(["-c", limited, env!("CARGO_BIN_EXE_edgeless_con_d")])
+        .current_dir(directory.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let controller: Url = format!("http://127.0.0.1:{port}").parse().unwrap();
+    let user = client::Workflows::new(Connection::lazy(&controller, Options::default()).unwrap());
+    wait_until("the domain is in reach", || async {
+        user.domains(None).await.is_ok_and(|domains| domains.len() == 1).then_some(())
+    })
+    .await;
+    let large: Vec<u8> = (0..20_u32 << 20).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let large = workflow(&[]).with_binaries(|_| Ok::<_, Error>(large.clone().into())).unwrap();
+    let error = user.start(large, None).await.unwrap_err();
+    assert_eq!(error.code, Code::Unavailable);
+    assert!(error.message.contains("controller.redb") && error.message.contains("arge"), "{error}");
+    assert!(orc.started().is_empty(), "nothing was done for it");
+    let started = user.start(workflow(&[]), None).await.unwrap();
+    assert_eq!(user.list().await.unwrap(), [started.workflow]);
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

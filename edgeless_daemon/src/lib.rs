@@ -6,6 +6,7 @@
 //! - [`tasks`]: named tasks, one cancellation, one deadline for the end.
 //! - [`engine`]: the loop that feeds a pure engine and runs its effects.
 //! - [`binaries`]: the code that it keeps; [`supply`]: how code gets to the next daemon, once.
+//! - [`store`]: records that outlive the process.
 //! - [`status`]: the port of `/healthz`, `/readyz` and `/metrics`.
 //! - [`telemetry`]: how it logs.
 //! - [`turns`]: one after the other, where several ask about the same thing.
@@ -15,6 +16,7 @@ pub mod config;
 pub mod engine;
 pub mod run;
 pub mod status;
+pub mod store;
 pub mod supply;
 pub mod tasks;
 pub mod telemetry;

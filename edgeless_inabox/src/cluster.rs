@@ -124,10 +124,13 @@ impl Builder {
             controller_url: free_port(),
             orchestrators: self.domains.iter().zip(&orchestrators).map(known).collect(),
             metrics_url: Some(free_port()),
+            state_directory: self.directory.join("controller"),
             ..self.controller
         };
+        let controller = Controller::start(config.clone()).await?;
         let mut cluster = Cluster {
-            controller: Controller::start(config).await?,
+            config: edgeless_con::Config { controller_url: controller.url().clone(), ..config },
+            controller: Some(controller),
             domains: orchestrators
                 .into_iter()
                 .map(|own| Running { url: own.url().clone(), orchestrator: Some(own) })
@@ -157,7 +160,10 @@ fn free_port() -> Url {
 
 /// A controller, its domains and their nodes, in this process.
 pub struct Cluster {
-    controller: Controller,
+    /// `None` between its end and its restart.
+    controller: Option<Controller>,
+    /// Of the controller, with its port.
+    config: edgeless_con::Config,
     domains: Vec<Running>,
     nodes: Vec<Node>,
     /// Of all nodes that there ever were, with the place of their domain.
@@ -181,7 +187,7 @@ impl Cluster {
 
     /// Where users reach the controller.
     pub fn controller_url(&self) -> &Url {
-        self.controller.url()
+        &self.config.controller_url
     }
 
     /// A user of the controller.
@@ -189,7 +195,7 @@ impl Cluster {
     /// # Errors
     /// Never in practice: the address is one that was bound.
     pub fn workflows(&self) -> Result<Workflows, Error> {
-        Ok(Workflows::new(Connection::lazy(self.controller.url(), Options::default())?))
+        Ok(Workflows::new(Connection::lazy(self.controller_url(), Options::default())?))
     }
 
     /// The nodes that run.
@@ -203,7 +209,7 @@ impl Cluster {
     /// Never in practice: the address is one that was bound.
     pub fn operations(&self) -> Result<Operations, Error> {
         let options = Options { deadline: Duration::from_secs(60), ..Options::default() };
-        Ok(Operations::new(Connection::lazy(self.controller.url(), options)?))
+        Ok(Operations::new(Connection::lazy(self.controller_url(), options)?))
     }
 
     /// The nodes of a domain that run, by its place among the domains.
@@ -226,6 +232,23 @@ impl Cluster {
         self.domains.push(Running { url: orchestrator.url().clone(), orchestrator: Some(orchestrator) });
         self.add_nodes(index, domain.nodes, domain.labels).await?;
         Ok(index)
+    }
+
+    /// Ends the controller in the middle of whatever it does, as a crash would.
+    pub async fn kill_controller(&mut self) {
+        if let Some(controller) = self.controller.take() {
+            controller.kill().await;
+        }
+    }
+
+    /// Starts the controller again where it was, and with what it has kept, after ending it if it runs.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub async fn restart_controller(&mut self) -> Result<(), Error> {
+        self.kill_controller().await;
+        self.controller = Some(Controller::start(self.config.clone()).await?);
+        Ok(())
     }
 
     /// Ends a domain as a power cut would: its orchestrator and its nodes, without a goodbye.
@@ -303,7 +326,7 @@ impl Cluster {
     /// Where monitoring finds the controller, and the first orchestrator.
     pub fn metrics_urls(&self) -> [Option<&Url>; 2] {
         let orchestrator = self.domains.first().and_then(|domain| domain.orchestrator.as_ref());
-        [self.controller.metrics_url(), orchestrator.and_then(Orchestrator::metrics_url)]
+        [self.controller.as_ref().and_then(Controller::metrics_url), orchestrator.and_then(Orchestrator::metrics_url)]
     }
 
     /// Ends a node without a goodbye, as a crash would.
@@ -332,7 +355,10 @@ impl Cluster {
 
     /// Stops everything, from the controller down.
     pub async fn stop(self) -> Vec<Stopped> {
-        let mut stopped = vec![self.controller.stop().await];
+        let mut stopped = Vec::new();
+        if let Some(controller) = self.controller {
+            stopped.push(controller.stop().await);
+        }
         for orchestrator in self.domains.into_iter().filter_map(|domain| domain.orchestrator) {
             stopped.push(orchestrator.stop().await);
         }

@@ -16,6 +16,7 @@ pub(crate) mod node;
 pub(crate) mod operations;
 mod peer;
 mod performance;
+pub(crate) mod record;
 pub(crate) mod status;
 mod workflow;
 

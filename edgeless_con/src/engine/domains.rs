@@ -13,10 +13,12 @@ use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistrat
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{DomainId, NodeId};
 use edgeless_api::node::NodeInfo;
+use edgeless_api::record;
 use edgeless_api::workflow::MAX_NAME;
 use edgeless_daemon::engine::Millis;
 
 use super::Peer;
+use super::keep::Origin;
 use super::loss::{Addresses, Pulse};
 use crate::placement::Miss;
 
@@ -178,6 +180,24 @@ impl Domains {
     pub(super) fn new(configured: Vec<(DomainId, Url)>, limit: usize) -> Self {
         let table = configured.into_iter().map(|(id, url)| (id, Domain::new(url, true))).collect();
         Self { table, limit }
+    }
+
+    /// A domain is known from before this process started, and not in reach yet.
+    pub(super) fn restore(&mut self, known: &record::Domain) {
+        let domain = self.table.entry(known.id.clone()).or_insert_with(|| Domain::new(known.url.clone(), false));
+        domain.nonce = Some(known.nonce);
+        domain.native = Some(known.native);
+        domain.lost_at = Some(Millis(0));
+    }
+
+    /// What workflows rely on of a domain.
+    pub(super) fn origin(&self, id: &DomainId) -> Origin {
+        let domain = self.table.get(id);
+        Origin {
+            nonce: domain.and_then(|domain| domain.nonce).unwrap_or_default(),
+            native: self.speaks_ours(id),
+            url: domain.map_or_else(|| Url::of(([0, 0, 0, 0], 0).into()), |domain| domain.url.clone()),
+        }
     }
 
     /// A domain that is followed said how it is.

@@ -9,9 +9,11 @@
 //!
 //! Pure: no clock, no I/O, no randomness but a seeded one. Level-triggered: an event marks what it
 //! touches, and the difference between what is wanted and what is there is derived again, so that a
-//! lost reply or a restarted domain needs no path of its own. Accepted workflows live in memory only.
+//! lost reply or a restarted domain needs no path of its own. `keep` has each workflow written to the disk before
+//! anything is done or said that relies on it.
 
 mod domains;
+mod keep;
 mod loss;
 mod moves;
 mod place;
@@ -25,7 +27,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
-use edgeless_api::Url;
 use edgeless_api::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start};
 use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistration, DomainState};
 use edgeless_api::error::Error;
@@ -33,6 +34,7 @@ use edgeless_api::id::{ComponentId, DomainId, NodeId, WorkflowId};
 use edgeless_api::node::NodeInfo;
 use edgeless_api::status::Placement;
 use edgeless_api::workflow::{Workflow, WorkflowStatus};
+use edgeless_api::{Binary, Url};
 use edgeless_daemon::engine::{Millis, Ticket};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -175,6 +177,15 @@ pub enum Event {
         /// How much of it is left.
         pulse: Pulse,
     },
+    /// The result of [`Effect::Persist`].
+    Persisted {
+        /// The workflow that was written.
+        workflow: WorkflowId,
+        /// As in the effect.
+        op: u64,
+        /// Whether it is on the disk.
+        result: Result<(), Error>,
+    },
     /// Time passes.
     Tick,
 }
@@ -260,6 +271,17 @@ pub enum Effect {
         domain: DomainId,
         /// Its orchestrator and its nodes.
         urls: Vec<Url>,
+    },
+    /// Write what a restart of the controller must know of a workflow.
+    Persist {
+        /// Which.
+        workflow: WorkflowId,
+        /// Comes back with the result.
+        op: u64,
+        /// What to write; `None`: nothing is to be known of it any more.
+        record: Option<Bytes>,
+        /// The code that the record names.
+        code: Vec<Binary>,
     },
     /// Answer a request.
     Reply {
@@ -395,6 +417,8 @@ pub struct Engine {
     timers: BTreeSet<(Millis, WorkflowId)>,
     started: u64,
     refused: u64,
+    /// Numbers the writes.
+    writes: u64,
     effects: Vec<Effect>,
 }
 
@@ -424,8 +448,10 @@ impl edgeless_daemon::engine::Engine for Engine {
             }
             Event::Limit { ticket, part, changes } => {
                 let run = self.runs.get_mut(&part.workflow).ok_or_else(|| unknown(part.workflow));
-                let kept = run.and_then(|run| run.limit(part, &changes));
-                self.reply(ticket, kept.map(|()| Answer::Limited));
+                match run.and_then(|run| run.limit(ticket, part, &changes)) {
+                    Ok(()) => self.advance(now, part.workflow, Touched::One(part.place)),
+                    Err(error) => self.reply(ticket, Err(error)),
+                }
             }
             Event::Register { ticket, registration } => self.register(now, ticket, registration),
             Event::DomainUp(state) => {
@@ -454,6 +480,7 @@ impl edgeless_daemon::engine::Engine for Engine {
             Event::Rows { domain, rows } => self.rows(now, &domain, rows),
             Event::Nodes { domain, result } => self.learnt(now, &domain, result),
             Event::Probed { domain, pulse } => self.probed(now, &domain, pulse),
+            Event::Persisted { workflow, op, result } => self.persisted(now, workflow, op, result),
             Event::Tick => self.tick(now),
         }
         std::mem::take(&mut self.effects)
@@ -479,6 +506,7 @@ impl Engine {
             timers: BTreeSet::new(),
             started: 0,
             refused: 0,
+            writes: 0,
             effects: Vec::new(),
         }
     }
@@ -655,11 +683,10 @@ impl Engine {
         if seen == Seen::Still {
             return;
         }
+        let origin = self.domains.origin(domain);
         for id in self.runs_in(domain) {
-            if let Some(run) = self.runs.get_mut(&id)
-                && seen == Seen::Fresh
-            {
-                run.lost_everything(domain);
+            if let Some(run) = self.runs.get_mut(&id) {
+                run.seen(domain, &origin, seen == Seen::Fresh);
             }
             self.advance(now, id, Touched::All);
         }
@@ -696,6 +723,7 @@ impl Engine {
     /// An effect of a component has ended.
     fn component(&mut self, now: Millis, part: Part, note: impl FnOnce(&mut Run, &Domains)) {
         let Some(run) = self.runs.get_mut(&part.workflow) else { return };
+        run.kept.has_changed |= run.is_changing();
         note(run, &self.domains);
         // A sender that has been told where a component is may be what the end of another place waits for.
         let touched = if run.is_changing() { Touched::All } else { Touched::One(part.place) };
@@ -704,7 +732,11 @@ impl Engine {
 
     /// Derives what is to be done for a workflow, and answers those who wait for it.
     fn advance(&mut self, now: Millis, id: WorkflowId, touched: Touched) {
+        if !self.may_advance(now, id) {
+            return;
+        }
         let Some(run) = self.runs.get_mut(&id) else { return };
+        let (was_changing, others) = (run.is_changing(), std::mem::take(&mut self.effects));
         let again = run.advance(now, &self.domains, touched, &mut self.effects);
         if let Some(deadline) = again.into_iter().chain(run.answer_by()).min() {
             self.timers.insert((deadline, id));
@@ -716,26 +748,19 @@ impl Engine {
             self.effects.extend(self.domains.follow(domain).map(Effect::Follow));
         }
         if run.is_starting() && run.is_settled() {
-            let (askers, status, request) = (run.started(), run.status(), run.request());
-            self.started += 1;
-            if let Some(request) = request {
-                self.requests.finished(request, Ok(id));
-            }
+            run.runs();
+        }
+        if run.running().is_some() {
+            let (askers, status) = (run.started(), run.status());
             for ticket in askers {
                 self.reply(ticket, Ok(Answer::Started(status.clone())));
             }
-            return;
-        }
-        let (farewell, request) = (run.farewell(now, &self.domains), run.request());
-        if run.is_gone() {
-            for component in &run.components {
-                self.places.remove(&component.id);
-            }
-            self.runs.remove(&id);
-        }
-        if let Some(farewell) = farewell {
+        } else if let Some(farewell) = run.farewell(now, &self.domains) {
+            let request = run.request();
             self.say(farewell, request);
         }
+        let derived = std::mem::replace(&mut self.effects, others);
+        self.keep(id, was_changing, derived);
     }
 
     fn say(&mut self, farewell: Farewell, request: Option<Uuid>) {

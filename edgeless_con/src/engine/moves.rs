@@ -60,9 +60,23 @@ pub(super) struct Leftover {
     pub(super) component: usize,
     pub(super) place: Place,
     /// It handles what it has before it ends, if its domain can let it.
-    drains: bool,
+    pub(super) drains: bool,
     /// When it is stopped even if some sender has not heard of the new place.
     stop_by: Millis,
+}
+
+impl Move {
+    /// A move that a restart of the controller has interrupted.
+    pub(super) fn restored(components: Vec<usize>) -> Self {
+        Self { components, is_relocation: false, askers: Vec::new(), stage: Stage::Making, parked_by: None }
+    }
+}
+
+impl Leftover {
+    /// What was left before the controller was restarted.
+    pub(super) fn restored(component: usize, place: Place, drains: bool) -> Self {
+        Self { component, place, drains, stop_by: Millis(0) + SENDERS }
+    }
 }
 
 impl Run {
@@ -138,10 +152,16 @@ impl Run {
     }
 
     /// Begins to move components, each to a domain; nothing else is being moved.
-    pub(super) fn begin_move(&mut self, homes: Vec<(usize, DomainId)>, askers: Vec<Ticket>, is_relocation: bool) {
+    pub(super) fn begin_move(
+        &mut self,
+        homes: Vec<(usize, DomainId)>,
+        domains: &Domains,
+        askers: Vec<Ticket>,
+        is_relocation: bool,
+    ) {
         let mut components = Vec::with_capacity(homes.len());
         for (place, domain) in homes {
-            let site = self.site(&domain);
+            let site = self.site(&domain, || domains.origin(&domain));
             if let Some(component) = self.components.get_mut(place) {
                 let epoch = component.next_epoch();
                 component.next = Some(Place::new(site, epoch, component.id));
@@ -282,6 +302,7 @@ impl Run {
         effects.push(self.release(place, &component.place, &reach));
         let here = &mut self.components.get_mut(place)?.place;
         here.busy = Some(here.epoch);
+        here.may_be_gone = true;
         let site = here.site;
         if let Some(site) = self.sites.get_mut(site) {
             site.busy += 1;
@@ -410,6 +431,18 @@ impl Run {
         self.answers.extend(change.askers.into_iter().map(|asker| (asker, Err(error.clone()))));
     }
 
+    /// The disk does not take what becomes of a move: it is given up, unless it has been made.
+    pub(super) fn move_not_written(&mut self, now: Millis, error: &Error) {
+        match &mut self.change {
+            Some(change) if change.stage != Stage::Making => {
+                let askers = std::mem::take(&mut change.askers);
+                self.answers.extend(askers.into_iter().map(|asker| (asker, Err(error.clone()))));
+            }
+            Some(_) => self.cancel(now, error.clone()),
+            None => {}
+        }
+    }
+
     /// Nothing was found for components that need a home: it is tried again later.
     pub(super) fn no_home(&mut self, now: Millis, error: &Error) {
         let failures = self.homeless.1.saturating_add(1);
@@ -532,13 +565,13 @@ impl Run {
         let Some(component) = self.components.get_mut(place) else { return };
         if may_pass(&error) {
             component.place.failed(now, &error);
-            component.place.may_be_gone = true;
             if component.place.failures < ATTEMPTS {
                 return;
             }
             let error = error.context(format!("{home} does not say"));
             return self.cancel(now, error);
         }
+        component.place.may_be_gone = false;
         let name = component.name.clone();
         let error = match error.code {
             Code::Unimplemented => stateful(&name, &home),
@@ -635,6 +668,7 @@ impl Run {
     pub(super) fn forgotten(&mut self, domain: &DomainId) {
         let Some(site) = self.sites.iter().position(|site| site.domain == *domain) else { return };
         self.leftovers.retain(|left| left.place.site != site);
+        self.kept.has_changed = true;
     }
 }
 

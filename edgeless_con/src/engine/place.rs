@@ -46,6 +46,8 @@ pub(super) struct Place {
     pub(super) is_stale: bool,
     /// The domain was told that others have outputs to it.
     pub(super) is_exported: bool,
+    /// Before the controller was restarted the domain was asked for it, which a new process of it may have heard.
+    pub(super) may_have_arrived: bool,
     /// The domain was asked to hand it over and may have done so.
     pub(super) may_be_gone: bool,
     /// The epoch under which an effect of it is under way.
@@ -56,7 +58,7 @@ pub(super) struct Place {
     /// Where the domain runs it, as it said last.
     pub(super) row: Option<Row>,
     /// How often others were told that it runs nowhere, or runs again, which its domain did not count.
-    uncounted: u64,
+    pub(super) uncounted: u64,
     /// The state that it is to begin with; `None`: what its domain knows.
     pub(super) state: Option<Bytes>,
 }
@@ -70,6 +72,7 @@ impl Place {
             step: Step::Absent,
             is_stale: false,
             is_exported: false,
+            may_have_arrived: false,
             may_be_gone: false,
             busy: None,
             failures: 0,

@@ -21,13 +21,13 @@ use edgeless_api::id::{ComponentId, DomainId, StateId, WorkflowId};
 use edgeless_api::relocate;
 use edgeless_api::workflow::{Mapping, Workflow, WorkflowStatus};
 use edgeless_daemon::engine::{Millis, Ticket};
-use rand::rngs::StdRng;
 use uuid::Uuid;
 
 use super::domains::{Domains, Reach};
+use super::keep::{Kept, Origin};
 use super::moves::{Leftover, Move};
 use super::place::{Place, Step, component_of, may_pass};
-use super::{ComponentView, Effect, Part, Reply, random_uuid};
+use super::{Answer, ComponentView, Effect, Part, Reply};
 use crate::placement;
 
 /// How often a step of a start is tried before the start is undone.
@@ -35,7 +35,7 @@ pub(super) const ATTEMPTS: u32 = 3;
 /// How often a stop is tried at a domain that answers with a fault of its own.
 const STOP_ATTEMPTS: u32 = 5;
 /// How long whoever waits for the end of a stop is kept waiting; it goes on without them.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
@@ -49,7 +49,7 @@ pub(super) fn pause(failures: u32) -> Duration {
 pub(super) struct Component {
     pub(super) name: String,
     pub(super) kind: ComponentKind,
-    state: Option<StateSpec>,
+    pub(super) state: Option<StateSpec>,
     /// Output channel to the place of its target among the components.
     outputs: Vec<(String, usize)>,
     /// Those that have outputs to it.
@@ -57,7 +57,7 @@ pub(super) struct Component {
     /// Chosen by the controller, for life.
     pub(super) id: ComponentId,
     /// Of all its places so far.
-    last_epoch: u64,
+    pub(super) last_epoch: u64,
     pub(super) place: Place,
     /// Where it is to be moved.
     pub(super) next: Option<Place>,
@@ -67,8 +67,9 @@ pub(super) struct Component {
     pub(super) loss: String,
 }
 
-/// The components of a workflow that is to be started: functions, then resources.
-pub(super) fn components(workflow: &Workflow, rng: &mut StdRng) -> Result<Vec<Component>, Error> {
+/// The components of a workflow: functions, then resources. `id` makes ids: of each function its state's and its
+/// own, then those of the resources.
+pub(super) fn components(workflow: &Workflow, mut id: impl FnMut() -> Uuid) -> Result<Vec<Component>, Error> {
     let names = workflow.functions().iter().map(|function| &function.name);
     let names = names.chain(workflow.resources().iter().map(|resource| &resource.name));
     let places: HashMap<&String, usize> = names.enumerate().map(|(place, name)| (name, place)).collect();
@@ -80,13 +81,13 @@ pub(super) fn components(workflow: &Workflow, rng: &mut StdRng) -> Result<Vec<Co
         let in_component = |error: Error| error.context(format!("component '{}'", function.name));
         let policy = placement::state_policy(&function.annotations).map_err(in_component)?;
         placement::check_scale(&function.annotations, policy).map_err(in_component)?;
-        let state = StateSpec { id: StateId(random_uuid(rng)), policy };
-        let id = ComponentId(random_uuid(rng));
-        all.push(Component::new(id, &function.name, Some(state), outputs(&function.outputs)));
+        let state = StateSpec { id: StateId(id()), policy };
+        let own = ComponentId(id());
+        all.push(Component::new(own, &function.name, Some(state), outputs(&function.outputs)));
     }
     for resource in workflow.resources() {
-        let id = ComponentId(random_uuid(rng));
-        all.push(Component::new(id, &resource.name, None, outputs(&resource.outputs)));
+        let own = ComponentId(id());
+        all.push(Component::new(own, &resource.name, None, outputs(&resource.outputs)));
     }
     let edges = edges(&all);
     for (sender, target) in edges {
@@ -222,6 +223,7 @@ struct Activation {
 #[derive(Debug)]
 pub(super) struct Site {
     pub(super) domain: DomainId,
+    pub(super) origin: Origin,
     tally: Tally,
     /// How many components have an effect under way.
     pub(super) busy: usize,
@@ -255,7 +257,7 @@ pub(super) enum Slot {
 pub(super) struct Run {
     pub(super) id: WorkflowId,
     /// `None` once it is of no more use.
-    workflow: Option<Workflow>,
+    pub(super) workflow: Option<Workflow>,
     request: Option<Uuid>,
     pub(super) components: Vec<Component>,
     pub(super) sites: Vec<Site>,
@@ -272,6 +274,7 @@ pub(super) struct Run {
     pub(super) homeless: (Millis, u32),
     /// Those who wait for a move that has ended.
     pub(super) answers: Vec<(Ticket, Reply)>,
+    pub(super) kept: Kept,
 }
 
 impl Run {
@@ -281,28 +284,14 @@ impl Run {
         workflow: Workflow,
         components: Vec<Component>,
         homes: &[DomainId],
+        domains: &Domains,
         request: Option<Uuid>,
         starters: Vec<Ticket>,
     ) -> Self {
-        // The workflow was checked when it was read.
-        let relocate_after = relocate::parse(workflow.annotations()).unwrap_or_default();
-        let mut run = Self {
-            id,
-            workflow: Some(workflow),
-            request,
-            components,
-            sites: Vec::new(),
-            phase: Phase::Starting,
-            starters,
-            stoppers: Vec::new(),
-            change: None,
-            leftovers: Vec::new(),
-            relocate_after,
-            homeless: (Millis(0), 0),
-            answers: Vec::new(),
-        };
+        let mut run = Self::bare(id, Some(workflow), components, request, Phase::Starting);
+        run.starters = starters;
         for (place, home) in homes.iter().enumerate() {
-            let site = run.site(home);
+            let site = run.site(home, || domains.origin(home));
             if let Some(component) = run.components.get_mut(place) {
                 component.place.site = site;
             }
@@ -311,16 +300,45 @@ impl Run {
         run
     }
 
-    /// The part that is in a domain.
-    pub(super) fn site(&mut self, domain: &DomainId) -> usize {
+    /// A workflow whose components are nowhere.
+    pub(super) fn bare(
+        id: WorkflowId,
+        workflow: Option<Workflow>,
+        components: Vec<Component>,
+        request: Option<Uuid>,
+        phase: Phase,
+    ) -> Self {
+        // The workflow was checked when it was read.
+        let relocate = workflow.as_ref().and_then(|workflow| relocate::parse(workflow.annotations()).ok());
+        Self {
+            id,
+            workflow,
+            request,
+            components,
+            sites: Vec::new(),
+            phase,
+            starters: Vec::new(),
+            stoppers: Vec::new(),
+            change: None,
+            leftovers: Vec::new(),
+            relocate_after: relocate.flatten(),
+            homeless: (Millis(0), 0),
+            answers: Vec::new(),
+            kept: Kept::nothing(),
+        }
+    }
+
+    /// The part that is in a domain, which is made with this origin if there is none.
+    pub(super) fn site(&mut self, domain: &DomainId, origin: impl FnOnce() -> Origin) -> usize {
         self.sites.iter().position(|site| site.domain == *domain).unwrap_or_else(|| {
             let (tally, activation) = (Tally::default(), Activation::default());
-            self.sites.push(Site { domain: domain.clone(), tally, busy: 0, activation, derived: None });
+            let (domain, origin) = (domain.clone(), origin());
+            self.sites.push(Site { domain, origin, tally, busy: 0, activation, derived: None });
             self.sites.len() - 1
         })
     }
 
-    fn tally(&mut self, site: usize, step: Step, change: isize) {
+    pub(super) fn tally(&mut self, site: usize, step: Step, change: isize) {
         if let Some(site) = self.sites.get_mut(site) {
             let count = site.tally.of(step);
             *count = count.saturating_add_signed(change);
@@ -385,9 +403,11 @@ impl Run {
         matches!(self.phase, Phase::Stopping { .. })
     }
 
-    /// The workflow, if it was started and nobody asked for its end.
+    /// The workflow, if it was started, so that a restart of the controller changes nothing, and nobody asked for its
+    /// end.
     pub(super) fn running(&self) -> Option<&Workflow> {
-        matches!(self.phase, Phase::Running).then_some(self.workflow.as_ref()).flatten()
+        let is_running = matches!(self.phase, Phase::Running) && self.kept.is_running();
+        is_running.then_some(self.workflow.as_ref()).flatten()
     }
 
     pub(super) fn is_settled(&self) -> bool {
@@ -431,7 +451,7 @@ impl Run {
     }
 
     /// A component has other limits, and is started with them from now on.
-    pub(super) fn limit(&mut self, part: Part, changes: &Annotations) -> Result<(), Error> {
+    pub(super) fn limit(&mut self, ticket: Ticket, part: Part, changes: &Annotations) -> Result<(), Error> {
         let gone = || super::unknown(part.workflow);
         let is_running = self.running().is_some();
         let (Some(workflow), Some(component), true) =
@@ -447,7 +467,10 @@ impl Run {
         if component.next.is_some() {
             return Err(Error::unavailable(format!("'{name}' is being moved: try again in a moment")));
         }
-        workflow.annotate(&component.name, changes).map_err(Error::rejected)
+        workflow.annotate(&component.name, changes).map_err(Error::rejected)?;
+        self.kept.has_changed = true;
+        self.answers.push((ticket, Ok(Answer::Limited)));
+        Ok(())
     }
 
     /// Some components with their specifications, to be planned.
@@ -455,12 +478,36 @@ impl Run {
         self.workflow.as_ref().map(|workflow| items(workflow, self.id, &self.components, places)).unwrap_or_default()
     }
 
-    /// All is as it shall be: the start has succeeded. Those who wait for it.
-    pub(super) fn started(&mut self) -> Vec<Ticket> {
+    /// All is as it shall be: the start has succeeded.
+    pub(super) fn runs(&mut self) {
         self.phase = Phase::Running;
+        self.kept.has_changed = true;
+    }
+
+    /// Those who wait for a start that has succeeded.
+    pub(super) fn started(&mut self) -> Vec<Ticket> {
+        std::mem::take(&mut self.starters)
+    }
+
+    /// A start that nothing was done for is given up. Those who wait, and the request.
+    pub(super) fn abandoned(&mut self) -> (Vec<Ticket>, Vec<Ticket>, Option<Uuid>) {
+        (std::mem::take(&mut self.starters), std::mem::take(&mut self.stoppers), self.request)
+    }
+
+    /// The disk does not take what becomes of the workflow. Those who are told so.
+    pub(super) fn not_written(&mut self, now: Millis, error: &Error) -> Vec<(Ticket, Reply)> {
+        self.move_not_written(now, error);
+        if matches!(self.phase, Phase::Running) && !self.kept.is_running() {
+            self.give_up(now, error.clone());
+        }
+        let mut told = std::mem::take(&mut self.answers);
+        told.extend(std::mem::take(&mut self.stoppers).into_iter().map(|ticket| (ticket, Err(error.clone()))));
+        told
+    }
+
+    pub(super) fn log_started(&self) {
         let domains: Vec<_> = self.sites.iter().map(|site| site.domain.0.as_str()).collect();
         tracing::info!(workflow = %self.id, domain = domains.join(", "), components = self.components.len(), "workflow started");
-        std::mem::take(&mut self.starters)
     }
 
     /// The start has failed: what is there is stopped, and then the cause is told.
@@ -471,6 +518,7 @@ impl Run {
     fn wind_down(&mut self, now: Millis, cause: Option<Error>) {
         self.cancel(now, Error::not_found("the workflow was stopped before it was moved"));
         self.phase = Phase::Stopping { cause, answer_by: now + PATIENCE, answered: false };
+        self.kept.has_changed = true;
         for component in &mut self.components {
             component.place.forget_failures();
         }
@@ -483,10 +531,10 @@ impl Run {
         }
         self.stoppers.push(ticket);
         match self.phase {
-            Phase::Starting => {
+            Phase::Running if self.kept.is_running() => self.wind_down(now, None),
+            Phase::Starting | Phase::Running => {
                 self.give_up(now, Error::rejected("the workflow was stopped while it was being started"));
             }
-            Phase::Running => self.wind_down(now, None),
             Phase::Stopping { .. } => {}
         }
         true
@@ -519,6 +567,7 @@ impl Run {
         *answered = true;
         let refusal = cause.take();
         self.workflow = None;
+        self.kept.has_changed = true;
         let left = self.components.iter().filter(|own| own.place.is_anything()).count() + self.leftovers.len();
         match &refusal {
             Some(reason) => tracing::info!(workflow = %self.id, %reason, left, "workflow refused"),
@@ -537,22 +586,29 @@ impl Run {
         if self.running().is_some() && self.lives_in(domain) {
             tracing::info!(workflow = %self.id, %domain, "the domain has restarted: starting the workflow there again");
         }
-        let mut count = 0;
+        let native = self.sites.get(index).is_some_and(|site| site.origin.native);
+        let mut tally = Tally::default();
         for component in &mut self.components {
             if component.place.site == index {
-                count += 1;
+                let may_be_there = component.place.may_have_arrived && native;
                 let epoch = component.next_epoch();
                 component.place.begin_again(epoch, component.id);
+                if may_be_there {
+                    component.place.step = Step::Unsure;
+                }
+                *tally.of(component.place.step) += 1;
             }
             if let Some(next) = component.next.as_mut().filter(|next| next.site == index) {
                 component.last_epoch += 1;
                 next.begin_again(component.last_epoch, component.id);
             }
         }
+        self.kept.has_changed = true;
         // A start that is under way may reach the new process yet.
-        self.leftovers.retain(|left| left.place.site != index || left.place.busy.is_some());
+        let may_be_there = |left: &Place| left.busy.is_some() || left.may_have_arrived;
+        self.leftovers.retain(|left| left.place.site != index || may_be_there(&left.place));
         if let Some(site) = self.sites.get_mut(index) {
-            site.tally = Tally { absent: count, ..Tally::default() };
+            site.tally = tally;
             let Activation { busy, round, .. } = site.activation;
             site.activation = Activation { busy, round: round + 1, ..Activation::default() };
             site.derived = None;
@@ -685,6 +741,7 @@ impl Run {
             }
         };
         effects.push(effect);
+        self.kept.has_changed |= !reach.native;
         if let Some(site) = self.sites.get_mut(site) {
             site.busy += 1;
         }
@@ -816,6 +873,7 @@ impl Run {
         if let Some(counts) = component.place.finished(part.epoch) {
             if let Some(site) = self.sites.get_mut(component.place.site) {
                 site.busy = site.busy.saturating_sub(1);
+                self.kept.has_changed |= !site.origin.native;
             }
             return Some((Slot::Here, counts));
         }
@@ -871,8 +929,9 @@ impl Run {
     fn is_there(&mut self, place: usize, id: ComponentId) {
         let is_plain = self.is_plain(place);
         let Some(component) = self.components.get_mut(place) else { return };
+        let had_state = component.place.state.take().is_some();
+        self.kept.has_changed |= had_state || component.place.known_as != id;
         component.place.known_as = id;
-        component.place.state = None;
         component.place.forget_failures();
         let (workflow, name, kind) = (self.id, component.name.clone(), component.kind);
         self.set_step(place, if is_plain { Step::Wired } else { Step::Created });
@@ -1014,12 +1073,15 @@ impl Run {
         let Some(component) = self.components.get_mut(place) else { return };
         let site = component.place.site;
         let before = std::mem::replace(&mut component.place.step, step);
+        let is_noted = |step| matches!(step, Step::Active | Step::Released);
+        self.kept.has_changed |= is_noted(before) || is_noted(step);
         self.tally(site, before, -1);
         self.tally(site, step, 1);
     }
 
     /// Puts a component to another place, and gives back the one before.
     pub(super) fn settle(&mut self, place: usize, new: Place) -> Option<Place> {
+        self.kept.has_changed = true;
         let component = self.components.get_mut(place)?;
         let (site, step) = (new.site, new.step);
         let old = std::mem::replace(&mut component.place, new);
@@ -1062,7 +1124,7 @@ fn never_to_zero(annotations: &mut Annotations) {
 
 impl Component {
     /// A function has a state, a resource has none.
-    fn new(id: ComponentId, name: &str, state: Option<StateSpec>, outputs: Vec<(String, usize)>) -> Self {
+    pub(super) fn new(id: ComponentId, name: &str, state: Option<StateSpec>, outputs: Vec<(String, usize)>) -> Self {
         Self {
             name: name.to_string(),
             kind: if state.is_some() { ComponentKind::Function } else { ComponentKind::Resource },

@@ -27,7 +27,7 @@ use uuid::Uuid;
 
 use super::domains::Reach;
 use super::run::{self, Component, Run, Touched};
-use super::{Answer, Effect, Engine};
+use super::{Answer, Effect, Engine, random_uuid};
 use crate::cut;
 use crate::placement::{self, Miss, Needs};
 
@@ -167,7 +167,7 @@ impl Engine {
             );
             return self.refuse(id, &goal, vec![ticket], Error::exhausted(reason));
         }
-        let components = match run::components(&workflow, &mut self.rng) {
+        let components = match run::components(&workflow, || random_uuid(&mut self.rng)) {
             Ok(components) => components,
             Err(error) => return self.refuse(id, &goal, vec![ticket], error),
         };
@@ -348,7 +348,7 @@ impl Engine {
             (Goal::Start { request }, Some((workflow, components))) => {
                 let places = components.iter().enumerate();
                 self.places.extend(places.map(|(place, component)| (component.id, (id, place))));
-                let run = Run::new(id, workflow, components, &homes, request, search.askers);
+                let run = Run::new(id, workflow, components, &homes, &self.domains, request, search.askers);
                 self.runs.insert(id, run);
                 self.advance(now, id, Touched::All);
             }
@@ -366,7 +366,7 @@ impl Engine {
                 let is_back = |place: usize| run.home(place).is_some_and(|home| self.domains.reach(home).is_some());
                 homes.retain(|(place, _)| !is_relocation || !is_back(*place));
                 if !homes.is_empty() {
-                    run.begin_move(homes, search.askers, is_relocation);
+                    run.begin_move(homes, &self.domains, search.askers, is_relocation);
                 }
                 self.advance(now, id, Touched::All);
             }

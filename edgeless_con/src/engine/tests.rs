@@ -11,6 +11,7 @@ use edgeless_daemon::engine::Engine as _;
 
 use super::*;
 
+mod keeping;
 mod losing;
 mod moving;
 mod simulation;
@@ -21,11 +22,14 @@ const GRACE: Duration = Duration::from_secs(30);
 
 struct World {
     engine: Engine,
+    settings: Settings,
     now: Millis,
     tickets: u64,
     /// What was done since it was last looked at, in words.
     trace: Vec<String>,
     replies: Vec<(Ticket, Reply)>,
+    /// What domains were told to stop, as they know it.
+    stopped: Vec<ComponentId>,
 }
 
 /// What a domain answers to an effect; `None`: nothing, for now.
@@ -55,9 +59,18 @@ fn obey(effect: &Effect) -> Option<Event> {
         Effect::Release { part, .. } => {
             Event::Released { part: *part, result: Ok(Some(Bytes::from_static(b"remembered"))) }
         }
+        Effect::Persist { .. } => return written(effect, Ok(())),
         Effect::Nodes(_) | Effect::Probe { .. } | Effect::Follow(_) => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
+}
+
+/// The answer of a disk, if it is asked for something.
+fn written(effect: &Effect, result: Result<(), Error>) -> Option<Event> {
+    match effect {
+        Effect::Persist { workflow, op, .. } => Some(Event::Persisted { workflow: *workflow, op: *op, result }),
+        _ => None,
+    }
 }
 
 /// A domain that fails at one kind of effect.
@@ -72,15 +85,16 @@ fn fail(effect: &Effect, error: Error) -> Option<Event> {
         Effect::Stop { part, .. } => Event::Stopped { part: *part, result: Err(error) },
         Effect::Release { part, .. } => Event::Released { part: *part, result: Err(error) },
         Effect::Nodes(peer) => Event::Nodes { domain: peer.domain.clone(), result: Err(error) },
+        Effect::Persist { .. } => return written(effect, Ok(())),
         Effect::Probe { .. } | Effect::Follow(_) => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
 }
 
-/// Empty for what the controller asks by itself.
+/// Empty for what the controller asks by itself, and for its records.
 fn in_words(effect: &Effect) -> String {
     match effect {
-        Effect::Nodes(_) => String::new(),
+        Effect::Nodes(_) | Effect::Persist { .. } => String::new(),
         Effect::Plan { peer, .. } => format!("plan at {}", peer.domain),
         Effect::Create { start, .. } => {
             let context = start.context.as_ref().unwrap();
@@ -103,8 +117,9 @@ impl World {
     fn new(domains: &[&str]) -> Self {
         let orchestrators = domains.iter().map(|name| (DomainId(name.to_string()), url(name))).collect();
         let settings = Settings { orchestrators, max_workflows: 3, max_domains: 4, domain_grace: GRACE };
-        let engine = Engine::new(settings, 7);
-        Self { engine, now: Millis(0), tickets: 0, trace: Vec::new(), replies: Vec::new() }
+        let engine = Engine::new(settings.clone(), 7);
+        let (trace, replies, stopped) = (Vec::new(), Vec::new(), Vec::new());
+        Self { engine, settings, now: Millis(0), tickets: 0, trace, replies, stopped }
     }
 
     /// One domain, in reach, that offers everything.
@@ -129,6 +144,9 @@ impl World {
         while let Some(effect) = effects.pop_front() {
             self.trace.push(in_words(&effect));
             self.trace.retain(|step| !step.is_empty());
+            if let Effect::Stop { id, .. } = &effect {
+                self.stopped.push(*id);
+            }
             let answer = script(&effect);
             if let Effect::Reply { ticket, reply } = effect {
                 self.replies.push((ticket, reply));
@@ -853,8 +871,11 @@ fn a_stop_that_takes_long_is_granted_in_seconds_and_goes_on() {
     let status = world.started(pair());
     let mut held = Vec::new();
     let mut hang = |effect: &Effect| {
-        held.extend(obey(effect));
-        None
+        let written = written(effect, Ok(()));
+        if written.is_none() {
+            held.extend(obey(effect));
+        }
+        written
     };
     let ticket = world.stop(status.workflow, &mut hang);
     world.pass(Duration::from_secs(4), &mut hang);
@@ -898,8 +919,11 @@ fn a_stop_waits_for_a_component_that_is_just_being_created() {
     let status = world.started(workflow_of(vec![function("f", &[], &[])]));
     let mut held = None;
     world.up_with("d", 2, &mut |effect| {
-        held = obey(effect);
-        None
+        if is_create(effect, "f") {
+            held = obey(effect);
+            return None;
+        }
+        obey(effect)
     });
     let ticket = world.stop(status.workflow, &mut obey);
     assert_eq!(world.try_reply_to(ticket), None);

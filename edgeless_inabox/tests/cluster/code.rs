@@ -80,6 +80,7 @@ async fn a_node_that_starts_again_needs_no_code() {
     wait_until("the module is kept", || async { is_kept(directory.path(), node) }).await;
     cluster.restart_node(node).await.unwrap();
     wait_until("it runs there again", || async { compiled_and_loaded(&cluster, node).await == (0, 1) }).await;
+    cluster.until_known().await.unwrap();
     workflows.start(pinned(node), None).await.unwrap();
     assert_eq!(compiled_and_loaded(&cluster, node).await, (0, 1));
     assert_eq!(carried(&cluster).await, (1, 1));

@@ -161,7 +161,26 @@ async fn a_process_of_the_sdk_is_attached_with_its_token() {
     cli(world.path(), &["workflow", "stop", &id]);
 }
 
-/// A node that was killed finds its containers again: they go on when their components come back.
+/// A platform that was killed finds its containers again: the workflow comes back to the process that it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_is_taken_over_by_the_workflow_that_it_was_of() {
+    let test = "a_container_is_taken_over_by_the_workflow_that_it_was_of";
+    let Some(mut world) = World::with_containers_of_ours(test, "") else { return };
+    let archive = build("counter");
+    let id = world.start_counter(&class(&archive, ""), "{}").unwrap();
+    let node = node_of(&world.inspect(&id));
+    let before = containers("counter", &node);
+    assert_eq!(before.len(), 1);
+    world.kill();
+    world.run();
+    wait_until("it runs again", || async { world.inspect(&id).contains("STATE counter -> running on") }).await;
+    assert_eq!(containers("counter", &node), before);
+    cli(world.path(), &["workflow", "stop", &id]);
+    assert_eq!(world.interrupt(), Some(0));
+    assert_eq!(containers("counter", &node), Vec::<String>::new());
+}
+
+/// A node that was killed finds its containers again, and removes them if nobody comes for them.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_runs_is_left_alone_by_a_platform_that_only_stops() {
     let Some(mut world) = World::with_containers_of_ours(
@@ -177,8 +196,9 @@ async fn what_runs_is_left_alone_by_a_platform_that_only_stops() {
     // As a power cut: nobody removes anything.
     world.kill();
     assert_eq!(containers("counter", &node).len(), 1);
+    // A controller without its file knows nothing of the workflow, so that nobody takes it over.
+    std::fs::remove_dir_all(world.path().join("edgeless_con_state")).unwrap();
     world.run();
-    // Its workflow is forgotten by a controller that keeps nothing, so that nobody takes it over.
     wait_until("nothing is left behind", || async { containers("counter", &node).is_empty() }).await;
     let id = world.start_counter(&class(&archive, ""), "{}").unwrap();
     assert_eq!(containers("counter", &node).len(), 1);

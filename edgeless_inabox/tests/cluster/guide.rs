@@ -129,8 +129,8 @@ async fn a_killed_node_is_replaced_by_another() {
     cli(directory, &["workflow", "stop", &uuid]);
 }
 
-/// The controller's file need not list a domain whose orchestrator announces itself; and such a domain
-/// starts afresh for a controller that does not know it.
+/// The controller's file need not list a domain whose orchestrator announces itself; such a domain goes on for a
+/// controller that was killed and knows it, and starts afresh for one that does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_domain_that_announces_itself_is_used() {
     let directory = tempfile::tempdir().unwrap();
@@ -155,6 +155,12 @@ async fn a_domain_that_announces_itself_is_used() {
     assert!(cli(directory, &["workflow", "inspect", uuid.trim()]).contains("STATE noop -> running on"));
 
     controller.kill();
+    let mut controller = Program::start("edgeless_con_d", directory, &[]);
+    wait_until("the domain is back", || async { cli(directory, &["domain", "list"]).contains("(1 nodes)") }).await;
+    assert!(cli(directory, &["workflow", "inspect", uuid.trim()]).contains("STATE noop -> running on"));
+
+    controller.kill();
+    std::fs::remove_dir_all(directory.join("edgeless_con_state")).unwrap();
     let _controller = Program::start("edgeless_con_d", directory, &[]);
     node.says("Noop stopped");
     wait_until("the domain is back", || async { cli(directory, &["domain", "list"]).contains("(1 nodes)") }).await;
@@ -162,10 +168,10 @@ async fn a_domain_that_announces_itself_is_used() {
     assert_eq!(cli(directory, &["workflow", "list"]), uuid);
 }
 
-/// A controller that was killed remembers nothing yet: what ran for it is stopped, so that nothing runs
-/// that nobody can stop. An orchestrator that was killed is given its components again.
+/// Whichever daemon of the control plane is killed: a controller goes on with what it had and disturbs nothing, and an
+/// orchestrator is given its components again.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_controller_leaves_nothing_behind_and_a_killed_orchestrator_is_filled_again() {
+async fn a_killed_orchestrator_is_filled_again_and_a_killed_controller_goes_on() {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     configure(directory);
@@ -191,15 +197,29 @@ async fn a_killed_controller_leaves_nothing_behind_and_a_killed_orchestrator_is_
     let before = lines(&log).len();
     wait_until("messages arrive again", || async { lines(&log).len() > before + 3 }).await;
 
+    let places = || {
+        let shown = cli(directory, &["workflow", "inspect", &uuid]);
+        let places = shown.lines().filter(|line| line.starts_with("MAP") || line.starts_with("STATE"));
+        // What follows are counts.
+        places.map(|line| line.split(", handled").next().unwrap_or_default().to_string()).collect::<Vec<_>>()
+    };
+    let as_it_was = places();
+    assert!(as_it_was.len() == 4 && as_it_was[2].contains("instance"), "{as_it_was:?}");
     controller.kill();
+    let before = lines(&log).len();
+    wait_until("messages arrive without a controller", || async { lines(&log).len() > before + 3 }).await;
     let _controller = Program::start("edgeless_con_d", directory, &[]);
-    orchestrator.says("another controller follows this domain");
+    wait_until("the domain is back", || async { cli(directory, &["domain", "list"]).contains("(1 nodes)") }).await;
+    assert_eq!(cli(directory, &["workflow", "list"]).trim(), uuid);
+    assert_eq!(places(), as_it_was, "the same instances");
+    cli(directory, &["workflow", "stop", &uuid]);
+    node.says("function stopped");
     wait_until("nothing runs any more", || async {
         cli(directory, &["--output", "json", "node", "list"]).contains("\"components\": 0")
     })
     .await;
-    node.says("function stopped");
     assert_eq!(cli(directory, &["workflow", "list"]), "");
+    drop(orchestrator);
 }
 
 /// A generator and a file, wherever they are placed: both write below the same directory.

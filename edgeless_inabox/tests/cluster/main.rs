@@ -22,6 +22,7 @@ mod identity;
 mod moves;
 mod nested;
 mod programs;
+mod restarts;
 mod sites;
 mod support;
 mod world;

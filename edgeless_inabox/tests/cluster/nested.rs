@@ -52,6 +52,7 @@ impl Tree {
         let config = edgeless_con::Config {
             controller_url: free(),
             orchestrators: vec![top],
+            state_directory: directory.path().join("controller"),
             ..edgeless_con::Config::default()
         };
         let controller = Controller::start(config).await.unwrap();

@@ -4,7 +4,13 @@ use super::split::{domain_of, instance, noting};
 use super::*;
 
 impl World {
-    fn migrate(&mut self, workflow: WorkflowId, to: &str, component: Option<&str>, script: Script<'_>) -> Ticket {
+    pub(super) fn migrate(
+        &mut self,
+        workflow: WorkflowId,
+        to: &str,
+        component: Option<&str>,
+        script: Script<'_>,
+    ) -> Ticket {
         let ticket = self.ticket();
         let (domain, component) = (DomainId(to.into()), component.map(String::from));
         self.on(Event::Migrate { ticket, workflow, domain, component }, script);
@@ -28,7 +34,7 @@ impl World {
 }
 
 /// A function without state that sends to a log, and gets events from another one without state.
-fn stateless() -> Workflow {
+pub(super) fn stateless() -> Workflow {
     let log = pair().resources().to_vec();
     let transient = [("state", "transient")];
     let functions = vec![function("s", &[("out", "f")], &transient), function("f", &[("out", "l")], &transient)];

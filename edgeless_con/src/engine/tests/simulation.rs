@@ -1,11 +1,14 @@
-//! The whole with model domains, seeded: joins, losses, delays, answers that get lost, messages that come twice.
+//! The whole with model domains, seeded: joins, losses, delays, answers that get lost, messages that come twice, a disk
+//! that is full at times, and a controller that crashes at any event and starts again from what is on its disk.
 //!
-//! After quiet every component of every workflow is active in exactly the domain that the controller names, senders
-//! are wired to where their targets are, nothing else runs anywhere, and whoever keeps state knows what it knew first.
+//! After quiet every workflow runs that was acknowledged and not asked to end, every component of every workflow is
+//! active in exactly the domain that the controller names, senders are wired to where their targets are, nothing else
+//! runs anywhere, the disk knows just that, and whoever keeps state knows what it knew first.
 
 use std::collections::VecDeque;
 
 use edgeless_api::component::Row;
+use edgeless_api::record;
 
 use super::*;
 
@@ -64,21 +67,30 @@ struct Simulation {
     /// Releases that were answered, and those that were asked for again.
     released: usize,
     repeated: usize,
+    crashes: bool,
+    /// When the controller started last.
+    booted: Millis,
+    /// The records of workflows.
+    disk: BTreeMap<WorkflowId, Bytes>,
+    /// Those of which a user was told that they run, and whose end nobody has asked for.
+    acknowledged: BTreeSet<WorkflowId>,
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+fn settings() -> Settings {
+    Settings {
+        orchestrators: NAMES.iter().map(|name| (DomainId(name.to_string()), url(name))).collect(),
+        max_workflows: 100,
+        max_domains: 4,
+        domain_grace: Duration::from_secs(3),
+    }
 }
 
 impl Simulation {
-    fn new(seed: u64) -> Self {
-        let names = ["a", "b", "c", "d"];
-        let mut world = World::new(&names);
-        world.engine = Engine::new(
-            Settings {
-                orchestrators: names.iter().map(|name| (DomainId(name.to_string()), url(name))).collect(),
-                max_workflows: 100,
-                max_domains: 4,
-                domain_grace: Duration::from_secs(3),
-            },
-            seed,
-        );
+    fn new(seed: u64, crashes: bool) -> Self {
+        let mut world = World::new(&NAMES);
+        world.engine = Engine::new(settings(), seed);
         let model = |(name, capabilities)| Model {
             name,
             capabilities,
@@ -92,7 +104,7 @@ impl Simulation {
             rows_are_followed: false,
         };
         let has = [everything(), only_functions(), only_logs(), everything()];
-        let domains = names.into_iter().zip(has).map(model).collect();
+        let domains = NAMES.into_iter().zip(has).map(model).collect();
         let rng = StdRng::seed_from_u64(seed);
         let (effects, events) = (VecDeque::new(), VecDeque::new());
         Self {
@@ -108,6 +120,10 @@ impl Simulation {
             bereft: BTreeSet::new(),
             released: 0,
             repeated: 0,
+            crashes,
+            booted: Millis(0),
+            disk: BTreeMap::new(),
+            acknowledged: BTreeSet::new(),
         }
     }
 
@@ -117,13 +133,53 @@ impl Simulation {
     }
 
     fn tell(&mut self, event: Event) {
-        for effect in self.world.engine.on(self.world.now, event) {
+        if self.crashes && !self.quiet && self.rng.random_bool(0.01) {
+            return self.crash();
+        }
+        if let Event::Stop { workflow, .. } = &event {
+            self.acknowledged.remove(workflow);
+        }
+        let now = Millis(self.world.now.0 - self.booted.0);
+        for effect in self.world.engine.on(now, event) {
             let at = self.soon();
             match effect {
-                Effect::Reply { ticket, reply } => self.world.replies.push((ticket, reply)),
+                Effect::Reply { ticket, reply } => {
+                    if let Ok(Answer::Started(status)) = &reply {
+                        self.acknowledged.insert(status.workflow);
+                    }
+                    self.world.replies.push((ticket, reply));
+                }
                 effect => self.effects.push_back((at, effect)),
             }
         }
+    }
+
+    /// The controller ends, and starts again: of what was under way some has arrived, and no answer comes back.
+    fn crash(&mut self) {
+        for (_, effect) in std::mem::take(&mut self.effects) {
+            if self.rng.random_bool(0.5) {
+                self.arrive(&effect);
+            }
+        }
+        self.events.clear();
+        for model in &mut self.domains {
+            model.rows_are_followed = false;
+        }
+        self.booted = self.world.now;
+        let records = self.disk.values().map(|record| record::Workflow::decode(record.clone()).unwrap()).collect();
+        self.world.engine = Engine::restore(settings(), self.rng.random(), records).unwrap();
+    }
+
+    fn write(&mut self, effect: &Effect) -> Option<Event> {
+        let Effect::Persist { workflow, record, .. } = effect else { return None };
+        if !self.quiet && self.rng.random_bool(0.1) {
+            return written(effect, Err(Error::unavailable("no space left on device")));
+        }
+        match record {
+            Some(record) => self.disk.insert(*workflow, record.clone()),
+            None => self.disk.remove(workflow),
+        };
+        written(effect, Ok(()))
     }
 
     fn model(&mut self, domain: &DomainId) -> &mut Model {
@@ -133,6 +189,9 @@ impl Simulation {
     /// An effect arrives. What comes back, if anything does.
     fn arrive(&mut self, effect: &Effect) -> Option<Event> {
         let unreachable = || fail(effect, Error::unavailable("connection refused"));
+        if let Effect::Persist { .. } = effect {
+            return self.write(effect);
+        }
         if let Effect::Probe { domain, .. } = effect {
             let model = self.model(domain);
             let pulse = match (model.is_alive, model.is_near) {
@@ -344,8 +403,8 @@ impl Simulation {
     }
 
     /// How often something was released, and how often again.
-    fn run(seed: u64) -> (usize, usize) {
-        let mut own = Self::new(seed);
+    fn run(seed: u64, crashes: bool) -> (usize, usize) {
+        let mut own = Self::new(seed, crashes);
         own.step();
         for _ in 0..4 {
             own.start();
@@ -383,6 +442,10 @@ impl Simulation {
             expected.extend(status.mapping.into_iter().map(|own| (own.component, own.domain.0)));
             self.check_states(seed, run);
         }
+        let running: BTreeSet<WorkflowId> = engine.list().into_iter().collect();
+        let lost: Vec<_> = self.acknowledged.difference(&running).collect();
+        assert!(lost.is_empty(), "seed {seed}: {lost:?} of {:?}", self.acknowledged);
+        assert!(self.disk.keys().eq(engine.runs.keys()), "seed {seed}: {:?}", self.disk.keys());
         let mut actual = BTreeMap::new();
         for model in &self.domains {
             for (id, held) in &model.components {
@@ -522,7 +585,14 @@ impl Model {
 
 #[test]
 fn after_quiet_every_component_is_in_one_domain_and_nothing_else_is_anywhere() {
-    let (released, repeated): (Vec<usize>, Vec<usize>) = (0..200).map(Simulation::run).unzip();
+    let (released, repeated): (Vec<usize>, Vec<usize>) = (0..400).map(|seed| Simulation::run(seed, false)).unzip();
     let (released, repeated): (usize, usize) = (released.iter().sum(), repeated.iter().sum());
     assert!(released > 150 && repeated > 10, "too seldom: {released} releases, {repeated} again");
+}
+
+#[test]
+fn the_same_is_true_of_a_controller_that_crashes_at_any_event() {
+    for seed in 0..300 {
+        Simulation::run(seed, true);
+    }
 }
