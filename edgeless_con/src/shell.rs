@@ -175,6 +175,17 @@ impl Shell<Engine> for Executor {
                     Event::Released { part, result }
                 })
             }
+            Effect::Tell { peer, rows } => {
+                let link = self.peers.link(&peer);
+                tokio::spawn(async move {
+                    let told = call(link, |link| async move { link.components.set_rows(rows).await }).await;
+                    if let Err(error) = told {
+                        // What still comes there is dropped, and counted.
+                        tracing::warn!(domain = %peer.domain, %error, "a domain cannot be told where what has left it runs");
+                    }
+                });
+                return None;
+            }
             Effect::Follow(peer) => {
                 match self.peers.link(&peer) {
                     Ok(link) => self.followers.follow(peer.domain, link.domain),

@@ -44,6 +44,14 @@ impl Border {
         }
     }
 
+    /// Rows of components elsewhere as the domain shall see them.
+    pub(crate) fn inward(&self, rows: Vec<Row>) -> Vec<Row> {
+        match self {
+            Self::Open => rows,
+            Self::Private(forwarder) | Self::Nested(forwarder) => forwarder.inward(rows),
+        }
+    }
+
     /// Rows of the domain as others shall see them.
     pub(crate) fn outgoing(&self, rows: Vec<Row>) -> Vec<Row> {
         match self {

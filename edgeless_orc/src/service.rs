@@ -152,6 +152,12 @@ impl Components for Service {
         self.open(ids.into_iter().map(ComponentId).collect()).await
     }
 
+    async fn set_rows(&self, rows: Vec<Row>) -> Result<(), Error> {
+        self.border.admit_controller()?;
+        let rows = self.border.inward(rows);
+        self.ask(|ticket| Event::Rows(ticket, rows)).await.map(drop)
+    }
+
     async fn release(&self, component: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
         self.border.admit_controller()?;
         self.hand_over(ComponentId(component), grace).await

@@ -13,6 +13,7 @@
 //! anything is done or said that relies on it.
 
 mod domains;
+mod former;
 mod keep;
 mod loss;
 mod moves;
@@ -260,6 +261,13 @@ pub enum Effect {
         id: ComponentId,
         /// How long it may handle what waits for it.
         grace: Duration,
+    },
+    /// Tell a domain where components run that have left it: it forwards what still comes for them.
+    Tell {
+        /// Whom to tell.
+        peer: Peer,
+        /// Where they run.
+        rows: Vec<Row>,
     },
     /// Follow where a domain runs the components to which others have outputs, until it is forgotten or has moved.
     Follow(Peer),

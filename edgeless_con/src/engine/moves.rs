@@ -47,7 +47,7 @@ enum Stage {
 pub(super) struct Move {
     components: Vec<usize>,
     /// What is where it was for good: nobody can be asked for its state.
-    is_relocation: bool,
+    pub(super) is_relocation: bool,
     askers: Vec<Ticket>,
     stage: Stage,
     /// When those with a state are released even if some sender has not heard of it.
@@ -194,7 +194,12 @@ impl Run {
         let (bound, free): (Vec<_>, Vec<_>) = components.iter().copied().partition(|place| self.hands_over(*place));
         for places in [free, bound] {
             let mut is_ready = true;
+            let turns = self.turns(&places);
             for place in places {
+                if !turns.contains(&place) {
+                    is_ready = false;
+                    continue;
+                }
                 let (ready, due) = self.make(now, place, domains, effects);
                 // It may have been given up.
                 self.change.as_ref()?;
@@ -210,11 +215,29 @@ impl Run {
         None
     }
 
+    /// Those of some components whose turn it is to move. What hands its state over does so after all that send to it:
+    /// a sender that waits for it could not come to its end. Of some that send to each other the first begins.
+    fn turns(&self, places: &[usize]) -> BTreeSet<usize> {
+        let is_at_home = |place: &usize| {
+            self.hands_over(*place) && self.components.get(*place).is_some_and(|own| own.place.step != Step::Released)
+        };
+        let (home, mut turns): (BTreeSet<usize>, BTreeSet<usize>) = places.iter().partition(|place| is_at_home(place));
+        let waits = |place: &usize| {
+            let senders = self.components.get(*place).map_or(&[][..], |own| &own.senders);
+            senders.iter().any(|sender| sender != place && home.contains(sender))
+        };
+        let free: Vec<usize> = home.iter().copied().filter(|place| !waits(place)).collect();
+        let first = home.first().copied().filter(|_| free.is_empty());
+        turns.extend(free.into_iter().chain(first));
+        turns
+    }
+
     /// A component that is stopped before it is started again, because its state travels with it.
     fn hands_over(&self, place: usize) -> bool {
         let is_relocation = self.change.as_ref().is_some_and(|change| change.is_relocation);
+        let has_something = |place: &Place| place.step != Step::Absent || place.busy.is_some();
         let component = self.components.get(place);
-        !is_relocation && component.is_some_and(|own| own.has_state() && own.place.step != Step::Absent)
+        !is_relocation && component.is_some_and(|own| own.has_state() && has_something(&own.place))
     }
 
     /// Brings the new place of a component a step further. Whether it is ready, and when to look again.
@@ -330,7 +353,7 @@ impl Run {
     fn take_places(&mut self, now: Millis, domains: &Domains) {
         let Some(change) = &mut self.change else { return };
         change.stage = Stage::Settling { until: now + SETTLING };
-        let components = change.components.clone();
+        let (components, is_relocation) = (change.components.clone(), change.is_relocation);
         for place in components.iter().copied() {
             let Some(component) = self.components.get_mut(place) else { continue };
             component.is_parked = false;
@@ -341,6 +364,9 @@ impl Run {
             next.step = if waits { Step::Held } else { Step::Wired };
             next.state = None;
             let Some(old) = self.settle(place, next) else { continue };
+            if !is_relocation {
+                self.has_left(now, place, old.site);
+            }
             if old.is_anything() {
                 let stop_by = now + SENDERS;
                 self.leftovers.push(Leftover { component: place, place: old, drains: true, stop_by });

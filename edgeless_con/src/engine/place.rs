@@ -89,6 +89,11 @@ impl Place {
         self.busy.is_some() || !matches!(self.step, Step::Absent | Step::Released)
     }
 
+    /// The domain has restarted, and yet may run it: the start, or the answer to it, may have come from the new process.
+    pub(super) fn may_be_in_new_process(&self) -> bool {
+        self.may_have_arrived || self.step == Step::Created
+    }
+
     /// It has its outputs.
     pub(super) fn is_wired(&self) -> bool {
         matches!(self.step, Step::Held | Step::Wired | Step::Active)

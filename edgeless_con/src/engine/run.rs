@@ -24,6 +24,7 @@ use edgeless_daemon::engine::{Millis, Ticket};
 use uuid::Uuid;
 
 use super::domains::{Domains, Reach};
+use super::former::Former;
 use super::keep::{Kept, Origin};
 use super::moves::{Leftover, Move};
 use super::place::{Place, Step, component_of, may_pass};
@@ -268,6 +269,8 @@ pub(super) struct Run {
     pub(super) change: Option<Move>,
     /// Places that components have left, where something may run yet.
     pub(super) leftovers: Vec<Leftover>,
+    /// Domains that components have left not long ago.
+    pub(super) formers: Vec<Former>,
     /// After how long a domain that is merely out of reach is given up.
     pub(super) relocate_after: Option<Duration>,
     /// When to look for another home again, and how often there was none.
@@ -321,6 +324,7 @@ impl Run {
             stoppers: Vec::new(),
             change: None,
             leftovers: Vec::new(),
+            formers: Vec::new(),
             relocate_after: relocate.flatten(),
             homeless: (Millis(0), 0),
             answers: Vec::new(),
@@ -590,7 +594,7 @@ impl Run {
         let mut tally = Tally::default();
         for component in &mut self.components {
             if component.place.site == index {
-                let may_be_there = component.place.may_have_arrived && native;
+                let may_be_there = component.place.may_be_in_new_process() && native;
                 let epoch = component.next_epoch();
                 component.place.begin_again(epoch, component.id);
                 if may_be_there {
@@ -600,12 +604,16 @@ impl Run {
             }
             if let Some(next) = component.next.as_mut().filter(|next| next.site == index) {
                 component.last_epoch += 1;
+                let may_be_there = next.may_be_in_new_process() && native;
                 next.begin_again(component.last_epoch, component.id);
+                if may_be_there {
+                    next.step = Step::Unsure;
+                }
             }
         }
         self.kept.has_changed = true;
         // A start that is under way may reach the new process yet.
-        let may_be_there = |left: &Place| left.busy.is_some() || left.may_have_arrived;
+        let may_be_there = |left: &Place| left.busy.is_some() || left.may_be_in_new_process();
         self.leftovers.retain(|left| left.place.site != index || may_be_there(&left.place));
         if let Some(site) = self.sites.get_mut(index) {
             site.tally = tally;
@@ -639,8 +647,8 @@ impl Run {
             let due = reach.and_then(|reach| self.advance_site(now, site, &reach, touched, effects));
             again = again.into_iter().chain(due).min();
         }
-        let due = self.advance_leftovers(now, domains, effects);
-        again.into_iter().chain(due).min()
+        again = again.into_iter().chain(self.advance_leftovers(now, domains, effects)).min();
+        again.into_iter().chain(self.advance_formers(now, domains, effects)).min()
     }
 
     fn advance_site(
@@ -714,14 +722,17 @@ impl Run {
         reach: &Reach,
         effects: &mut Vec<Effect>,
     ) -> Option<Millis> {
-        let here = &self.components.get(place)?.place;
+        let component = self.components.get(place)?;
+        let here = &component.place;
         if here.site != site || here.busy.is_some() {
             return None;
         }
         let is_needed = match (stage, here.step) {
             // Nobody knows what the first attempt did, and only our own orchestrators recognise a second.
             (Stage::Create, Step::Unsure) => reach.native,
-            (Stage::Create, Step::Absent) | (Stage::Wire, Step::Created) => true,
+            // What is on its way elsewhere begins there.
+            (Stage::Create, Step::Absent) => component.next.is_none(),
+            (Stage::Wire, Step::Created) => true,
             (Stage::Stop, step) => !matches!(step, Step::Absent | Step::Released),
             (Stage::Gone, _) => false,
             _ => here.is_stale && here.is_wired(),
@@ -815,15 +826,19 @@ impl Run {
         senders.any(|sender| {
             let moves_away = sender.next.as_ref().is_some_and(|next| next.site != site);
             sender.place.site != site || component.next.is_none() && moves_away
-        })
+        }) || self.is_forwarded_to(place, site)
     }
 
-    /// Whether a component has senders in other domains once it has moved.
+    /// Whether others have to know where a component is once it has moved: its senders in other domains, and the
+    /// domain that it leaves.
     pub(super) fn is_next_exported(&self, place: usize) -> bool {
         let Some(component) = self.components.get(place) else { return false };
         let Some(next) = &component.next else { return false };
         let mut senders = component.senders.iter().filter_map(|sender| self.components.get(*sender));
-        senders.any(|sender| sender.next.as_ref().unwrap_or(&sender.place).site != next.site)
+        let is_sent_to = senders.any(|sender| sender.next.as_ref().unwrap_or(&sender.place).site != next.site);
+        let is_left =
+            self.change.as_ref().is_some_and(|change| !change.is_relocation) && next.site != component.place.site;
+        is_sent_to || (is_left && component.kind == ComponentKind::Function)
     }
 
     /// Marks those that are told to be exported and are not, or the other way round.

@@ -60,7 +60,7 @@ fn obey(effect: &Effect) -> Option<Event> {
             Event::Released { part: *part, result: Ok(Some(Bytes::from_static(b"remembered"))) }
         }
         Effect::Persist { .. } => return written(effect, Ok(())),
-        Effect::Nodes(_) | Effect::Probe { .. } | Effect::Follow(_) => return None,
+        Effect::Nodes(_) | Effect::Probe { .. } | Effect::Follow(_) | Effect::Tell { .. } => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
 }
@@ -86,7 +86,7 @@ fn fail(effect: &Effect, error: Error) -> Option<Event> {
         Effect::Release { part, .. } => Event::Released { part: *part, result: Err(error) },
         Effect::Nodes(peer) => Event::Nodes { domain: peer.domain.clone(), result: Err(error) },
         Effect::Persist { .. } => return written(effect, Ok(())),
-        Effect::Probe { .. } | Effect::Follow(_) => return None,
+        Effect::Probe { .. } | Effect::Follow(_) | Effect::Tell { .. } => return None,
         Effect::Reply { .. } | Effect::Forget(_) => return None,
     })
 }
@@ -105,6 +105,7 @@ fn in_words(effect: &Effect) -> String {
         Effect::Stop { part, .. } => format!("stop #{}", part.place),
         Effect::Release { part, .. } => format!("release #{}", part.place),
         Effect::Follow(peer) => format!("follow {}", peer.domain),
+        Effect::Tell { peer, .. } => format!("tell {}", peer.domain),
         Effect::Probe { domain, urls } => format!("probe {domain} at {}", urls.len()),
         Effect::Reply { reply: Ok(_), .. } => "grant".into(),
         Effect::Reply { reply: Err(error), .. } => format!("refuse: {error}"),

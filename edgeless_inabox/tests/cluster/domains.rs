@@ -225,3 +225,38 @@ async fn a_function_migrates_with_its_state_while_events_come_from_the_domain_th
     assert_eq!(status_of(&cluster, &started, "count").await.reason, "");
     cluster.stop().await;
 }
+
+/// Nothing of the workflow stays in the domain that could say where the rest has gone: the controller does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_workflow_migrates_and_what_still_comes_follows_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::builder(directory.path()).domain(domain("left")).domain(domain("right"));
+    let cluster = cluster.configure_nodes(|config| config.limits.move_wait = PATIENCE).start().await.unwrap();
+    let workflows = cluster.workflows().unwrap();
+    let flow = workflow(
+        vec![
+            function("first", &relay_module(), &[("out", "count")], &[]),
+            function("count", &counting_module(), &[("out", "log")], &[("state", "node-local")]),
+        ],
+        vec![resource("log", "file-log", &[], &[("filename", "log")])],
+    );
+    let started = workflows.start(flow, None).await.unwrap();
+    let (log, first) = (directory.path().join("log"), first(&cluster, &started).await);
+    let to = if domains(&started)[0] == "left" { "right" } else { "left" };
+    let sent = 200;
+    let migrating = workflows.migrate(started.workflow, DomainId(to.into()), None);
+    let sending = async {
+        for _ in 0..sent {
+            cast(&cluster, first, "to where it was").await;
+        }
+    };
+    let (migrated, ()) = tokio::join!(migrating, sending);
+    assert_eq!(domains(&migrated.unwrap()), [to, to, to]);
+    wait_until("all events are counted", || async { lines(&log).len() >= sent }).await;
+    // They may overtake each other on their way, and each is counted once.
+    let mut counted = lines(&log);
+    counted.sort();
+    let expected: Vec<String> = (1..=sent).map(|number| format!("{number:06}")).collect();
+    assert_eq!(counted, expected);
+    cluster.stop().await;
+}

@@ -153,6 +153,8 @@ pub enum Event {
     },
     /// Nobody waits for a node any more that is gone.
     Forget(Ticket, NodeId),
+    /// Components that have left the domain run there.
+    Rows(Ticket, Vec<Row>),
     /// Events wait for components that may run nowhere.
     Wake(Ticket, Vec<ComponentId>),
     /// A component is not wanted any more.
@@ -529,6 +531,10 @@ impl edgeless_daemon::engine::Engine for Engine {
             Event::Forget(ticket, node) => {
                 let answer = self.forget_node(node);
                 self.reply(ticket, answer);
+            }
+            Event::Rows(ticket, rows) => {
+                self.learn_all(rows);
+                self.reply(ticket, Ok(Reply::Done));
             }
             Event::Wake(ticket, ids) => {
                 self.wake(&ids);

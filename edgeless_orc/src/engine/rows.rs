@@ -278,6 +278,15 @@ impl Engine {
         }
     }
 
+    /// Takes over where components run that have left the domain. Of others nobody here wants to know.
+    pub(super) fn learn_all(&mut self, rows: Vec<Row>) {
+        for row in rows {
+            if self.links.contains_key(&row.component) {
+                self.learn(row);
+            }
+        }
+    }
+
     /// Takes over where a component of another domain runs.
     pub(super) fn learn(&mut self, row: Row) {
         let id = row.component;

@@ -103,6 +103,12 @@ impl Forwarder {
         self.table(outgoing)
     }
 
+    /// Rows of components elsewhere as the domain shall see them.
+    pub(crate) fn inward(&self, rows: Vec<Row>) -> Vec<Row> {
+        let url = &self.me.url;
+        self.table(|table, now| rows.into_iter().map(|row| readdress::incoming(table, now, url, row)).collect())
+    }
+
     /// A patch of somebody else as the domain shall see it.
     pub(crate) fn incoming(&self, patch: Patch) -> Patch {
         self.table(|table, now| readdress::patch(table, now, &self.me.url, patch))

@@ -94,6 +94,12 @@ fn one_component_moves_and_its_senders_are_told() {
     };
     let ticket = world.migrate(status.workflow, "a", Some("f"), &mut script);
     assert!(matches!(world.reply_to(ticket), Ok(Answer::Migrated(_))));
+    assert!(world.engine.runs[&status.workflow].components[1].place.is_exported, "what still comes to b is forwarded");
+    world.now = world.now + Duration::from_secs(61);
+    for domain in ["a", "b"] {
+        world.up_with(domain, 1, &mut script);
+    }
+    world.on(Event::Tick, &mut script);
     let last = |place: usize| patches.iter().rev().find(|(own, _)| *own == place).map(|(_, patch)| patch).unwrap();
     assert_eq!(last(0).outputs["out"], Target::Component(f));
     assert!(!last(1).exported && !last(2).exported);

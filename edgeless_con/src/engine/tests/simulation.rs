@@ -74,6 +74,8 @@ struct Simulation {
     disk: BTreeMap<WorkflowId, Bytes>,
     /// Those of which a user was told that they run, and whose end nobody has asked for.
     acknowledged: BTreeSet<WorkflowId>,
+    /// Those whose end somebody has asked for.
+    unwanted: BTreeSet<WorkflowId>,
 }
 
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];
@@ -124,6 +126,7 @@ impl Simulation {
             booted: Millis(0),
             disk: BTreeMap::new(),
             acknowledged: BTreeSet::new(),
+            unwanted: BTreeSet::new(),
         }
     }
 
@@ -138,13 +141,17 @@ impl Simulation {
         }
         if let Event::Stop { workflow, .. } = &event {
             self.acknowledged.remove(workflow);
+            self.unwanted.insert(*workflow);
         }
         let now = Millis(self.world.now.0 - self.booted.0);
         for effect in self.world.engine.on(now, event) {
             let at = self.soon();
             match effect {
                 Effect::Reply { ticket, reply } => {
-                    if let Ok(Answer::Started(status)) = &reply {
+                    // Its end may have been asked for before its start was acknowledged.
+                    if let Ok(Answer::Started(status)) = &reply
+                        && !self.unwanted.contains(&status.workflow)
+                    {
                         self.acknowledged.insert(status.workflow);
                     }
                     self.world.replies.push((ticket, reply));
