@@ -656,7 +656,8 @@ impl Run {
                 left.place.known_as = id;
                 left.place.step = Step::Created;
             }
-            Err(error) if error.code.is_refusal() => left.place.step = Step::Absent,
+            // One that was started there before may be there in spite of it.
+            Err(error) if error.code.is_refusal() && left.place.step != Step::Unsure => left.place.step = Step::Absent,
             Err(_) => left.place.step = Step::Unsure,
         }
     }
