@@ -444,8 +444,7 @@ impl Run {
                 }
                 self.senders_are_stale(place);
             }
-            if let Some(component) = self.components.get_mut(place).filter(|own| own.place.step == Step::Held) {
-                let _ = component;
+            if self.components.get(place).is_some_and(|own| own.place.step == Step::Held) {
                 self.set_step(place, Step::Wired);
             }
         }
