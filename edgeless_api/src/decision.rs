@@ -1,6 +1,7 @@
 //! Why a component is where it is: what placement says of each node.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::id::NodeId;
 
@@ -13,6 +14,8 @@ pub struct Decision {
     pub strategy: String,
     /// What came of it, a sentence: where it goes, or how many nodes met each requirement.
     pub outcome: String,
+    /// How long ago it was placed by this decision; `None` if this is what would be decided now.
+    pub age: Option<Duration>,
     /// Every node of the domain, in the order of their ids.
     pub nodes: Vec<Verdict>,
 }

@@ -61,7 +61,7 @@ impl Operations for Service {
     }
 
     async fn why(&self, component: ComponentId) -> Result<Decision, Error> {
-        self.inbox.read(move |engine, _| engine.why(component)).await?
+        self.inbox.read(move |engine, now| engine.why(now, component)).await?
     }
 
     async fn move_component(&self, component: ComponentId, node: NodeId) -> Result<(), Error> {

@@ -1,5 +1,8 @@
 //! What operators do with nodes and components.
 
+use std::time::Duration;
+
+use super::node::millis;
 use super::{error::refusal, pb, required, uuid};
 use crate::decision::{Decision, Outcome, Verdict};
 use crate::error::Error;
@@ -124,12 +127,13 @@ impl TryFrom<pb::Verdict> for Verdict {
 /// The answer to why. A refusal is an answer; whatever else went wrong is an error.
 pub(crate) fn why_response(decision: Result<Decision, Error>) -> Result<pb::WhyResponse, Error> {
     match decision {
-        Ok(Decision { component, strategy, outcome, nodes }) => Ok(pb::WhyResponse {
+        Ok(Decision { component, strategy, outcome, age, nodes }) => Ok(pb::WhyResponse {
             response_error: None,
             component,
             strategy,
             outcome,
             nodes: nodes.into_iter().map(Into::into).collect(),
+            age_ms: age.map(millis),
         }),
         Err(error) if error.code.is_refusal() => Ok(pb::WhyResponse {
             response_error: Some(refusal("Request rejected", &error)),
@@ -143,12 +147,12 @@ impl TryFrom<pb::WhyResponse> for Decision {
     type Error = Error;
 
     fn try_from(response: pb::WhyResponse) -> Result<Self, Error> {
-        let pb::WhyResponse { response_error, component, strategy, outcome, nodes } = response;
+        let pb::WhyResponse { response_error, component, strategy, outcome, nodes, age_ms } = response;
         match response_error {
             Some(error) => Err(error.into()),
             None => {
                 let nodes = nodes.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?;
-                Ok(Self { component, strategy, outcome, nodes })
+                Ok(Self { component, strategy, outcome, age: age_ms.map(Duration::from_millis), nodes })
             }
         }
     }

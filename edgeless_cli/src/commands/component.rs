@@ -1,5 +1,7 @@
 //! `component`: moves one component, shows what it may use, and changes that while it runs.
 
+use std::time::Duration;
+
 use edgeless_api::client::{Operations, Workflows};
 use edgeless_api::decision::{self, Decision, Outcome};
 use edgeless_api::status::Limit;
@@ -65,6 +67,8 @@ struct Why {
     name: String,
     strategy: String,
     outcome: String,
+    /// How long ago it was placed by this decision, in seconds; `null` if this is what would be decided now.
+    decided_s_ago: Option<u64>,
     nodes: Vec<Verdict>,
 }
 
@@ -78,9 +82,10 @@ struct Verdict {
 
 impl From<Decision> for Why {
     fn from(decision: Decision) -> Self {
-        let Decision { component, strategy, outcome, nodes } = decision;
+        let Decision { component, strategy, outcome, age, nodes } = decision;
         let id = ComponentId(uuid::Uuid::nil());
-        Self { id, name: component, strategy, outcome, nodes: nodes.into_iter().map(Verdict::from).collect() }
+        let nodes = nodes.into_iter().map(Verdict::from).collect();
+        Self { id, name: component, strategy, outcome, decided_s_ago: age.map(|age| age.as_secs()), nodes }
     }
 }
 
@@ -103,7 +108,11 @@ impl Report for Why {
             vec![node, or_dash(&verdict.hostname), verdict.verdict.to_string(), or_dash(&verdict.why)]
         };
         let nodes = table(style, &["NODE", "HOSTNAME", "VERDICT", "WHY"], self.nodes.iter().map(row).collect());
-        format!("'{name}' [{strategy}]: {outcome}\n{nodes}")
+        let when = match self.decided_s_ago {
+            Some(seconds) => format!("decided {} ago:", humantime::format_duration(Duration::from_secs(seconds))),
+            None => "what would be decided now:".to_string(),
+        };
+        format!("'{name}' [{strategy}]: {outcome}\n{when}\n{nodes}")
     }
 }
 

@@ -590,6 +590,7 @@ impl Operations for Controller {
             component: "counter".into(),
             strategy: "least loaded".into(),
             outcome: "runs on edge-1".into(),
+            age: Some(Duration::from_millis(61_234)),
             nodes: vec![
                 verdict(0xA, "edge-1", Outcome::Chosen("load 0.10".into())),
                 verdict(0xB, "", Outcome::Excluded("it does not run RUST_WASM".into())),

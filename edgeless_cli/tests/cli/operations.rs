@@ -83,13 +83,14 @@ fn a_decision_is_explained_node_by_node() {
     let (first, second) = (component(0xa), component(0xb));
     folder.run(&format!("component why {}/counter", id(1))).prints(&format!(
         "'counter' [least loaded]: runs on edge-1\n\
+         decided 1m 1s ago:\n\
          NODE                                  HOSTNAME  VERDICT   WHY\n\
          {first}  edge-1    chosen    load 0.10\n\
          {second}  -         excluded  it does not run RUST_WASM\n"
     ));
     let json = folder.run(&format!("component why {} --output json", component(1))).stdout;
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
-    assert_eq!(json["component"], component(1));
+    assert_eq!((&json["component"], &json["decided_s_ago"]), (&component(1).into(), &61.into()));
     assert_eq!(json["nodes"][1]["verdict"], "excluded");
 }
 

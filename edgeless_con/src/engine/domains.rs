@@ -328,10 +328,7 @@ impl Domains {
 
     /// The domains that went out of reach, and for how long they have been.
     pub(super) fn lost_since(&self, now: Millis) -> impl Iterator<Item = (DomainId, Duration)> {
-        self.table.iter().filter_map(move |(id, domain)| {
-            let time = now.0.saturating_sub(domain.lost_at?.0);
-            Some((id.clone(), Duration::from_millis(time)))
-        })
+        self.table.iter().filter_map(move |(id, domain)| Some((id.clone(), domain.lost_at?.until(now))))
     }
 
     /// Whether nothing of a lost domain was left.

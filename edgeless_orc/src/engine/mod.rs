@@ -10,11 +10,12 @@
 //! clock, no I/O, a seeded random generator: the same events give the same effects.
 //!
 //! - `component`, `slot`: what is desired of a component and what is the case of each of its replicas.
-//! - `requests`, `moves`, `leaving`: what others ask for; `replicas`: how many there are and where they go; `scaling`:
-//!   how many there shall be; `steps`: what is done about it.
+//! - `requests`, `moves`, `leaving`: what others ask for; `replicas`: how many there are and where they go,
+//!   `decisions`: why there; `scaling`: how many there shall be; `steps`: what is done about it.
 //! - `node`: how nodes come and go; `rows`: what they are told of components; `loss`: what if one were lost.
 
 mod component;
+mod decisions;
 mod lane;
 mod leaving;
 mod loss;
@@ -54,6 +55,7 @@ use crate::placement::{Placer, Strategy};
 pub use crate::registry::Fault;
 use crate::registry::{Home, Registry};
 use component::{Component, Link};
+use decisions::Decisions;
 pub(crate) use lane::Lane;
 use leaving::Left;
 pub use note::Note;
@@ -305,6 +307,8 @@ pub struct Engine {
     now: Millis,
     registry: Registry,
     placer: Placer,
+    /// Why what runs is where it is.
+    decisions: Decisions,
     components: BTreeMap<ComponentId, Component>,
     /// By component, which may be gone: who has an output to it, and its last epoch.
     links: BTreeMap<ComponentId, Link>,
@@ -347,6 +351,7 @@ impl Engine {
             registry: Registry::new(settings.keep_alive, settings.max_nodes),
             placer: Placer::new(settings.strategy, settings.seed),
             settings,
+            decisions: Decisions::default(),
             components: BTreeMap::new(),
             links: BTreeMap::new(),
             foreign: BTreeMap::new(),

@@ -3,16 +3,18 @@
 use std::time::Duration;
 
 use edgeless_api::component::ComponentSpec;
-use edgeless_api::decision::Decision;
+use edgeless_api::decision::{Decision, Verdict};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, NodeId};
 use edgeless_api::node::InstanceLoad;
 use edgeless_api::requirements::Requirements;
 use edgeless_api::scale::Scale;
 
+use edgeless_daemon::engine::Millis;
 use uuid::Uuid;
 
 use super::component::{Ask, Component, Link};
+use super::decisions::{self, Made};
 use super::scaling::Load;
 use super::slot::{Attempt, Fate, Place, Slot};
 use super::{Engine, Note, Reply, Thing, rows};
@@ -29,6 +31,7 @@ pub(super) struct Surroundings {
     neighbours: Vec<NodeId>,
     taken: Vec<NodeId>,
     excluded: Vec<NodeId>,
+    only: Option<NodeId>,
 }
 
 impl Surroundings {
@@ -37,6 +40,7 @@ impl Surroundings {
             neighbours: &self.neighbours,
             taken: &self.taken,
             excluded: &self.excluded,
+            only: self.only,
             ..Question::new(&component.name, &component.spec, &component.requirements)
         }
     }
@@ -149,13 +153,10 @@ impl Engine {
         let homes = slot.tried.iter().chain(&component.doubted).copied();
         let left = slot.replaces.and_then(|old| component.slots.get(&old)?.home());
         let current = homes.chain(left).filter(|home| self.registry.at(*home).is_some());
-        let mut excluded: Vec<NodeId> = current.map(|home| home.node).collect();
-        if let Some(pin) = slot.pin {
-            excluded.extend(self.registry.nodes.keys().filter(|node| **node != pin));
-        }
+        let excluded = current.map(|home| home.node).collect();
         let others = component.slots.iter().filter(|(other, _)| slot.replaces != Some(**other));
         let taken = others.filter_map(|(_, other)| Some(other.home()?.node)).collect();
-        Surroundings { neighbours: self.neighbours(id, component), taken, excluded }
+        Surroundings { neighbours: self.neighbours(id, component), taken, excluded, only: slot.pin }
     }
 
     /// The nodes of the components that one is connected with, as far as they matter.
@@ -193,18 +194,24 @@ impl Engine {
         }
     }
 
-    /// Why a component is where it is, or where it would be placed now.
+    /// Why a component is where it is: the decision that placed it, or, if that is not kept, what would be decided
+    /// now.
     ///
     /// # Errors
     /// It is not known.
-    pub fn why(&self, id: ComponentId) -> Result<Decision, Error> {
+    pub fn why(&self, now: Millis, id: ComponentId) -> Result<Decision, Error> {
         let component = self.components.get(&id).ok_or_else(|| super::requests::unknown(id))?;
-        let first = component.slots.iter().find_map(|(replica, slot)| Some((*replica, slot.home()?.node)));
+        let first = component.slots.iter().find_map(|(replica, slot)| Some((*replica, slot.home()?)));
         let blank = Slot { replaces: first.map(|(replica, _)| replica), ..Slot::new() };
         let mut surroundings = self.surroundings(id, component, &blank);
         surroundings.excluded.clear();
-        let at = first.map(|(replica, node)| (node, Tenant { component: id, replica }));
-        Ok(self.placer.explain(&surroundings.question(component), at))
+        let at = first.map(|(replica, home)| (Tenant { component: id, replica }, home));
+        let question = surroundings.question(component);
+        let anew = self.placer.explain(&question, at.map(|(tenant, home)| (home.node, tenant)));
+        Ok(match at.and_then(|(tenant, home)| self.decisions.of(tenant, home)) {
+            Some(made) => Decision { age: Some(made.at.until(now)), nodes: made.nodes.to_vec(), ..anew },
+            None => anew,
+        })
     }
 
     /// Where the instances of something would go that is not known here: all that it begins with, but not more than
@@ -243,11 +250,24 @@ impl Engine {
         let surroundings = self.surroundings(id, component, slot);
         let question = surroundings.question(component);
         match self.placer.choose(&question) {
-            Ok(place) => self.move_in(id, replica, place),
+            Ok(place) => {
+                let verdicts = (self.registry.nodes.len() <= decisions::MOST_NODES)
+                    .then(|| self.placer.verdicts(&question, place.node));
+                self.move_in(id, replica, place);
+                self.keep_decision(id, replica, verdicts);
+            }
             Err(refusal) => {
                 let error = self.no_choice(&question, slot, refusal);
                 self.no_place(id, replica, error);
             }
+        }
+    }
+
+    fn keep_decision(&mut self, id: ComponentId, replica: u32, verdicts: Option<Vec<Verdict>>) {
+        let home = self.components.get(&id).and_then(|component| component.slots.get(&replica)?.home());
+        if let (Some(home), Some(nodes)) = (home, verdicts) {
+            let made = Made { home, at: self.now, nodes: nodes.into() };
+            self.decisions.keep(Tenant { component: id, replica }, made);
         }
     }
 

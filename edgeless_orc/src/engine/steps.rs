@@ -316,6 +316,7 @@ impl Engine {
         let forwards = if component.leaving.is_some() { rows::UNDER_WAY } else { rows::FORWARDS };
         let until = self.now + forwards;
         let Some(slot) = component.slots.remove(&replica) else { return };
+        self.decisions.forget(Tenant { component: id, replica });
         component.inherit(&slot);
         for (other, heir) in component.slots.iter_mut() {
             if heir.replaces == Some(replica) {

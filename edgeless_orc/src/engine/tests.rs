@@ -14,6 +14,7 @@ use edgeless_daemon::engine::Engine as _;
 
 use super::*;
 
+mod decisions;
 mod identity;
 mod leaving;
 mod moving;

@@ -35,7 +35,30 @@ impl Placer {
                 }
             },
         };
-        let score = |slot: Slot| (self.strategy.score)(&Choice { question, index, left: &left }, slot);
+        Decision {
+            component: question.name.to_string(),
+            strategy: self.strategy.title.to_string(),
+            outcome,
+            age: None,
+            nodes: foresight.judge(question, chosen, excluded, &left),
+        }
+    }
+
+    /// What is said of each node of a choice that was just made, before anything is placed there.
+    pub fn verdicts(&self, question: &Question<'_>, chosen: NodeId) -> Vec<Verdict> {
+        let (excluded, left) = self.nodes.sift(question);
+        self.judge(question, self.nodes.facts().slot(chosen), excluded, &left)
+    }
+
+    fn judge(
+        &self,
+        question: &Question<'_>,
+        chosen: Option<Slot>,
+        mut excluded: BTreeMap<Slot, String>,
+        left: &FixedBitSet,
+    ) -> Vec<Verdict> {
+        let index = &self.nodes;
+        let score = |slot: Slot| (self.strategy.score)(&Choice { question, index, left }, slot);
         let verdict = |(node, slot): (&NodeId, &Slot)| {
             let outcome = match excluded.remove(slot) {
                 Some(miss) => Outcome::Excluded(miss),
@@ -44,12 +67,7 @@ impl Placer {
             };
             Verdict { node: *node, hostname: index.hostname(*node).to_string(), outcome }
         };
-        Decision {
-            component: question.name.to_string(),
-            strategy: self.strategy.title.to_string(),
-            outcome,
-            nodes: index.facts().by_node.iter().map(verdict).collect(),
-        }
+        index.facts().by_node.iter().map(verdict).collect()
     }
 }
 
@@ -76,7 +94,9 @@ impl Index {
         for rule in rules(question) {
             step(&mut left, &|left| rule.narrow(left, self, question), &|slot| rule.miss(slot, self));
         }
-        let failed = |_| "could not start it when it was asked last".to_string();
+        let other = |_| "is not the node that was asked for".to_string();
+        step(&mut left, &|left| self.keep_asked(left, question), &other);
+        let failed = |_| "is left out: it could not start it, or is what it leaves".to_string();
         step(&mut left, &|left| self.take_out(left, question.excluded), &failed);
         (misses, left)
     }

@@ -17,7 +17,7 @@ use super::Question;
 use super::facts::{Facts, put};
 use super::room::{Room, Share};
 use super::rules::{Rule, rules};
-use super::slots::{Slot, count};
+use super::slots::{Slot, count, keep};
 
 /// An instance of a component: its number among them, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -195,6 +195,13 @@ impl Index {
 
     pub(super) fn cordoned(&self) -> &FixedBitSet {
         &self.cordoned
+    }
+
+    /// Leaves in a set only the node that is asked for, if one is.
+    pub(super) fn keep_asked(&self, set: &mut FixedBitSet, question: &Question<'_>) {
+        if let Some(node) = question.only {
+            keep(set, self.facts.slot(node).into_iter());
+        }
     }
 
     pub(super) fn take_out(&self, set: &mut FixedBitSet, nodes: &[NodeId]) {

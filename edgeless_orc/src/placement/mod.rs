@@ -115,12 +115,14 @@ pub struct Question<'a> {
     pub taken: &'a [NodeId],
     /// Nodes that are not to be tried, such as those that failed to start it.
     pub excluded: &'a [NodeId],
+    /// The only node that is asked for, if one is.
+    pub only: Option<NodeId>,
 }
 
 impl<'a> Question<'a> {
     /// A component that stands for itself.
     pub fn new(name: &'a str, spec: &'a ComponentSpec, requirements: &'a Requirements) -> Self {
-        Self { name, spec, requirements, neighbours: &[], taken: &[], excluded: &[] }
+        Self { name, spec, requirements, neighbours: &[], taken: &[], excluded: &[], only: None }
     }
 
     fn workflow(&self) -> WorkflowId {
@@ -177,6 +179,7 @@ impl Placer {
     /// There is none.
     pub fn choose(&mut self, question: &Question<'_>) -> Result<Place, Refusal> {
         let mut left = self.nodes.feasible(question).map_err(Refusal::Infeasible)?;
+        self.nodes.keep_asked(&mut left, question);
         self.nodes.take_out(&mut left, question.excluded);
         let choice = Choice { question, index: &self.nodes, left: &left };
         let slot = (self.strategy.pick)(&choice, &mut self.memory).ok_or(Refusal::Excluded)?;

@@ -311,7 +311,7 @@ fn an_explanation_names_the_first_rule_that_each_node_does_not_meet() {
         "excluded: is cordoned",
         "excluded: has 1 of 4 cores left, 1.5 are asked for (cpu)",
         "excluded: has another instance of it (spread)",
-        "excluded: could not start it when it was asked last",
+        "excluded: is left out: it could not start it, or is what it leaves",
         "excluded: is not ready yet: it is being made part of the domain",
     ];
     assert_eq!(said, expected);
