@@ -41,6 +41,8 @@ pub use error::{Code, Error};
 pub use event::Event;
 pub use id::{ComponentId, DomainId, InstanceId, NodeId, StateId, WorkflowId};
 pub use url::Url;
+#[doc(hidden)]
+pub use wire::fuzz;
 
 /// Limits of what a peer may send; each can be set in the configuration of a daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

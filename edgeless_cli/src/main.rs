@@ -1,36 +1,5 @@
-//! The command line of the platform.
-//!
-//! [`opts`] is what was typed, [`plan`] is what was decided from it, and [`commands`] does it, one
-//! file for each noun. What a command found out is one value, which [`output`] writes as text or as
-//! JSON. Whatever goes wrong is a [`failure::Failure`], which knows its exit code.
+//! `edgeless_cli`.
 
-mod cargo;
-mod commands;
-mod config;
-mod failure;
-mod image;
-mod json;
-mod opts;
-mod output;
-mod plan;
-mod workflow_file;
-
-use std::process::ExitCode;
-
-use clap::Parser;
-
-use crate::opts::Opts;
-use crate::output::Console;
-
-fn main() -> ExitCode {
-    let opts = Opts::parse();
-    let console = Console::of_process(opts.output);
-    let ended = plan::decide(opts, std::env::var(config::VARIABLE).ok()).and_then(|plan| commands::run(plan, &console));
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            failure.lines().iter().for_each(|line| console.error(line));
-            ExitCode::from(failure.exit_code())
-        }
-    }
+fn main() -> std::process::ExitCode {
+    edgeless_cli::run()
 }

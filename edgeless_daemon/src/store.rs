@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::os::unix::fs::DirBuilderExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -192,7 +193,7 @@ impl Store {
             }
         };
         let database = self.file.database().ok_or_else(|| self.file.cannot("read", "the last write has failed"))?;
-        read(&database).map_err(|error| self.file.cannot("read", error))
+        self.file.undamaged(|| read(&database).map_err(|error| self.file.cannot("read", error)))
     }
 }
 
@@ -215,6 +216,19 @@ fn write_all(file: &File, mut requests: mpsc::Receiver<Request>) {
 
 impl File {
     fn open(&self) -> Result<Database, Error> {
+        self.undamaged(|| self.open_undamaged())
+    }
+
+    /// Works on the file. The library panics at some damages where others are an error to it.
+    fn undamaged<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let why = panic.downcast_ref::<String>().map(String::as_str);
+            Err(self
+                .damaged(why.or(panic.downcast_ref::<&str>().copied()).unwrap_or("its pages contradict each other")))
+        })
+    }
+
+    fn open_undamaged(&self) -> Result<Database, Error> {
         let database = Builder::new().set_cache_size(CACHE).create(&self.path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => self.cannot("open", "another process uses it"),
             DatabaseError::UpgradeRequired(_) => {
@@ -273,7 +287,7 @@ impl File {
             Some(database) => database,
             None => Arc::new(self.open()?),
         };
-        let committed = commit(&database, changes).map_err(|error| self.cannot("write", error));
+        let committed = self.undamaged(|| commit(&database, changes).map_err(|error| self.cannot("write", error)));
         // After a failure a database takes nothing more: it is closed until the next write.
         self.keep(committed.is_ok().then_some(database));
         committed
@@ -284,7 +298,13 @@ impl File {
     }
 
     fn keep(&self, database: Option<Arc<Database>>) {
-        *self.database.write().unwrap_or_else(PoisonError::into_inner) = database;
+        let before = std::mem::replace(&mut *self.database.write().unwrap_or_else(PoisonError::into_inner), database);
+        // To close it writes to it, and that may meet a damage: of no consequence now.
+        let closed = self.undamaged(|| {
+            drop(before);
+            Ok(())
+        });
+        closed.ok();
     }
 
     fn cannot(&self, attempt: &str, error: impl fmt::Display) -> Error {

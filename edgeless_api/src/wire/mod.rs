@@ -11,6 +11,7 @@ pub(crate) mod domain;
 pub(crate) mod error;
 pub(crate) mod event;
 mod frame;
+pub mod fuzz;
 pub(crate) mod guest;
 pub(crate) mod node;
 pub(crate) mod operations;
