@@ -212,12 +212,12 @@ impl Run {
     }
 
     /// A domain gave a sign of life that may mean something.
-    pub(super) fn seen(&mut self, domain: &DomainId, origin: &Origin, fresh: bool) {
+    pub(super) fn seen(&mut self, domain: &DomainId, origin: &Origin, fresh: bool, signs: u64) {
         let Some(site) = self.sites.iter_mut().find(|site| site.domain == *domain) else { return };
         let before = std::mem::replace(&mut site.origin, origin.clone());
         self.kept.has_changed |= before != *origin;
         if fresh || before.nonce != origin.nonce {
-            self.lost_everything(domain);
+            self.lost_everything(domain, signs);
         }
     }
 
@@ -252,9 +252,8 @@ fn restored_place(component: &Component, own: record::Place) -> Place {
         record::Step::MayBeThere => Step::Unsure,
     };
     let known_as = own.known_as.unwrap_or(component.id);
-    let may_have_arrived = own.step == record::Step::MayBeThere;
     let restored = Place::new(own.domain, own.epoch, known_as);
-    Place { step, may_have_arrived, uncounted: own.uncounted, state: own.state, ..restored }
+    Place { step, uncounted: own.uncounted, state: own.state, ..restored }
 }
 
 /// The code that a workflow is made of.

@@ -473,7 +473,11 @@ impl edgeless_daemon::engine::Engine for Engine {
             }
             Event::Planned { workflow, ask, result } => self.planned(now, workflow, ask, result),
             Event::Created { part, result } => self.component(now, part, |run, domains| {
-                let native = run.domain_of_part(part).is_some_and(|domain| domains.speaks_ours(domain));
+                let Some(domain) = run.domain_of_part(part) else { return };
+                let (native, signs) = (domains.speaks_ours(domain), domains.signs(domain));
+                if result.as_ref().err().is_none_or(|error| !error.code.is_refusal()) {
+                    run.may_have_started(part, signs);
+                }
                 run.created(now, part, result, native);
             }),
             Event::Patched { part, result } => self.component(now, part, |run, _| run.patched(now, part, result)),
@@ -691,10 +695,10 @@ impl Engine {
         if seen == Seen::Still {
             return;
         }
-        let origin = self.domains.origin(domain);
+        let (origin, signs) = (self.domains.origin(domain), self.domains.signs(domain));
         for id in self.runs_in(domain) {
             if let Some(run) = self.runs.get_mut(&id) {
-                run.seen(domain, &origin, seen == Seen::Fresh);
+                run.seen(domain, &origin, seen == Seen::Fresh, signs);
             }
             self.advance(now, id, Touched::All);
         }

@@ -7,7 +7,8 @@
 //! ```
 //! Nothing here waits or calls: results are noted, and [`Run::advance`] derives the effects that are
 //! due from what is wanted and what is there. A component has at most one effect under way in each
-//! domain. A domain may lose everything at any time: then all of it is absent again, in the next epoch.
+//! domain. A domain may lose everything at any time: then all of it is absent again, in the next epoch, or unsure if
+//! the new process may have been given it already.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -584,36 +585,35 @@ impl Run {
         })
     }
 
-    /// A domain has lost everything.
-    pub(super) fn lost_everything(&mut self, domain: &DomainId) {
+    /// A domain has restarted, as the last of so many signs of life says: what its old process had is lost.
+    pub(super) fn lost_everything(&mut self, domain: &DomainId, signs: u64) {
         let Some(index) = self.sites.iter().position(|site| site.domain == *domain) else { return };
         if self.running().is_some() && self.lives_in(domain) {
             tracing::info!(workflow = %self.id, %domain, "the domain has restarted: starting the workflow there again");
         }
         let native = self.sites.get(index).is_some_and(|site| site.origin.native);
+        let begin_again = |own: &mut Place, epoch: u64, id: ComponentId| {
+            let may_be_there = native && own.may_be_in_new_process(signs);
+            own.begin_again(epoch, id);
+            if may_be_there {
+                own.step = Step::Unsure;
+            }
+        };
         let mut tally = Tally::default();
         for component in &mut self.components {
             if component.place.site == index {
-                let may_be_there = component.place.may_be_in_new_process() && native;
                 let epoch = component.next_epoch();
-                component.place.begin_again(epoch, component.id);
-                if may_be_there {
-                    component.place.step = Step::Unsure;
-                }
+                begin_again(&mut component.place, epoch, component.id);
                 *tally.of(component.place.step) += 1;
             }
             if let Some(next) = component.next.as_mut().filter(|next| next.site == index) {
                 component.last_epoch += 1;
-                let may_be_there = next.may_be_in_new_process() && native;
-                next.begin_again(component.last_epoch, component.id);
-                if may_be_there {
-                    next.step = Step::Unsure;
-                }
+                begin_again(next, component.last_epoch, component.id);
             }
         }
         self.kept.has_changed = true;
         // A start that is under way may reach the new process yet.
-        let may_be_there = |left: &Place| left.busy.is_some() || left.may_be_in_new_process();
+        let may_be_there = |left: &Place| left.busy.is_some() || left.may_be_in_new_process(signs);
         self.leftovers.retain(|left| left.place.site != index || may_be_there(&left.place));
         if let Some(site) = self.sites.get_mut(index) {
             site.tally = tally;
@@ -898,6 +898,16 @@ impl Run {
         let left = self.leftovers.iter_mut().enumerate().filter(|(_, left)| left.component == part.place);
         let mut ended = left.filter_map(|(index, left)| Some((index, left.place.finished(part.epoch)?)));
         ended.next().map(|(index, counts)| (Slot::Left(index), counts))
+    }
+
+    /// A create has ended that its domain may have carried out, after so many signs of life.
+    pub(super) fn may_have_started(&mut self, part: Part, signs: u64) {
+        let Some(component) = self.components.get_mut(part.place) else { return };
+        let own = std::iter::once(&mut component.place).chain(&mut component.next);
+        let left = self.leftovers.iter_mut().filter(|left| left.component == part.place).map(|left| &mut left.place);
+        if let Some(place) = own.chain(left).find(|place| place.busy == Some(part.epoch)) {
+            place.started_at_sign = signs;
+        }
     }
 
     /// Takes note of the answer to a create.

@@ -165,6 +165,21 @@ fn a_new_place_that_fails_leaves_everything_where_it_was() {
     }
 }
 
+/// A domain may restart while something moves there, and the new process may have what the controller believes to be
+/// lost with the old one.
+#[test]
+fn a_new_place_that_may_be_in_a_new_process_is_stopped_though_its_next_start_is_refused() {
+    let (mut world, status) = World::moving(stateless());
+    world.migrate(status.workflow, "b", None, &mut |effect| if is_create(effect, "l") { None } else { obey(effect) });
+    world.take_trace();
+    world.up_with("b", 2, &mut |effect| match effect {
+        Effect::Create { .. } => fail(effect, Error::rejected("no room")),
+        _ => obey(effect),
+    });
+    let refusal = "refuse: b cannot host 's': no room";
+    assert_eq!(world.take_trace(), ["create s@3", "create f@3", "stop #0", refusal, "stop #1"]);
+}
+
 #[test]
 fn a_function_whose_new_place_fails_goes_on_with_its_state_where_it_was() {
     let (mut world, status) = World::moving(workflow_of(vec![function("f", &[], &[])]));
