@@ -165,6 +165,24 @@ fn a_new_place_that_fails_leaves_everything_where_it_was() {
     }
 }
 
+/// A newer start takes the place of what is left somewhere, but only if it is made.
+#[test]
+fn what_is_left_somewhere_is_stopped_though_a_second_move_there_cannot_be_written() {
+    let (mut world, status) = World::moving(stateless());
+    world.migrate(status.workflow, "b", None, &mut |effect| match effect {
+        Effect::Create { .. } if is_create(effect, "l") => fail(effect, Error::rejected("no room")),
+        Effect::Stop { .. } => fail(effect, Error::unavailable("connection reset")),
+        _ => obey(effect),
+    });
+    let full = || Error::unavailable("no space left on device");
+    let ticket =
+        world.migrate(status.workflow, "b", None, &mut |effect| written(effect, Err(full())).or_else(|| obey(effect)));
+    assert_eq!(world.reply_to(ticket), Err(full()));
+    world.take_trace();
+    world.pass(Duration::from_secs(2), &mut obey);
+    assert_eq!(world.take_trace(), ["stop #0", "stop #1"]);
+}
+
 /// A domain may restart while something moves there, and the new process may have what the controller believes to be
 /// lost with the old one.
 #[test]
