@@ -18,9 +18,10 @@ use edgeless_api::id::{DomainId, WorkflowId};
 use edgeless_api::record;
 use edgeless_daemon::engine::Millis;
 
+use super::component::{self, Component};
 use super::moves::{Leftover, Move};
 use super::place::{Place, Step};
-use super::run::{self, Component, PATIENCE, Phase, Run, Slot, Touched, pause};
+use super::run::{PATIENCE, Phase, Run, Slot, Touched, pause};
 use super::{Answer, Effect, Engine, Settings};
 
 /// The longest time before a write is tried again: somebody may wait for the answer.
@@ -151,7 +152,7 @@ impl Run {
         let kept = Kept { stored: Some(Stored { digest: stored, phase: record.phase }), ..Kept::nothing() };
         let mut ids = record.components.iter().flat_map(|own| own.state.map(|id| id.0).into_iter().chain([own.id.0]));
         let components = match &record.asked {
-            Some(asked) => run::components(asked, || ids.next().unwrap_or_default())?,
+            Some(asked) => component::components(asked, || ids.next().unwrap_or_default())?,
             None => record.components.iter().map(stopped).collect(),
         };
         let is_same = |(one, other): (&Component, &record::Component)| one.id == other.id && one.name == other.name;

@@ -5,22 +5,29 @@
 //!           (none: cut, Plan of each part; or Reply)            (refused: Stop what is there -> Reply)
 //! ```
 //! `search` finds domains, `run` keeps one workflow in its domains, `moves` takes components from one to
-//! another, `loss` tells domains that are away from those that are gone.
+//! another, `loss` tells domains that are away from those that are gone. Of a run, `site` is the part in one domain,
+//! `derive` says what is to be done next, `outputs` what that is wired to, and `answers` takes note of what became
+//! of it.
 //!
 //! Pure: no clock, no I/O, no randomness but a seeded one. Level-triggered: an event marks what it
 //! touches, and the difference between what is wanted and what is there is derived again, so that a
 //! lost reply or a restarted domain needs no path of its own. `keep` has each workflow written to the disk before
 //! anything is done or said that relies on it.
 
+mod answers;
+mod component;
+mod derive;
 mod domains;
 mod former;
 mod keep;
 mod loss;
 mod moves;
+mod outputs;
 mod place;
 mod requests;
 mod run;
 mod search;
+mod site;
 #[cfg(test)]
 mod tests;
 
