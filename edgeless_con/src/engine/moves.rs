@@ -579,6 +579,7 @@ impl Run {
         let name = component.name.clone();
         let epoch = component.next_epoch();
         component.place.begin_again(epoch, component.id);
+        self.kept.has_changed = true;
         if component.has_state() {
             component.loss = match error.message.starts_with(LOST) {
                 true => error.message.clone(),

@@ -1,5 +1,7 @@
 //! Components that move to another domain.
 
+use edgeless_api::record;
+
 use super::split::{domain_of, instance, noting};
 use super::*;
 
@@ -274,6 +276,29 @@ fn a_domain_that_does_not_know_a_component_has_lost_its_state_and_says_so() {
         assert!(matches!(world.reply_to(ticket), Ok(Answer::Migrated(_))));
         assert_eq!(world.engine.view(status.workflow).unwrap().components[0].loss, "");
     }
+}
+
+/// It has another epoch, which a restart of the controller must know.
+#[test]
+fn what_is_gone_with_its_state_after_its_move_was_given_up_is_written() {
+    let (mut world, status) = World::moving(workflow_of(vec![function("f", &[], &[])]));
+    let mut gone = None;
+    world.migrate(status.workflow, "b", None, &mut |effect| match effect {
+        Effect::Release { .. } => {
+            gone = fail(effect, Error::not_found("not known"));
+            None
+        }
+        _ => obey(effect),
+    });
+    world.lost("b");
+    let mut epochs = Vec::new();
+    world.on(gone.unwrap(), &mut |effect| {
+        if let Effect::Persist { record: Some(record), .. } = effect {
+            epochs.push(record::Workflow::decode(record.clone()).unwrap().components[0].place.epoch);
+        }
+        obey(effect)
+    });
+    assert_eq!(epochs.first(), Some(&3));
 }
 
 #[test]
