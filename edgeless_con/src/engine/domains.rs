@@ -68,6 +68,8 @@ struct Domain {
     in_reach: bool,
     /// Of its process; `None` before it was first seen.
     nonce: Option<u64>,
+    /// How many signs of life it has given to this process of the controller.
+    signs: u64,
     /// When its last sign of life expires.
     until: Millis,
     /// Whose sign of life that was.
@@ -100,6 +102,7 @@ impl Domain {
             configured,
             in_reach: false,
             nonce: None,
+            signs: 0,
             until: Millis(0),
             source: Source::Watch,
             resetting: false,
@@ -123,6 +126,7 @@ impl Domain {
         let was_in_reach = std::mem::replace(&mut self.in_reach, true);
         let changed = self.capabilities != capabilities;
         self.until = until;
+        self.signs += 1;
         self.capabilities = capabilities;
         self.lost_at = None;
         self.is_killed = false;
@@ -314,6 +318,11 @@ impl Domains {
         let domain = self.table.get(id).filter(|domain| domain.in_reach && !domain.resetting)?;
         let peer = Peer { domain: id.clone(), url: domain.url.clone() };
         Some(Reach { peer, native: domain.native.unwrap_or(false) })
+    }
+
+    /// How many signs of life a domain has given.
+    pub(super) fn signs(&self, id: &DomainId) -> u64 {
+        self.table.get(id).map_or(0, |domain| domain.signs)
     }
 
     /// Whether a domain is known to speak our fields and services, be it in reach or not.

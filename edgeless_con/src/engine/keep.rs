@@ -18,9 +18,10 @@ use edgeless_api::id::{DomainId, WorkflowId};
 use edgeless_api::record;
 use edgeless_daemon::engine::Millis;
 
+use super::component::{self, Component};
 use super::moves::{Leftover, Move};
 use super::place::{Place, Step};
-use super::run::{self, Component, PATIENCE, Phase, Run, Slot, Touched, pause};
+use super::run::{PATIENCE, Phase, Run, Slot, Touched, pause};
 use super::{Answer, Effect, Engine, Settings};
 
 /// The longest time before a write is tried again: somebody may wait for the answer.
@@ -151,7 +152,7 @@ impl Run {
         let kept = Kept { stored: Some(Stored { digest: stored, phase: record.phase }), ..Kept::nothing() };
         let mut ids = record.components.iter().flat_map(|own| own.state.map(|id| id.0).into_iter().chain([own.id.0]));
         let components = match &record.asked {
-            Some(asked) => run::components(asked, || ids.next().unwrap_or_default())?,
+            Some(asked) => component::components(asked, || ids.next().unwrap_or_default())?,
             None => record.components.iter().map(stopped).collect(),
         };
         let is_same = |(one, other): (&Component, &record::Component)| one.id == other.id && one.name == other.name;
@@ -212,12 +213,12 @@ impl Run {
     }
 
     /// A domain gave a sign of life that may mean something.
-    pub(super) fn seen(&mut self, domain: &DomainId, origin: &Origin, fresh: bool) {
+    pub(super) fn seen(&mut self, domain: &DomainId, origin: &Origin, fresh: bool, signs: u64) {
         let Some(site) = self.sites.iter_mut().find(|site| site.domain == *domain) else { return };
         let before = std::mem::replace(&mut site.origin, origin.clone());
         self.kept.has_changed |= before != *origin;
         if fresh || before.nonce != origin.nonce {
-            self.lost_everything(domain);
+            self.lost_everything(domain, signs);
         }
     }
 
@@ -252,9 +253,8 @@ fn restored_place(component: &Component, own: record::Place) -> Place {
         record::Step::MayBeThere => Step::Unsure,
     };
     let known_as = own.known_as.unwrap_or(component.id);
-    let may_have_arrived = own.step == record::Step::MayBeThere;
     let restored = Place::new(own.domain, own.epoch, known_as);
-    Place { step, may_have_arrived, uncounted: own.uncounted, state: own.state, ..restored }
+    Place { step, uncounted: own.uncounted, state: own.state, ..restored }
 }
 
 /// The code that a workflow is made of.

@@ -5,22 +5,29 @@
 //!           (none: cut, Plan of each part; or Reply)            (refused: Stop what is there -> Reply)
 //! ```
 //! `search` finds domains, `run` keeps one workflow in its domains, `moves` takes components from one to
-//! another, `loss` tells domains that are away from those that are gone.
+//! another, `loss` tells domains that are away from those that are gone. Of a run, `site` is the part in one domain,
+//! `derive` says what is to be done next, `outputs` what that is wired to, and `answers` takes note of what became
+//! of it.
 //!
 //! Pure: no clock, no I/O, no randomness but a seeded one. Level-triggered: an event marks what it
 //! touches, and the difference between what is wanted and what is there is derived again, so that a
 //! lost reply or a restarted domain needs no path of its own. `keep` has each workflow written to the disk before
 //! anything is done or said that relies on it.
 
+mod answers;
+mod component;
+mod derive;
 mod domains;
 mod former;
 mod keep;
 mod loss;
 mod moves;
+mod outputs;
 mod place;
 mod requests;
 mod run;
 mod search;
+mod site;
 #[cfg(test)]
 mod tests;
 
@@ -473,7 +480,11 @@ impl edgeless_daemon::engine::Engine for Engine {
             }
             Event::Planned { workflow, ask, result } => self.planned(now, workflow, ask, result),
             Event::Created { part, result } => self.component(now, part, |run, domains| {
-                let native = run.domain_of_part(part).is_some_and(|domain| domains.speaks_ours(domain));
+                let Some(domain) = run.domain_of_part(part) else { return };
+                let (native, signs) = (domains.speaks_ours(domain), domains.signs(domain));
+                if result.as_ref().err().is_none_or(|error| !error.code.is_refusal()) {
+                    run.may_have_started(part, signs);
+                }
                 run.created(now, part, result, native);
             }),
             Event::Patched { part, result } => self.component(now, part, |run, _| run.patched(now, part, result)),
@@ -691,10 +702,10 @@ impl Engine {
         if seen == Seen::Still {
             return;
         }
-        let origin = self.domains.origin(domain);
+        let (origin, signs) = (self.domains.origin(domain), self.domains.signs(domain));
         for id in self.runs_in(domain) {
             if let Some(run) = self.runs.get_mut(&id) {
-                run.seen(domain, &origin, seen == Seen::Fresh);
+                run.seen(domain, &origin, seen == Seen::Fresh, signs);
             }
             self.advance(now, id, Touched::All);
         }

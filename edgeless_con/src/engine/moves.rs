@@ -267,7 +267,14 @@ impl Run {
             if self.leftovers.iter().any(|left| is_left_there(left) && left.place.busy.is_some()) {
                 return (false, None);
             }
-            self.leftovers.retain(|left| !is_left_there(left));
+            let left = self.leftovers.extract_if(.., |left| is_left_there(left)).map(|left| left.place);
+            let sign = left.filter(Place::is_anything).map(|left| left.started_at_sign).max();
+            let next = self.components.get_mut(place).and_then(|own| own.next.as_mut());
+            // That start may come to nothing, and then it is there yet.
+            if let (Some(sign), Some(next)) = (sign, next.filter(|next| next.step == Step::Absent)) {
+                next.step = Step::Unsure;
+                next.started_at_sign = sign;
+            }
         }
         let Some((component, next)) = self.components.get(place).and_then(|own| Some((own, own.next.as_ref()?))) else {
             return (true, None);
@@ -572,6 +579,7 @@ impl Run {
         let name = component.name.clone();
         let epoch = component.next_epoch();
         component.place.begin_again(epoch, component.id);
+        self.kept.has_changed = true;
         if component.has_state() {
             component.loss = match error.message.starts_with(LOST) {
                 true => error.message.clone(),

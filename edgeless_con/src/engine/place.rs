@@ -46,8 +46,8 @@ pub(super) struct Place {
     pub(super) is_stale: bool,
     /// The domain was told that others have outputs to it.
     pub(super) is_exported: bool,
-    /// Before the controller was restarted the domain was asked for it, which a new process of it may have heard.
-    pub(super) may_have_arrived: bool,
+    /// How many signs of life its domain had given when it last may have been started there.
+    pub(super) started_at_sign: u64,
     /// The domain was asked to hand it over and may have done so.
     pub(super) may_be_gone: bool,
     /// The epoch under which an effect of it is under way.
@@ -72,7 +72,7 @@ impl Place {
             step: Step::Absent,
             is_stale: false,
             is_exported: false,
-            may_have_arrived: false,
+            started_at_sign: 0,
             may_be_gone: false,
             busy: None,
             failures: 0,
@@ -89,9 +89,12 @@ impl Place {
         self.busy.is_some() || !matches!(self.step, Step::Absent | Step::Released)
     }
 
-    /// The domain has restarted, and yet may run it: the start, or the answer to it, may have come from the new process.
-    pub(super) fn may_be_in_new_process(&self) -> bool {
-        self.may_have_arrived || self.step == Step::Created
+    /// The domain has restarted, as its last sign of life says, and yet may run it.
+    ///
+    /// The new process may have been there for as long as the old one had said nothing, and may have done all that
+    /// was answered since. What was answered before that only the old one has done.
+    pub(super) fn may_be_in_new_process(&self, signs: u64) -> bool {
+        !matches!(self.step, Step::Absent | Step::Released) && self.started_at_sign.saturating_add(1) >= signs
     }
 
     /// It has its outputs.
@@ -114,8 +117,8 @@ impl Place {
     /// The domain has lost it: it is to be created again.
     pub(super) fn begin_again(&mut self, epoch: u64, id: ComponentId) {
         // An effect that is under way is heard of yet, though its result does not count.
-        let (busy, state) = (self.busy, self.state.take());
-        *self = Self { busy, state, ..Self::new(self.site, epoch, id) };
+        let (busy, state, started_at_sign) = (self.busy, self.state.take(), self.started_at_sign);
+        *self = Self { busy, state, started_at_sign, ..Self::new(self.site, epoch, id) };
     }
 
     /// The effect of a component has ended. `None`: it was none of this place; otherwise whether its result

@@ -25,8 +25,9 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use uuid::Uuid;
 
+use super::component::{self, Component};
 use super::domains::Reach;
-use super::run::{self, Component, Run, Touched};
+use super::run::{Run, Touched};
 use super::{Answer, Effect, Engine, random_uuid};
 use crate::cut;
 use crate::placement::{self, Miss, Needs};
@@ -167,14 +168,14 @@ impl Engine {
             );
             return self.refuse(id, &goal, vec![ticket], Error::exhausted(reason));
         }
-        let components = match run::components(&workflow, || random_uuid(&mut self.rng)) {
+        let components = match component::components(&workflow, || random_uuid(&mut self.rng)) {
             Ok(components) => components,
             Err(error) => return self.refuse(id, &goal, vec![ticket], error),
         };
         let places: Vec<usize> = (0..components.len()).collect();
-        let items = run::items(&workflow, id, &components, &places);
+        let items = component::items(&workflow, id, &components, &places);
         let mut search = Search::new(goal, vec![ticket], items, places);
-        search.edges = run::edges(&components).into_iter().collect();
+        search.edges = component::edges(&components).into_iter().collect();
         let rest = self.candidates(&Needs::of(&workflow), &mut search);
         search.stage = Stage::Whole { asking: DomainId(String::new()), rest };
         search.draft = Some((workflow, components));
@@ -243,7 +244,7 @@ impl Engine {
         let number: BTreeMap<usize, usize> = order.iter().enumerate().map(|(number, place)| (*place, number)).collect();
         let edge = |(from, to): (usize, usize)| Some((*number.get(&from)?, *number.get(&to)?));
         let mut search = Search::new(Goal::Relocate, Vec::new(), items, places);
-        search.edges = run::edges(&run.components).into_iter().filter_map(edge).collect();
+        search.edges = component::edges(&run.components).into_iter().filter_map(edge).collect();
         let fixed = order.iter().skip(search.places.len());
         search.fixed = fixed.filter_map(|place| run.home(*place).cloned()).collect();
         let mut needs = Needs::default();

@@ -858,11 +858,25 @@ fn a_stop_at_a_domain_out_of_reach_is_granted_at_once_and_done_later() {
 fn a_restarted_domain_has_nothing_left_to_stop() {
     let mut world = World::with_domain();
     let status = world.started(pair());
+    world.up("d", 1);
     world.lost("d");
     world.stop(status.workflow, &mut obey);
     world.take_trace();
     world.up("d", 2);
     assert_eq!(world.take_trace(), Vec::<String>::new());
+    assert!(world.engine.runs.is_empty());
+}
+
+/// The process that has started it may be the new one, which had not given a sign of life yet.
+#[test]
+fn what_a_restarted_domain_may_have_started_after_all_is_stopped_there() {
+    let mut world = World::with_domain();
+    let status = world.started(pair());
+    world.lost("d");
+    world.stop(status.workflow, &mut obey);
+    world.take_trace();
+    world.up("d", 2);
+    assert_eq!(world.take_trace(), ["stop #0", "stop #1"]);
     assert!(world.engine.runs.is_empty());
 }
 

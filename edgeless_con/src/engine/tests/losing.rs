@@ -43,6 +43,7 @@ impl World {
         let id = world.started(workflow).workflow;
         world.up("b", 1);
         world.pass(Duration::from_millis(250), &mut with_nodes(GONE));
+        world.up("a", 1);
         world.take_trace();
         (world, id)
     }
@@ -72,6 +73,19 @@ fn a_domain_of_which_nothing_is_left_is_left_after_its_grace() {
     // Its orchestrator comes back as a new process, which runs nothing.
     world.up("a", 2);
     assert_eq!(world.take_trace(), Vec::<String>::new());
+    assert!(world.engine.runs[&id].leftovers.is_empty());
+}
+
+/// The process that has started them may be the new one, which had not given a sign of life yet.
+#[test]
+fn a_domain_that_is_new_is_told_to_stop_what_it_may_have_been_given_after_all() {
+    let (mut world, _) = World::at_risk(pair());
+    let id = world.started_in_a(pair());
+    world.lost("a");
+    world.without_a(GRACE * 2, &mut with_nodes(GONE));
+    world.take_trace();
+    world.up("a", 2);
+    assert_eq!(world.take_trace(), ["release #0", "stop #1"]);
     assert!(world.engine.runs[&id].leftovers.is_empty());
 }
 

@@ -1,5 +1,7 @@
 //! Components that move to another domain.
 
+use edgeless_api::record;
+
 use super::split::{domain_of, instance, noting};
 use super::*;
 
@@ -165,6 +167,39 @@ fn a_new_place_that_fails_leaves_everything_where_it_was() {
     }
 }
 
+/// A newer start takes the place of what is left somewhere, but only if it is made.
+#[test]
+fn what_is_left_somewhere_is_stopped_though_a_second_move_there_cannot_be_written() {
+    let (mut world, status) = World::moving(stateless());
+    world.migrate(status.workflow, "b", None, &mut |effect| match effect {
+        Effect::Create { .. } if is_create(effect, "l") => fail(effect, Error::rejected("no room")),
+        Effect::Stop { .. } => fail(effect, Error::unavailable("connection reset")),
+        _ => obey(effect),
+    });
+    let full = || Error::unavailable("no space left on device");
+    let ticket =
+        world.migrate(status.workflow, "b", None, &mut |effect| written(effect, Err(full())).or_else(|| obey(effect)));
+    assert_eq!(world.reply_to(ticket), Err(full()));
+    world.take_trace();
+    world.pass(Duration::from_secs(2), &mut obey);
+    assert_eq!(world.take_trace(), ["stop #0", "stop #1"]);
+}
+
+/// A domain may restart while something moves there, and the new process may have what the controller believes to be
+/// lost with the old one.
+#[test]
+fn a_new_place_that_may_be_in_a_new_process_is_stopped_though_its_next_start_is_refused() {
+    let (mut world, status) = World::moving(stateless());
+    world.migrate(status.workflow, "b", None, &mut |effect| if is_create(effect, "l") { None } else { obey(effect) });
+    world.take_trace();
+    world.up_with("b", 2, &mut |effect| match effect {
+        Effect::Create { .. } => fail(effect, Error::rejected("no room")),
+        _ => obey(effect),
+    });
+    let refusal = "refuse: b cannot host 's': no room";
+    assert_eq!(world.take_trace(), ["create s@3", "create f@3", "stop #0", refusal, "stop #1"]);
+}
+
 #[test]
 fn a_function_whose_new_place_fails_goes_on_with_its_state_where_it_was() {
     let (mut world, status) = World::moving(workflow_of(vec![function("f", &[], &[])]));
@@ -241,6 +276,29 @@ fn a_domain_that_does_not_know_a_component_has_lost_its_state_and_says_so() {
         assert!(matches!(world.reply_to(ticket), Ok(Answer::Migrated(_))));
         assert_eq!(world.engine.view(status.workflow).unwrap().components[0].loss, "");
     }
+}
+
+/// It has another epoch, which a restart of the controller must know.
+#[test]
+fn what_is_gone_with_its_state_after_its_move_was_given_up_is_written() {
+    let (mut world, status) = World::moving(workflow_of(vec![function("f", &[], &[])]));
+    let mut gone = None;
+    world.migrate(status.workflow, "b", None, &mut |effect| match effect {
+        Effect::Release { .. } => {
+            gone = fail(effect, Error::not_found("not known"));
+            None
+        }
+        _ => obey(effect),
+    });
+    world.lost("b");
+    let mut epochs = Vec::new();
+    world.on(gone.unwrap(), &mut |effect| {
+        if let Effect::Persist { record: Some(record), .. } = effect {
+            epochs.push(record::Workflow::decode(record.clone()).unwrap().components[0].place.epoch);
+        }
+        obey(effect)
+    });
+    assert_eq!(epochs.first(), Some(&3));
 }
 
 #[test]
