@@ -13,6 +13,7 @@
 
 mod bare;
 mod bare_stream;
+mod chaos;
 mod cold;
 mod containers;
 mod density;
@@ -115,6 +116,8 @@ enum Measurement {
     Orchestrate(orchestrate::Domain),
     /// A controller with many domains: to start many workflows, and to replace a domain that is lost.
     Domains(domains::Size),
+    /// Daemons that are killed while workflows come and go: what is lost, and how long it takes to recover.
+    Chaos(chaos::Storm),
     /// Functions and services in containers: events, starts, and whether they keep to their limits.
     Containers(Options),
     /// The guest of EDGELESS 1.x in the containers that are measured.
@@ -170,6 +173,7 @@ async fn measure(measurement: Measurement) -> Result<Report> {
         Measurement::Neighbour(options) => neighbour::measure(&options.into()).await,
         Measurement::Orchestrate(domain) => orchestrate::measure(domain).await,
         Measurement::Domains(size) => domains::measure(size).await,
+        Measurement::Chaos(storm) => chaos::measure(storm).await,
         Measurement::Containers(options) => containers::measure(&options.into()).await,
         Measurement::ServeRelay => match containers::program::relay().await? {},
         Measurement::ServeWeb => match containers::program::web().await? {},

@@ -1,0 +1,422 @@
+//! `chaos`: the daemons as processes, of which one is killed every two seconds, while workflows come and go.
+//!
+//! ```text
+//!  churn: start, later stop; what was answered is in the ledger -+
+//!  killer: SIGKILL, start again, time until it serves            +-> quiet -> the ledger against what there is
+//! ```
+//! What was acknowledged must be there at the end, and nothing else: the controller is asked for its workflows and
+//! the nodes for what they run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use clap::Args;
+use edgeless_api::client::{Connection, NodeManagement, Options as Dial, Workflows};
+use edgeless_api::status::State;
+use edgeless_api::workflow::{Function, Workflow, WorkflowStatus};
+use edgeless_api::{Code, Error, FunctionClass, Url, WorkflowId};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::modules::module;
+use crate::node::class;
+use crate::programs::{Daemon, configure, free_port};
+use crate::report::{Figure, Report, Row, Unit};
+use crate::stats::{millis, quantile};
+use crate::{Bench, Options};
+
+/// Nodes of the domain.
+const NODES: usize = 3;
+/// Functions of a workflow, each of which sends to the next.
+const FUNCTIONS: usize = 3;
+/// The pause between two starts or stops.
+const CHURN: Duration = Duration::from_millis(50);
+/// The pause between two kills.
+const KILLS: Duration = Duration::from_secs(2);
+/// How long an answer may take, however often it is asked for, before what was asked counts as stuck.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long things may take to become quiet at the end.
+const QUIET: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// How much there is.
+#[derive(Args)]
+pub(crate) struct Storm {
+    /// Workflows that stay, each of three functions.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    workflows: u32,
+    /// Chooses which daemon is killed when.
+    #[arg(long, value_name = "N", default_value = "1")]
+    seed: u64,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Controller,
+    Orchestrator,
+    Node,
+}
+
+impl Kind {
+    fn program(self) -> &'static str {
+        match self {
+            Self::Controller => "edgeless_con_d",
+            Self::Orchestrator => "edgeless_orc_d",
+            Self::Node => "edgeless_node_d",
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Controller => "controller",
+            Self::Orchestrator => "orchestrator",
+            Self::Node => "node",
+        }
+    }
+
+    fn file(self) -> &'static str {
+        match self {
+            Self::Controller => "controller.toml",
+            Self::Orchestrator => "orchestrator.toml",
+            Self::Node => "node.toml",
+        }
+    }
+}
+
+/// A daemon in a directory of its own, whether it runs or not.
+struct Place {
+    kind: Kind,
+    directory: PathBuf,
+    daemon: Option<Daemon>,
+}
+
+impl Place {
+    async fn new(root: &Path, name: &str, kind: Kind, ports: &[(u16, u16)]) -> Result<Self> {
+        let directory = root.join(name);
+        std::fs::create_dir(&directory)?;
+        configure(kind.program(), &directory, kind.file(), ports).await?;
+        Ok(Self { kind, directory, daemon: None })
+    }
+
+    async fn start(&mut self) -> Result<()> {
+        self.daemon = Some(Daemon::start(self.kind.program(), &self.directory).await?);
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        self.daemon = None;
+    }
+}
+
+/// The platform: its daemons, and how they are asked.
+struct World {
+    places: Vec<Place>,
+    workflows: Workflows,
+    /// The orchestrator answers whoever asks its nodes to be updated; here it only has to answer.
+    orchestrator: Url,
+    metrics: Vec<Url>,
+}
+
+impl World {
+    async fn start(root: &Path) -> Result<Self> {
+        let (controller, orchestrator) = (free_port()?, free_port()?);
+        let url = |port: u16| format!("http://127.0.0.1:{port}").parse::<Url>();
+        let mut places = vec![
+            Place::new(root, "controller", Kind::Controller, &[(7001, controller), (7011, orchestrator)]).await?,
+            Place::new(root, "orchestrator", Kind::Orchestrator, &[(7011, orchestrator)]).await?,
+        ];
+        let mut metrics = Vec::new();
+        for number in 1..=NODES {
+            let (own, seen) = ([free_port()?, free_port()?, free_port()?, free_port()?], orchestrator);
+            let [agent, invocation, shown, http] = own;
+            let ports = [(7021, agent), (7002, invocation), (7003, shown), (7035, http), (7011, seen)];
+            places.push(Place::new(root, &format!("node-{number}"), Kind::Node, &ports).await?);
+            metrics.push(url(shown)?);
+        }
+        for place in &mut places {
+            place.start().await?;
+        }
+        let workflows = Workflows::new(Connection::lazy(&url(controller)?, Dial::default())?);
+        let world = Self { places, workflows, orchestrator: url(orchestrator)?, metrics };
+        world.has_nodes().await.context("the nodes do not become part of the domain")?;
+        Ok(world)
+    }
+
+    /// Returns when the controller knows all nodes to be part of the domain.
+    async fn has_nodes(&self) -> Result<()> {
+        until(PATIENCE, async || {
+            let nodes = self.workflows.domains(None).await;
+            nodes.is_ok_and(|domains| domains.values().any(|domain| domain.num_nodes as usize == NODES))
+        })
+        .await
+    }
+
+    /// Kills a daemon and starts it again: how long it took until everything was as it should be, from the moment at
+    /// which a controller or an orchestrator was started again, and from that at which a node was killed.
+    async fn kill(&mut self, index: usize, base: &[WorkflowStatus]) -> Result<Duration> {
+        let Some(place) = self.places.get_mut(index) else { bail!("there is no daemon {index}") };
+        let kind = place.kind;
+        let killed = Instant::now();
+        place.kill();
+        let began = Instant::now();
+        place.start().await?;
+        match kind {
+            Kind::Controller => {
+                until(PATIENCE, async || self.workflows.list().await.is_ok()).await.context("the controller")?;
+                Ok(began.elapsed())
+            }
+            Kind::Orchestrator => {
+                let orchestrator = NodeManagement::new(Connection::lazy(&self.orchestrator, Dial::default())?);
+                // It does not offer that service, and says so.
+                let answers =
+                    async || !matches!(orchestrator.reset().await, Err(error) if error.code == Code::Unavailable);
+                until(PATIENCE, answers).await.context("the orchestrator")?;
+                Ok(began.elapsed())
+            }
+            Kind::Node => {
+                for status in base {
+                    let runs = async || self.runs(status.workflow).await.is_ok_and(|runs| runs);
+                    until(PATIENCE, runs).await.with_context(|| format!("{} does not run", status.workflow))?;
+                }
+                Ok(killed.elapsed())
+            }
+        }
+    }
+
+    /// Whether every component of a workflow runs.
+    async fn runs(&self, id: WorkflowId) -> Result<bool, Error> {
+        let components = self.workflows.status(id).await?;
+        Ok(components.len() == FUNCTIONS && components.iter().all(|component| component.state == State::Running))
+    }
+
+    /// How many instances the nodes say that they run.
+    async fn instances(&self) -> Result<u64> {
+        let mut sum = 0;
+        for url in &self.metrics {
+            let text = get(url, "/metrics").await?;
+            let series = text.lines().filter(|line| line.starts_with("function_count{"));
+            for line in series {
+                let value = line.rsplit_once(' ').context("a series without a value")?.1;
+                sum += value.parse::<f64>()? as u64;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// Asks again until something holds.
+async fn until(patience: Duration, holds: impl AsyncFn() -> bool) -> Result<()> {
+    let began = Instant::now();
+    while !holds().await {
+        if began.elapsed() > patience {
+            bail!("not within {} s", patience.as_secs());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    Ok(())
+}
+
+/// The body of what a plain web server answers.
+async fn get(url: &Url, path: &str) -> Result<String> {
+    let mut stream = TcpStream::connect((url.host(), url.port())).await?;
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", url.host());
+    stream.write_all(request.as_bytes()).await?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await?;
+    Ok(text)
+}
+
+/// What was acknowledged.
+#[derive(Default)]
+struct Ledger {
+    /// These run.
+    running: BTreeSet<WorkflowId>,
+    started: u64,
+    stopped: u64,
+    /// Requests that got no answer in time, with what was said last.
+    stuck: Vec<String>,
+}
+
+impl Ledger {
+    async fn start(&mut self, workflows: &Workflows, workflow: &Workflow) {
+        // The same request however often it is sent: whoever got no answer does not know whether it was heard.
+        let request = Some(Uuid::new_v4());
+        match answered(async || workflows.start(workflow.clone(), request).await).await {
+            Ok(status) => {
+                self.started += 1;
+                self.running.insert(status.workflow);
+            }
+            Err(error) => self.stuck.push(format!("start: {error}")),
+        }
+    }
+
+    async fn stop(&mut self, workflows: &Workflows, id: WorkflowId) {
+        self.running.remove(&id);
+        let stop = async || match workflows.stop(id).await {
+            // An answer got lost.
+            Err(error) if error.code == Code::NotFound => Ok(()),
+            stopped => stopped,
+        };
+        match answered(stop).await {
+            Ok(()) => self.stopped += 1,
+            Err(error) => self.stuck.push(format!("stop {id}: {error}")),
+        }
+    }
+}
+
+/// Asks again until there is an answer; for a daemon that was just killed there is none, or one that it is not ready.
+async fn answered<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    let began = Instant::now();
+    loop {
+        match ask().await {
+            Err(error) if began.elapsed() > PATIENCE => return Err(error),
+            Err(_) => tokio::time::sleep(PAUSE).await,
+            answer => return answer,
+        }
+    }
+}
+
+/// Starts and stops workflows until it is told to end.
+async fn churn(workflows: &Workflows, workflow: Workflow, mut ledger: Ledger, end: &CancellationToken) -> Ledger {
+    let mut recent = std::collections::VecDeque::new();
+    while end.run_until_cancelled(tokio::time::sleep(CHURN)).await.is_some() {
+        if recent.len() < 4 {
+            let before = ledger.running.clone();
+            ledger.start(workflows, &workflow).await;
+            recent.extend(ledger.running.difference(&before).copied());
+        } else if let Some(oldest) = recent.pop_front() {
+            ledger.stop(workflows, oldest).await;
+        }
+    }
+    ledger
+}
+
+pub(crate) async fn measure(storm: Storm) -> Result<Report> {
+    let Storm { workflows: count, seed, options } = storm;
+    let bench = Bench::from(options);
+    let workflow = workflow(&module(&bench, "relay").await?)?;
+    let directory = tempfile::tempdir()?;
+    bench.progress.say("starting the daemons");
+    let mut world = World::start(directory.path()).await?;
+
+    bench.progress.say(&format!("starting {count} workflows"));
+    let mut base = Vec::new();
+    for _ in 0..count {
+        base.push(world.workflows.start(workflow.clone(), None).await?);
+    }
+    let ledger = Ledger { running: base.iter().map(|status| status.workflow).collect(), ..Ledger::default() };
+
+    let (end, clients) = (CancellationToken::new(), world.workflows.clone());
+    let storm = async {
+        // Whatever comes of it, the churn ends with it.
+        let _end = end.clone().drop_guard();
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut recovered: BTreeMap<Kind, Vec<Duration>> = BTreeMap::new();
+        let (began, mut kills) = (Instant::now(), 0_u64);
+        while began.elapsed() < bench.seconds {
+            tokio::time::sleep(KILLS).await;
+            // One of the three kinds, then one of that kind.
+            let index = match rng.random_range(0..3) {
+                2 => 2 + rng.random_range(0..NODES),
+                one => one,
+            };
+            let kind = world.places.get(index).context("a daemon")?.kind;
+            kills += 1;
+            bench.progress.say(&format!("{} s: kill {kills}, a {}", began.elapsed().as_secs(), kind.name()));
+            let took = world.kill(index, &base).await.with_context(|| format!("kill {kills} of seed {seed}"))?;
+            recovered.entry(kind).or_default().push(took);
+        }
+        anyhow::Ok((recovered, kills))
+    };
+    let (ledger, stormed) = tokio::join!(churn(&clients, workflow, ledger, &end), storm);
+    let (recovered, kills) = stormed?;
+
+    bench.progress.say("waiting until all is quiet");
+    let verdict = Verdict::of(&world, &ledger).await?;
+    let mut report = Report::new("chaos");
+    report.add(Row::new("daemons killed", Figure::count("kills", kills)));
+    report.add(Row::new("workflows started meanwhile", Figure::count("started", ledger.started)));
+    report.add(Row::new("workflows stopped meanwhile", Figure::count("stopped", ledger.stopped)));
+    for (what, key, value) in [
+        ("acknowledged workflows that do not run at the end", "lost_workflows", verdict.lost),
+        ("workflows that nobody has asked for, or that were stopped", "ghost_workflows", verdict.ghosts),
+        ("requests without an answer in 30 s", "stuck", ledger.stuck.len() as u64),
+        ("instances at the nodes beyond those of the workflows", "duplicate_instances", verdict.duplicates),
+    ] {
+        report.add(Row::new(what, Figure::count(key, value)).aim("0"));
+    }
+    for (kind, times) in &recovered {
+        let (name, aim) = match kind {
+            Kind::Node => ("node", "≤ 2 s (p99)"),
+            Kind::Controller => ("controller", "≤ 1 s (p99)"),
+            Kind::Orchestrator => ("orchestrator", "≤ 1 s (p99)"),
+        };
+        for (label, share) in [("p50", 0.5), ("p99", 0.99)] {
+            let figure =
+                Figure::new(format!("recover_ms_{label}.{name}"), millis(quantile(times, share)), Unit::Milliseconds);
+            let row = Row::new(format!("{name} killed, until all is served again, {label}"), figure);
+            report.add(if label == "p99" { row.aim(aim) } else { row });
+        }
+    }
+    for stuck in &ledger.stuck {
+        eprintln!("stuck: {stuck}");
+    }
+    Ok(report)
+}
+
+/// What there is, compared to what there should be.
+struct Verdict {
+    lost: u64,
+    ghosts: u64,
+    duplicates: u64,
+}
+
+impl Verdict {
+    /// Waits until there is nothing to complain of, or no longer.
+    async fn of(world: &World, ledger: &Ledger) -> Result<Self> {
+        let began = Instant::now();
+        loop {
+            let verdict = Self::now(world, ledger).await?;
+            let is_right = verdict.lost == 0 && verdict.ghosts == 0 && verdict.duplicates == 0;
+            if is_right || began.elapsed() > QUIET {
+                return Ok(verdict);
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn now(world: &World, ledger: &Ledger) -> Result<Self> {
+        let listed: BTreeSet<WorkflowId> = world.workflows.list().await?.into_iter().collect();
+        let mut lost = 0;
+        for id in &ledger.running {
+            let runs = listed.contains(id) && world.runs(*id).await.unwrap_or(false);
+            lost += u64::from(!runs);
+        }
+        // What was asked for and not answered may be there or not.
+        let unknown = ledger.stuck.len();
+        let ghosts = listed.difference(&ledger.running).count().saturating_sub(unknown) as u64;
+        let wanted = (listed.len() * FUNCTIONS) as u64;
+        Ok(Self { lost, ghosts, duplicates: world.instances().await?.saturating_sub(wanted) })
+    }
+}
+
+/// Functions in a row.
+fn workflow(module: &Bytes) -> Result<Workflow> {
+    let name = |number: usize| format!("relay-{number}");
+    let function = |number: usize| {
+        let class =
+            FunctionClass { binary: module.clone().into(), outputs: vec!["next".to_string()], ..class("relay") };
+        let next = (number + 1 < FUNCTIONS).then(|| ("next".to_string(), name(number + 1)));
+        Function { name: name(number), class, outputs: next.into_iter().collect(), annotations: [].into() }
+    };
+    Ok(Workflow::new((0..FUNCTIONS).map(function).collect(), vec![], [].into())?)
+}
