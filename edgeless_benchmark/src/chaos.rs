@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use clap::Args;
-use edgeless_api::client::{Connection, NodeManagement, Options as Dial, Workflows};
+use edgeless_api::client::{Connection, Options as Dial, Workflows};
 use edgeless_api::status::State;
 use edgeless_api::workflow::{Function, Workflow, WorkflowStatus};
 use edgeless_api::{Code, Error, FunctionClass, Url, WorkflowId};
@@ -121,8 +121,6 @@ impl Place {
 struct World {
     places: Vec<Place>,
     workflows: Workflows,
-    /// The orchestrator answers whoever asks its nodes to be updated; here it only has to answer.
-    orchestrator: Url,
     metrics: Vec<Url>,
 }
 
@@ -146,7 +144,7 @@ impl World {
             place.start().await?;
         }
         let workflows = Workflows::new(Connection::lazy(&url(controller)?, Dial::default())?);
-        let world = Self { places, workflows, orchestrator: url(orchestrator)?, metrics };
+        let world = Self { places, workflows, metrics };
         world.has_nodes().await.context("the nodes do not become part of the domain")?;
         Ok(world)
     }
@@ -160,34 +158,33 @@ impl World {
         .await
     }
 
-    /// Kills a daemon and starts it again: how long it took until everything was as it should be, from the moment at
-    /// which a controller or an orchestrator was started again, and from that at which a node was killed.
-    async fn kill(&mut self, index: usize, base: &[WorkflowStatus]) -> Result<Duration> {
+    /// Kills a daemon and starts it again: how long it took from there until a workflow could be started, or, for a node,
+    /// until all workflows that stay run again.
+    async fn kill(&mut self, index: usize, workflow: &Workflow, base: &[WorkflowStatus]) -> Result<Duration> {
         let Some(place) = self.places.get_mut(index) else { bail!("there is no daemon {index}") };
         let kind = place.kind;
-        let killed = Instant::now();
-        place.kill();
         let began = Instant::now();
+        place.kill();
         place.start().await?;
         match kind {
-            Kind::Controller => {
-                until(PATIENCE, async || self.workflows.list().await.is_ok()).await.context("the controller")?;
-                Ok(began.elapsed())
-            }
-            Kind::Orchestrator => {
-                let orchestrator = NodeManagement::new(Connection::lazy(&self.orchestrator, Dial::default())?);
-                // It does not offer that service, and says so.
-                let answers =
-                    async || !matches!(orchestrator.reset().await, Err(error) if error.code == Code::Unavailable);
-                until(PATIENCE, answers).await.context("the orchestrator")?;
-                Ok(began.elapsed())
+            Kind::Controller | Kind::Orchestrator => {
+                let mut probe = Ledger::default();
+                probe.start(&self.workflows, workflow).await;
+                let served = began.elapsed();
+                for id in std::mem::take(&mut probe.running) {
+                    probe.stop(&self.workflows, id).await;
+                }
+                if let Some(stuck) = probe.stuck.first() {
+                    bail!("the {} does not come back: {stuck}", kind.name());
+                }
+                Ok(served)
             }
             Kind::Node => {
                 for status in base {
                     let runs = async || self.runs(status.workflow).await.is_ok_and(|runs| runs);
                     until(PATIENCE, runs).await.with_context(|| format!("{} does not run", status.workflow))?;
                 }
-                Ok(killed.elapsed())
+                Ok(began.elapsed())
             }
         }
     }
@@ -332,12 +329,13 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
             let kind = world.places.get(index).context("a daemon")?.kind;
             kills += 1;
             bench.progress.say(&format!("{} s: kill {kills}, a {}", began.elapsed().as_secs(), kind.name()));
-            let took = world.kill(index, &base).await.with_context(|| format!("kill {kills} of seed {seed}"))?;
+            let took =
+                world.kill(index, &workflow, &base).await.with_context(|| format!("kill {kills} of seed {seed}"))?;
             recovered.entry(kind).or_default().push(took);
         }
         anyhow::Ok((recovered, kills))
     };
-    let (ledger, stormed) = tokio::join!(churn(&clients, workflow, ledger, &end), storm);
+    let (ledger, stormed) = tokio::join!(churn(&clients, workflow.clone(), ledger, &end), storm);
     let (recovered, kills) = stormed?;
 
     bench.progress.say("waiting until all is quiet");
@@ -355,15 +353,15 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
         report.add(Row::new(what, Figure::count(key, value)).aim("0"));
     }
     for (kind, times) in &recovered {
-        let (name, aim) = match kind {
-            Kind::Node => ("node", "≤ 2 s (p99)"),
-            Kind::Controller => ("controller", "≤ 1 s (p99)"),
-            Kind::Orchestrator => ("orchestrator", "≤ 1 s (p99)"),
+        let name = kind.name();
+        let (what, aim) = match kind {
+            Kind::Node => ("all components run", "≤ 2 s"),
+            Kind::Controller | Kind::Orchestrator => ("a workflow can be started", "≤ 1 s"),
         };
         for (label, share) in [("p50", 0.5), ("p99", 0.99)] {
             let figure =
                 Figure::new(format!("recover_ms_{label}.{name}"), millis(quantile(times, share)), Unit::Milliseconds);
-            let row = Row::new(format!("{name} killed, until all is served again, {label}"), figure);
+            let row = Row::new(format!("{name} killed and started again, until {what}, {label}"), figure);
             report.add(if label == "p99" { row.aim(aim) } else { row });
         }
     }
