@@ -193,7 +193,8 @@ impl Store {
             }
         };
         let database = self.file.database().ok_or_else(|| self.file.cannot("read", "the last write has failed"))?;
-        self.file.undamaged(|| read(&database).map_err(|error| self.file.cannot("read", error)))
+        // With it the last user may go, so that it is closed in there.
+        self.file.unpanicked("read", move || read(&database).map_err(|error| self.file.cannot("read", error)))
     }
 }
 
@@ -216,19 +217,19 @@ fn write_all(file: &File, mut requests: mpsc::Receiver<Request>) {
 
 impl File {
     fn open(&self) -> Result<Database, Error> {
-        self.undamaged(|| self.open_undamaged())
+        self.unpanicked("open", || self.open_unless_damaged())
     }
 
     /// Works on the file. The library panics at some damages where others are an error to it.
-    fn undamaged<T>(&self, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    fn unpanicked<T>(&self, attempt: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         std::panic::catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
             let why = panic.downcast_ref::<String>().map(String::as_str);
-            Err(self
-                .damaged(why.or(panic.downcast_ref::<&str>().copied()).unwrap_or("its pages contradict each other")))
+            let why = why.or(panic.downcast_ref::<&str>().copied()).unwrap_or("its pages contradict each other");
+            Err(self.cannot(attempt, format_args!("it is damaged: {why}")))
         })
     }
 
-    fn open_undamaged(&self) -> Result<Database, Error> {
+    fn open_unless_damaged(&self) -> Result<Database, Error> {
         let database = Builder::new().set_cache_size(CACHE).create(&self.path).map_err(|error| match error {
             DatabaseError::DatabaseAlreadyOpen => self.cannot("open", "another process uses it"),
             DatabaseError::UpgradeRequired(_) => {
@@ -287,9 +288,13 @@ impl File {
             Some(database) => database,
             None => Arc::new(self.open()?),
         };
-        let committed = self.undamaged(|| commit(&database, changes).map_err(|error| self.cannot("write", error)));
+        self.keep(Some(database.clone()));
+        let committed =
+            self.unpanicked("write", move || commit(&database, changes).map_err(|error| self.cannot("write", error)));
         // After a failure a database takes nothing more: it is closed until the next write.
-        self.keep(committed.is_ok().then_some(database));
+        if committed.is_err() {
+            self.keep(None);
+        }
         committed
     }
 
@@ -300,7 +305,7 @@ impl File {
     fn keep(&self, database: Option<Arc<Database>>) {
         let before = std::mem::replace(&mut *self.database.write().unwrap_or_else(PoisonError::into_inner), database);
         // To close it writes to it, and that may meet a damage: of no consequence now.
-        let closed = self.undamaged(|| {
+        let closed = self.unpanicked("close", || {
             drop(before);
             Ok(())
         });
@@ -397,6 +402,49 @@ mod tests {
         let damaged = refusal(KIND);
         assert!(damaged.contains("is damaged") && damaged.contains("move the file away"), "{damaged}");
         assert_eq!(std::fs::read(path(&directory)).unwrap(), garbage);
+    }
+
+    /// The library panics at some of them.
+    #[tokio::test]
+    async fn a_page_that_never_reached_the_disk_is_no_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = path(&directory);
+        let store = Store::open(&path, KIND).unwrap();
+        for number in 0..20_u8 {
+            store.write(vec![Change::put("a", vec![number], vec![number; 300])]).await.unwrap();
+        }
+        let closed = store.closed();
+        drop(store);
+        closed.cancelled().await;
+        let whole = std::fs::read(&path).unwrap();
+        let mut refused = 0;
+        for page in 0..whole.len() / 4096 {
+            let mut torn = whole.clone();
+            let lost = &mut torn[page * 4096..(page + 1) * 4096];
+            if lost.iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            lost.fill(0);
+            std::fs::write(&path, &torn).unwrap();
+            let store = match Store::open(&path, KIND) {
+                Ok(store) => store,
+                Err(error) => {
+                    assert!(error.message.contains("test.redb"), "{error}");
+                    refused += 1;
+                    continue;
+                }
+            };
+            let outcomes = [store.all("a").map(drop), store.write(vec![Change::put("a", "new", "new")]).await];
+            for error in outcomes.into_iter().filter_map(Result::err) {
+                assert_eq!(error.code, edgeless_api::Code::Unavailable, "{error}");
+                assert!(error.message.contains("test.redb"), "{error}");
+                refused += 1;
+            }
+            let closed = store.closed();
+            drop(store);
+            closed.cancelled().await;
+        }
+        assert!(refused > 0);
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use crate::{Random, Target};
 
 pub(crate) const TARGET: Target = Target { name: "config", make, run };
 
-/// What the daemons write for their users, and the configurations of the examples.
+/// What the daemons write for their users.
 static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     vec![
         edgeless_con::config::Config::template().into_bytes(),

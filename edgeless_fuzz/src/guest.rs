@@ -18,7 +18,7 @@ use edgeless_api::{
 use edgeless_daemon::Daemon as _;
 use edgeless_daemon::config::parse;
 use edgeless_node::{Config, Node};
-use tokio::runtime::Runtime;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::{Random, Target};
 
@@ -50,16 +50,21 @@ struct World {
     _directory: tempfile::TempDir,
 }
 
+/// What the threads of the node are called.
+const THREADS: &str = "node";
+
 /// Panics that no one else would notice: of the node's tasks.
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 static WORLD: LazyLock<World> = LazyLock::new(|| {
     let before = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        PANICS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(panic.to_string());
+        if std::thread::current().name() == Some(THREADS) {
+            PANICS.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(panic.to_string());
+        }
         before(panic);
     }));
-    let runtime = Runtime::new().expect("a runtime");
+    let runtime = Builder::new_multi_thread().thread_name(THREADS).enable_all().build().expect("a runtime");
     let directory = tempfile::tempdir().expect("a directory");
     let (state, cache) = (directory.path().join("state"), directory.path().join("cache"));
     let text = format!(

@@ -20,7 +20,7 @@ fn folder(target: &Target) -> PathBuf {
 fn drive(name: &str) {
     let target = TARGETS.into_iter().find(|target| target.name == name).unwrap();
     let folder = folder(&target);
-    for file in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+    for file in std::fs::read_dir(&folder).into_iter().flatten().map(Result::unwrap) {
         let input = std::fs::read(file.path()).unwrap();
         let ended = catch_unwind(AssertUnwindSafe(|| (target.run)(&input)));
         assert!(ended.is_ok(), "{} breaks it, as it did once", file.path().display());
@@ -72,12 +72,13 @@ fn workflow() {
     drive("workflow");
 }
 
-/// Here, and by hand in `fuzz/`.
+/// Here, and by hand in `fuzz/`, where a panic is the end even if it is caught.
 #[test]
 fn every_target_is_driven() {
     let (here, by_hand) = (include_str!("fuzz.rs"), include_str!("../fuzz/Cargo.toml"));
     for Target { name, .. } in TARGETS {
         assert!(here.contains(&format!("drive(\"{name}\");")), "no test drives {name}");
-        assert!(by_hand.contains(&format!("name = \"{name}\"")), "fuzz/Cargo.toml does not name {name}");
+        let is_named = by_hand.contains(&format!("name = \"{name}\""));
+        assert_eq!(is_named, name != "store", "{name} in fuzz/Cargo.toml");
     }
 }

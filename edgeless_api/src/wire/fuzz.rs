@@ -1,4 +1,4 @@
-//! Every message that a peer can send, as bytes: what the fuzzer of the conversions drives.
+//! The messages that become a type of this crate, as bytes: what the fuzzer of the conversions drives.
 
 use std::fmt::Debug;
 

@@ -118,6 +118,18 @@ fn domains() {
     assert_eq!(output.status.code(), Some(2), "where should its workflows go?");
 }
 
+/// Whatever is killed, what was acknowledged is there at the end, and nothing else.
+#[test]
+fn chaos() {
+    let output = run(&["chaos", "--seconds", "7", "--workflows", "5", "--seed", "4", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let figures: Value = serde_json::from_slice(&output.stdout).unwrap();
+    are_positive(&figures, &["kills", "started", "stopped"]);
+    for key in ["lost_workflows", "ghost_workflows", "duplicate_instances", "missing_instances", "stuck"] {
+        assert_eq!(figures[key], 0, "{figures:#}\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
 /// Whether there is a Docker engine to test with; said aloud where there is none.
 fn has_docker(test: &str) -> bool {
     let answer = Command::new("docker").args(["version", "--format", "{{.Server.Version}}"]).output();

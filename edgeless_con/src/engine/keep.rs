@@ -224,7 +224,8 @@ impl Run {
 
     /// An effect was not carried out, because what it relied on could not be written.
     fn undone(&mut self, now: Millis, effect: Effect, native: bool, error: &Error) {
-        let error = error.clone();
+        // Not the domain has refused it, whatever the disk says.
+        let error = Error::unavailable(&error.message);
         match effect {
             // It is certain that it is not there.
             Effect::Create { part, .. } => self.created(now, part, Err(Error::exhausted(error)), native),

@@ -92,7 +92,8 @@ impl Place {
     /// The domain has restarted, as its last sign of life says, and yet may run it.
     ///
     /// The new process may have been there for as long as the old one had said nothing, and may have done all that
-    /// was answered since. What was answered before that only the old one has done.
+    /// was answered since. What was answered before that only the old one has done, if no sign of life waits to be taken
+    /// note of for longer than a domain takes to restart.
     pub(super) fn may_be_in_new_process(&self, signs: u64) -> bool {
         !matches!(self.step, Step::Absent | Step::Released) && self.started_at_sign.saturating_add(1) >= signs
     }

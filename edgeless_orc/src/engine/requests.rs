@@ -148,6 +148,7 @@ impl Engine {
             self.components.get(&id).into_iter().flat_map(|old| old.slots.keys().copied()).collect();
         for replica in replicas {
             self.leave_home(id, replica);
+            self.decisions.forget(Tenant { component: id, replica });
         }
         self.set_outputs(id, BTreeMap::new());
         let Some(old) = self.components.remove(&id) else { return 0 };
