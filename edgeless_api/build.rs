@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "node.proto",
         "guest.proto",
         "records.proto",
+        "node_records.proto",
     ];
     println!("cargo::rerun-if-changed=../proto");
     let descriptors = protox::compile(FILES, ["../proto"])?;

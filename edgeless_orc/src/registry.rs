@@ -38,6 +38,8 @@ pub(crate) struct Home {
 pub(crate) enum Stage {
     /// It shall stop whatever it ran for someone before us.
     Resetting,
+    /// It shall tell what it runs: that is taken over, or stopped.
+    Reporting,
     /// It is being told of the other nodes.
     Meeting,
     /// Components may be placed on it.
@@ -75,8 +77,10 @@ pub(crate) struct Node {
     pub(crate) telling: Option<NodeId>,
     /// What it may run and should not.
     strays: VecDeque<Stray>,
-    /// It may run something that nobody can name; only a reset is sure to stop it.
+    /// It may run something that nobody can name; only a reset, or a report, is sure to end that.
     pub(crate) is_doubtful: bool,
+    /// It was asked what it runs, and has not told since.
+    pub(crate) is_asked: bool,
     /// Its reset, and what it is told of others.
     pub(crate) management: Lane,
     /// The removal of its strays.
@@ -90,7 +94,7 @@ impl Node {
     fn new(about: Registration, deadline: Millis) -> Self {
         Self {
             incarnation: 0,
-            stage: Stage::Resetting,
+            stage: if reports(&about) { Stage::Reporting } else { Stage::Resetting },
             residents: BTreeSet::new(),
             running: BTreeMap::new(),
             acquaintances: BTreeSet::new(),
@@ -100,6 +104,7 @@ impl Node {
             telling: None,
             strays: VecDeque::new(),
             is_doubtful: false,
+            is_asked: false,
             management: Lane::default(),
             cleaning: Lane::default(),
             routing: Lane::default(),
@@ -127,6 +132,27 @@ impl Node {
         self.owed.contains(&id) || self.telling_rows.contains(&id)
     }
 
+    /// Whether it tells what it runs when it is asked to.
+    pub(crate) fn reports(&self) -> bool {
+        reports(&self.about)
+    }
+
+    /// Whether it shall be asked what it runs.
+    pub(crate) fn is_to_report(&self) -> bool {
+        self.stage == Stage::Reporting || (self.is_doubtful && self.reports())
+    }
+
+    /// What it is known to run and should not, and what is wanted by now is not among it any more.
+    pub(crate) fn settle_strays(&mut self) -> BTreeSet<Uuid> {
+        let running = &self.running;
+        let instance = |stray: &Stray| match stray {
+            Stray::Known(_, instance) => Some(instance.function),
+            Stray::Unknown(_) => None,
+        };
+        self.strays.retain(|stray| instance(stray).is_none_or(|instance| !running.contains_key(&instance)));
+        self.strays.iter().filter_map(instance).collect()
+    }
+
     pub(crate) fn first_stray(&self) -> Option<&Stray> {
         self.strays.front()
     }
@@ -135,11 +161,26 @@ impl Node {
         self.strays.pop_front()
     }
 
+    /// It may run something that nobody can name, also if it is about to tell what it ran before.
+    pub(crate) fn doubt(&mut self) {
+        (self.is_doubtful, self.is_asked) = (true, false);
+    }
+
+    pub(crate) fn has_strays(&self) -> bool {
+        !self.strays.is_empty() || self.cleaning.under_way().is_some()
+    }
+
+    /// What is wanted there is no stray, whatever a call says that was given up.
     pub(crate) fn add_stray(&mut self, stray: Stray) {
+        if let Stray::Known(_, instance) = &stray
+            && self.running.contains_key(&instance.function)
+        {
+            return;
+        }
         if self.strays.len() < STRAYS {
             self.strays.push_back(stray);
         } else {
-            self.is_doubtful = true;
+            self.doubt();
         }
     }
 }
@@ -447,6 +488,11 @@ impl Registry {
         }
         sum
     }
+}
+
+/// Whether a node tells what it runs when it is asked to.
+fn reports(about: &Registration) -> bool {
+    about.native && about.reports
 }
 
 fn in_use(known: &Registration) -> Refusal {

@@ -253,6 +253,8 @@ impl Node {
             leaving: false,
             proof: None,
             loads: Vec::new(),
+            reports: false,
+            report: None,
         };
         let (beat, beating, told) = (CancellationToken::new(), registry.clone(), registration.clone());
         let stop = beat.clone();

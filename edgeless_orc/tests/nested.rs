@@ -245,6 +245,8 @@ fn registration(node: NodeId, url: &Url, label: &str) -> Registration {
         proof: None,
         performance: edgeless_api::node::Performance::default(),
         loads: Vec::new(),
+        reports: false,
+        report: None,
     }
 }
 

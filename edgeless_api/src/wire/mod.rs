@@ -12,6 +12,7 @@ pub(crate) mod error;
 pub(crate) mod event;
 mod frame;
 pub(crate) mod guest;
+pub(crate) mod journal;
 pub(crate) mod node;
 pub(crate) mod operations;
 mod peer;

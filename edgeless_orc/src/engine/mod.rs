@@ -12,7 +12,7 @@
 //! - `component`, `slot`: what is desired of a component and what is the case of each of its replicas.
 //! - `requests`, `moves`, `leaving`: what others ask for; `replicas`: how many there are and where they go; `scaling`:
 //!   how many there shall be; `steps`: what is done about it.
-//! - `node`: how nodes come and go; `rows`: what they are told of components; `loss`: what if one were lost.
+//! - `node`: how nodes come and go; `reports`: what they tell that they run; `rows`: what they are told of components; `loss`: what if one were lost.
 
 mod component;
 mod lane;
@@ -22,6 +22,7 @@ mod moves;
 mod node;
 mod note;
 mod replicas;
+mod reports;
 mod requests;
 mod rows;
 mod scaling;

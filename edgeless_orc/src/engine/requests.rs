@@ -97,6 +97,7 @@ impl Engine {
             state: wanted.context.state,
             slots: Slots::default(),
             epoch: first_epoch,
+            first_epoch,
             listed: Vec::new(),
             is_moving: is_on_its_way,
             row_epoch,
@@ -288,6 +289,10 @@ impl Engine {
         component.requirements = Requirements::parse(&annotations).map_err(Error::rejected)?;
         *component.spec.annotations_mut() = annotations;
         let limits = component.spec.limits(&component.name);
+        let nowhere = component.slots.iter().filter(|(_, slot)| slot.home().is_none()).map(|(replica, _)| *replica);
+        for replica in nowhere.collect::<Vec<_>>() {
+            component.outdate(replica);
+        }
         for (replica, slot) in component.slots.iter() {
             if let Some(home) = slot.home() {
                 let tenant = Tenant { component: id, replica: *replica };

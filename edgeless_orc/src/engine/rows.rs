@@ -173,7 +173,7 @@ impl Engine {
     pub(super) fn route(&mut self, id: NodeId) {
         let now = self.now;
         let Some(node) = self.registry.nodes.get_mut(&id) else { return };
-        if node.owed.is_empty() || node.stage == Stage::Resetting {
+        if node.owed.is_empty() || matches!(node.stage, Stage::Resetting | Stage::Reporting) {
             return;
         }
         match node.routing.gate(now) {

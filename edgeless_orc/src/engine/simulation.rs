@@ -109,6 +109,10 @@ struct Simulation {
     now: Millis,
     nodes: BTreeMap<NodeId, Model>,
     calls: Vec<(Op, NodeId, Call)>,
+    /// Who announces itself.
+    announcing: BTreeMap<Ticket, NodeId>,
+    /// Announcements of nodes that were asked what they run, on their way.
+    reports: BTreeMap<NodeId, Registration>,
     open: BTreeMap<Ticket, Option<ComponentId>>,
     /// The releases among these, and whether there must be a state, or a word about it.
     releases: BTreeMap<Ticket, (ComponentId, bool)>,
@@ -123,7 +127,8 @@ struct Simulation {
 }
 
 impl Simulation {
-    fn new(seed: u64, plain: u128) -> Self {
+    /// The first nodes are plain ones, and those after them up to a number are of ours and cannot tell what they run.
+    fn new(seed: u64, plain: u128, silent: u128) -> Self {
         let settings = Settings {
             domain: DomainId("domain-1".into()),
             keep_alive: Duration::from_secs(2),
@@ -134,7 +139,8 @@ impl Simulation {
         };
         let model = |n| {
             let is_native = n > plain;
-            let about = Registration { native: is_native, lifetime: None, ..node(NodeId(Uuid::from_u128(n))) };
+            let about = node(NodeId(Uuid::from_u128(n)));
+            let about = Registration { native: is_native, reports: n > silent, lifetime: None, ..about };
             (
                 about.node,
                 Model {
@@ -152,6 +158,8 @@ impl Simulation {
             now: Millis(0),
             nodes: (1..=NODES).map(model).collect(),
             calls: vec![],
+            announcing: BTreeMap::new(),
+            reports: BTreeMap::new(),
             open: BTreeMap::new(),
             releases: BTreeMap::new(),
             left: BTreeMap::new(),
@@ -181,6 +189,7 @@ impl Simulation {
             Note::Scaled { from: 0, .. } => "woken",
             Note::Scaled { from, to, .. } if from < to => "grown",
             Note::Scaled { .. } => "shrunk",
+            Note::Adopted { .. } => "adopted",
             _ => return,
         };
         *self.seen.entry(what).or_default() += 1;
@@ -189,6 +198,11 @@ impl Simulation {
     /// A start that is refused leaves nothing behind.
     fn answered(&mut self, ticket: Ticket, answer: &Answer) {
         let started = self.open.remove(&ticket).expect("an answer to a request that waits for one");
+        if let Some(node) = self.announcing.remove(&ticket)
+            && matches!(answer, Ok(Reply::Registered(Registered { wants_report: true, .. })))
+        {
+            self.reports.insert(node, self.report(node));
+        }
         if let (Some(id), Err(_)) = (started, answer) {
             self.desired.remove(&id);
         }
@@ -244,8 +258,45 @@ impl Simulation {
         let reachable: Vec<_> =
             self.nodes.values().filter(|node| node.is_reachable).map(|node| node.about.clone()).collect();
         for mut about in reachable {
-            about.loads = self.loads(about.node);
-            self.request(None, |ticket| Event::Register(ticket, Box::new(about)));
+            if !self.reports.contains_key(&about.node) {
+                about.loads = self.loads(about.node);
+                self.announce(about);
+            }
+        }
+    }
+
+    fn announce(&mut self, about: Registration) {
+        self.announcing.insert(Ticket(self.tickets + 1), about.node);
+        self.request(None, |ticket| Event::Register(ticket, Box::new(about)));
+    }
+
+    /// What a node says that tells all that it runs now.
+    fn report(&self, node: NodeId) -> Registration {
+        let node = &self.nodes[&node];
+        let running = |(instance, running): (&Uuid, &Running)| edgeless_api::node::Running {
+            component: running.component,
+            replica: running.replica,
+            epoch: running.epoch,
+            instance: *instance,
+            kind: ComponentKind::Function,
+            is_active: running.is_active,
+        };
+        Registration { report: Some(node.running.iter().map(running).collect()), ..node.about.clone() }
+    }
+
+    /// A report arrives, be it late, or is lost, or arrives twice with something else in between.
+    fn deliver(&mut self, may_fail: bool) {
+        let Some((id, report)) = self.reports.pop_first() else { return };
+        // A node that is asked anew says nothing that it has said before.
+        let is_awaited = self.engine.registry.nodes.get(&id).is_some_and(|node| node.is_asked);
+        let fate = if may_fail { self.rng.random_range(0..4) } else { 3 };
+        if fate == 0 {
+            return;
+        }
+        self.announce(report.clone());
+        if fate == 1 && is_awaited {
+            self.answer(true);
+            self.announce(report);
         }
     }
 
@@ -344,6 +395,7 @@ impl Simulation {
         let missing = || Error::not_found("no such instance");
         match call {
             Call::Reset => {
+                *self.seen.entry("reset").or_default() += 1;
                 node.running.clear();
                 node.rows.clear();
             }
@@ -391,6 +443,7 @@ impl Simulation {
     fn cut(&mut self) {
         let id = NodeId(Uuid::from_u128(self.rng.random_range(1..=NODES)));
         let is_crash = self.rng.random_bool(0.5);
+        self.reports.remove(&id);
         let (lost, kept) = std::mem::take(&mut self.calls).into_iter().partition(|(_, node, _)| *node == id);
         self.calls = kept;
         let lost: Vec<(Op, NodeId, Call)> = lost;
@@ -403,9 +456,14 @@ impl Simulation {
         let node = self.nodes.get_mut(&id).unwrap();
         node.is_reachable = false;
         if is_crash {
-            node.running.clear();
+            // One that can tell what it runs may know it again after a restart, but nobody else any more.
+            let forgets = !node.about.reports || self.rng.random_bool(0.3);
+            node.running.retain(|_, _| !forgets && self.rng.random_bool(0.9));
+            node.running.values_mut().for_each(|running| running.wiring.clear());
+            node.rows.clear();
             node.released.clear();
             node.about.nonce += 1;
+            node.is_reachable = self.rng.random_bool(0.5);
         }
     }
 
@@ -416,7 +474,7 @@ impl Simulation {
 
     fn trouble(&mut self) {
         for _ in 0..400 {
-            match self.rng.random_range(0..22) {
+            match self.rng.random_range(0..24) {
                 0 => self.cut(),
                 1 | 2 => self.heal(),
                 3..=7 => self.ask(),
@@ -428,6 +486,7 @@ impl Simulation {
                     let millis = self.rng.random_range(0..700);
                     self.pass(millis);
                 }
+                12 | 13 => self.deliver(true),
                 _ => self.answer(true),
             }
         }
@@ -443,8 +502,9 @@ impl Simulation {
         }
         for _ in 0..120 {
             self.pass(500);
-            while !self.calls.is_empty() {
+            while !self.calls.is_empty() || !self.reports.is_empty() {
                 self.answer(false);
+                self.deliver(false);
             }
         }
     }
@@ -475,7 +535,8 @@ impl Simulation {
         for (id, node) in &self.nodes {
             let left_over = node.running.keys().filter(|instance| !seen.contains(instance)).count();
             let known = &self.engine.registry.nodes[id];
-            assert!(left_over == 0 || known.is_doubtful, "{left_over} instances are left over on {id}");
+            let is_plain = !node.about.native;
+            assert!(left_over == 0 || (known.is_doubtful && is_plain), "{left_over} instances are left over on {id}");
             assert!(known.owed.is_empty() && known.telling_rows.is_empty() && known.strangers.is_empty());
             assert_eq!(known.residents.len(), known.running.len());
         }
@@ -504,17 +565,19 @@ impl Simulation {
 }
 
 /// What happened with all these seeds together.
-fn simulate(seeds: std::ops::Range<u64>, plain: u128) -> BTreeMap<&'static str, usize> {
+fn simulate(seeds: std::ops::Range<u64>, plain: u128, silent: u128) -> BTreeMap<&'static str, usize> {
     let mut seen = BTreeMap::new();
     for seed in seeds {
         let run = std::panic::AssertUnwindSafe(|| {
-            let mut simulation = Simulation::new(seed, plain);
+            let mut simulation = Simulation::new(seed, plain, silent);
             simulation.trouble();
             simulation.quiet();
             simulation.check();
             simulation.seen
         });
-        let Ok(once) = std::panic::catch_unwind(run) else { panic!("seed {seed} with {plain} plain nodes") };
+        let Ok(once) = std::panic::catch_unwind(run) else {
+            panic!("seed {seed} with {plain} plain and {silent} silent nodes")
+        };
         for (what, count) in once {
             *seen.entry(what).or_default() += count;
         }
@@ -524,15 +587,24 @@ fn simulate(seeds: std::ops::Range<u64>, plain: u128) -> BTreeMap<&'static str, 
 
 #[test]
 fn our_nodes_run_what_is_wanted_after_any_trouble() {
-    let seen = simulate(0..200, 0);
+    let seen = simulate(0..200, 0, 2);
     let left = ["left", "left with its state", "left and lost its state"];
-    for what in ["moved", "evicted", "grown", "shrunk", "released", "woken"].into_iter().chain(left) {
+    for what in ["moved", "evicted", "grown", "shrunk", "released", "woken", "adopted"].into_iter().chain(left) {
         assert!(seen.get(what).is_some_and(|count| *count > 15), "{what} too seldom: {seen:?}");
     }
 }
 
+/// A node that is restarted with what it ran, or comes back after it was given up, goes on with what is still wanted of
+/// it, and nothing else.
+#[test]
+fn nodes_that_tell_what_they_run_are_taken_over() {
+    let seen = simulate(200..400, 0, 0);
+    assert!(seen.get("adopted").is_some_and(|count| *count > 100), "{seen:?}");
+    assert!(!seen.contains_key("reset"), "what can be told is not reset: {seen:?}");
+}
+
 #[test]
 fn plain_nodes_run_what_is_wanted_after_any_trouble() {
-    simulate(0..100, 2);
-    simulate(100..200, NODES);
+    simulate(0..100, 2, 3);
+    simulate(100..200, NODES, NODES);
 }

@@ -151,33 +151,36 @@ impl Engine {
 
     fn run(&mut self, id: ComponentId, replica: u32, home: Home, instance: InstanceId) {
         let is_native = self.registry.at(home).is_some_and(|node| node.about.native);
+        if let Some(component) = self.components.get(&id) {
+            let note = Note::Spawned {
+                component: id,
+                kind: component.kind(),
+                name: component.name.clone(),
+                instance,
+                epoch: component.slots.get(&replica).map(|slot| slot.epoch).unwrap_or_default(),
+            };
+            self.note(note);
+        }
+        // An EDGELESS 1.2 node knows no third step: what it creates runs.
+        self.runs(id, replica, Instance::new(home, instance, Some(Wiring::new()), !is_native));
+    }
+
+    /// A replica has an instance from now on.
+    pub(super) fn runs(&mut self, id: ComponentId, replica: u32, instance: Instance) {
+        let home = instance.home;
+        let is_native = self.registry.at(home).is_some_and(|node| node.about.native);
         let now = self.now;
         let Some(component) = self.components.get_mut(&id) else { return };
-        let note = Note::Spawned {
-            component: id,
-            kind: component.kind(),
-            name: component.name.clone(),
-            instance,
-            epoch: component.slots.get(&replica).map(|slot| slot.epoch).unwrap_or_default(),
-        };
+        if let Some(node) = self.registry.nodes.get_mut(&home.node) {
+            node.running.insert(instance.id.function, (id, replica));
+        }
         if let Some(slot) = component.slots.get_mut(&replica) {
-            // An EDGELESS 1.2 node knows no third step: what it creates runs.
-            slot.place = Place::On(Instance {
-                home,
-                id: instance,
-                wiring: Some(Wiring::new()),
-                is_active: !is_native,
-                is_settled: false,
-                releases: 0,
-            });
+            slot.place = Place::On(instance);
             slot.is_under_way = false;
             slot.tried.clear();
             slot.trouble = None;
             slot.is_noted = false;
             slot.load = Load::default();
-        }
-        if let Some(node) = self.registry.nodes.get_mut(&home.node) {
-            node.running.insert(instance.function, (id, replica));
         }
         let is_complete = component.running().count() >= component.scale.min as usize;
         let is_first = !component.is_born && is_complete;
@@ -190,7 +193,6 @@ impl Engine {
         // Whoever speaks only EDGELESS 1.2 wakes nobody: what it sends to must be there.
         let targets = component.outputs.values().filter(|_| !is_native).map(|target| Thing::Component(*target));
         self.marked.extend(targets);
-        self.note(note);
         if is_first {
             self.answer(id, Ask::Start, &Ok(Reply::Started(id)));
         }
@@ -227,7 +229,7 @@ impl Engine {
 
     fn doubt(&mut self, home: Home) {
         if let Some(node) = self.registry.nodes.get_mut(&home.node) {
-            node.is_doubtful = true;
+            node.doubt();
             self.marked.insert(Thing::Node(home.node));
         }
     }
@@ -482,6 +484,7 @@ impl Engine {
         slot.lane.recover();
         slot.trouble = None;
         let former = slot.home().map(|home| home.node);
+        component.outdate(replica);
         self.leave_home(id, replica);
         if let Some(slot) = self.slot_mut(id, replica) {
             slot.place = Place::Nowhere;

@@ -18,6 +18,7 @@ mod identity;
 mod leaving;
 mod moving;
 mod replicas;
+mod reports;
 mod rows;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -256,6 +257,8 @@ pub(crate) fn node(id: NodeId) -> Registration {
         leaving: false,
         proof: None,
         loads: Vec::new(),
+        reports: false,
+        report: None,
     }
 }
 
@@ -341,7 +344,7 @@ fn unanswered() -> Result<Outcome, Error> {
 fn a_new_node_is_reset_and_joining_costs_our_nodes_nothing_else() {
     let mut world = World::new();
     let answer = world.register(node(A));
-    assert_eq!(answer, Ok(Reply::Registered(Registered { keep_alive: Some(KEEP_ALIVE) })));
+    assert_eq!(answer, Ok(Reply::Registered(Registered::new(Some(KEEP_ALIVE)))));
     assert_eq!(world.obey(), [(A, Call::Reset)]);
     world.register(node(B)).unwrap();
     assert_eq!(world.obey(), [(B, Call::Reset)], "they learn of each other from rows");

@@ -308,6 +308,8 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         leaving: false,
         proof: None,
         loads: Vec::new(),
+        reports: false,
+        report: None,
     }
 }
 
