@@ -8,6 +8,7 @@
 mod by_hand;
 pub(crate) mod component;
 pub(crate) mod domain;
+mod domain_record;
 pub(crate) mod error;
 pub(crate) mod event;
 mod frame;
