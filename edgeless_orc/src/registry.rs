@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use edgeless_api::component::{ComponentKind, Start};
 use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::domain_record as record;
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_api::node::Registration;
+use edgeless_api::url::Url;
 use edgeless_daemon::engine::Millis;
 use uuid::Uuid;
 
@@ -225,6 +227,8 @@ pub(crate) struct Registry {
     /// On which nothing new is placed, also when they come back.
     cordoned: BTreeSet<NodeId>,
     identities: Identities,
+    /// Of which nodes there is something else to remember than before.
+    changed: BTreeSet<NodeId>,
     /// When each of them is lost unless it announces itself again.
     deadlines: BTreeSet<(Millis, NodeId)>,
     pub(crate) keep_alive: Duration,
@@ -239,6 +243,7 @@ impl Registry {
             plain: BTreeSet::new(),
             cordoned: BTreeSet::new(),
             identities: Identities::of_domain(limit),
+            changed: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             keep_alive,
             limit,
@@ -322,6 +327,7 @@ impl Registry {
             cordoned: self.cordoned.clone(),
             // Nobody comes or goes there.
             identities: Identities::of_domain(0),
+            changed: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             ..*self
         }
@@ -415,13 +421,46 @@ impl Registry {
 
     /// Whoever is forgotten for a node is no longer cordoned either.
     fn admit(&mut self, about: &Registration) {
-        if let Some(forgotten) = self.identities.admit(about.node, about.key()) {
-            self.cordoned.remove(&forgotten);
+        let (is_news, forgotten) = self.identities.admit(about.node, about.key(), &about.invocation_url);
+        if is_news {
+            self.changed.insert(about.node);
         }
+        if let Some(forgotten) = forgotten {
+            self.cordoned.remove(&forgotten);
+            self.changed.insert(forgotten);
+        }
+    }
+
+    /// Of which nodes there is something else to remember than at the last look.
+    pub(crate) fn changes(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What is to be remembered of a node; `None`: nothing.
+    pub(crate) fn record(&self, id: NodeId) -> Option<record::Node> {
+        self.knows(id).then(|| record::Node {
+            key: self.identities.key(id),
+            is_cordoned: self.is_cordoned(id),
+            invocation_url: self.invocation_url(id).cloned(),
+        })
+    }
+
+    /// A node was there before the orchestrator was started again.
+    pub(crate) fn restore(&mut self, id: NodeId, node: record::Node) {
+        self.identities.restore(id, node.key, node.invocation_url);
+        if node.is_cordoned {
+            self.cordoned.insert(id);
+        }
+    }
+
+    /// Where a node takes events, or took them last.
+    pub(crate) fn invocation_url(&self, id: NodeId) -> Option<&Url> {
+        self.identities.invocation_url(id)
     }
 
     /// Removes what is known of a node that is gone; tells whether there was anything.
     pub(crate) fn forget(&mut self, id: NodeId) -> bool {
+        self.changed.insert(id);
         self.cordoned.remove(&id);
         self.identities.forget(id)
     }
@@ -433,6 +472,7 @@ impl Registry {
 
     /// Places nothing new on a node, or does again; tells whether that is a change.
     pub(crate) fn cordon(&mut self, id: NodeId, is_cordoned: bool) -> bool {
+        self.changed.insert(id);
         if is_cordoned { self.cordoned.insert(id) } else { self.cordoned.remove(&id) }
     }
 

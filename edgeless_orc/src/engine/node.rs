@@ -44,7 +44,16 @@ impl Engine {
             Err(refusal) => return Err(self.turn_away(id, refusal)),
         };
         match arrival {
-            Arrival::New => self.add_node(about),
+            Arrival::New => {
+                let reports = about.native && about.reports;
+                let residents = self.awaited.remove(&id).unwrap_or_default();
+                self.add_node(about);
+                if reports {
+                    self.expect(id, residents);
+                } else {
+                    self.lose_all(residents, id, "it does not tell what it runs");
+                }
+            }
             Arrival::Restarted => self.restart_node(about),
             Arrival::Refreshed => {
                 self.refresh_node(about);

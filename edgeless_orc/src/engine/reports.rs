@@ -118,11 +118,16 @@ impl Engine {
         }
     }
 
-    /// What should run on a node and does not is lost.
+    /// What should run on a node and does not is lost; but what was asked of the node before may come to its end yet,
+    /// so that it is asked again: a repeat returns the first result.
     fn miss(&mut self, home: Home, expected: BTreeSet<(ComponentId, u32)>) {
         let Some(node) = self.registry.at(home) else { return };
         let found: BTreeSet<(ComponentId, u32)> = node.running.values().copied().collect();
         for (id, replica) in expected.difference(&found) {
+            if self.slot_mut(*id, *replica).is_some_and(Slot::is_under_way) {
+                self.marked.insert(Thing::Slot(*id, *replica));
+                continue;
+            }
             let error = Error::unavailable(format!("node {} does not run it any more", home.node));
             self.lose_instance(*id, *replica, error);
         }
@@ -148,6 +153,19 @@ impl Engine {
 }
 
 impl Slot {
+    /// Whether its node was asked to start or to release it, for all we know: then there is no way back.
+    fn is_under_way(&mut self) -> bool {
+        match &mut self.place {
+            Place::Nowhere => false,
+            Place::Trying(_) => true,
+            Place::On(_) if self.fate == Fate::Stay => false,
+            Place::On(instance) => {
+                instance.releases = instance.releases.max(1);
+                true
+            }
+        }
+    }
+
     /// Whether it can be that an instance at a node is that of this replica, and no other is.
     fn accepts(&self, home: Home, epoch: u64) -> bool {
         let is_free = match &self.place {

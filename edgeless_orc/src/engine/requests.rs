@@ -52,7 +52,7 @@ impl Engine {
         // What has left is told to be on its way, and still is until it runs here again.
         let is_on_its_way = (was_moving || self.left.contains(id)) && scale.min > 0;
         let had_row = was_moving || !self.listed(id).is_empty() || self.left.contains(id);
-        let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
+        let row_epoch = self.row_epoch(id).max(self.rows_from(epoch));
         let first_epoch = match known {
             None if self.left.epoch(id).is_some_and(|left| epoch < left) => {
                 return Err(Error::rejected(format!("component {id} has left this domain since it had epoch {epoch}")));
@@ -325,6 +325,17 @@ impl Engine {
         }
     }
 
+    /// A controller follows the domain: what ran for another one is stopped.
+    pub(super) fn follow(&mut self, controller: u64, nonce: u64) -> Reply {
+        let changes_hands = self.domain.controller.replace(controller).is_some_and(|before| before != controller);
+        if changes_hands {
+            // The first controller, should it come back, sees that nothing of its own runs here any more.
+            self.domain.nonce = nonce;
+            self.stop_all();
+        }
+        Reply::Owned { nonce: self.domain.nonce, changes_hands }
+    }
+
     fn dismiss(&mut self, id: ComponentId) {
         if let Some(component) = self.components.get_mut(&id) {
             component.is_leaving = true;
@@ -392,7 +403,7 @@ fn check_limits(name: &str, changes: &Annotations) -> Result<(), Error> {
 }
 
 /// How many instances a component shall have.
-fn scale(name: &str, spec: &ComponentSpec) -> Result<Scale, Error> {
+pub(super) fn scale(name: &str, spec: &ComponentSpec) -> Result<Scale, Error> {
     let ComponentSpec::Function(function) = spec else { return Ok(Scale::default()) };
     let scale = Scale::parse(&function.annotations).map_err(Error::rejected)?;
     if scale.is_multiple() && function.state.policy != StatePolicy::Transient {

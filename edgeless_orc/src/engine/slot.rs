@@ -263,9 +263,11 @@ impl Engine {
         let instance = match &slot.place {
             Place::Nowhere if is_going => return Step::Drop,
             Place::Nowhere => return Step::Place,
+            Place::Trying(attempt) if self.is_awaited(attempt.home) => return Step::Rest,
             Place::Trying(attempt) if is_going => return Step::Abandon(attempt.clone()),
             Place::Trying(attempt) if self.is_to_report(attempt.home) => return Step::Rest,
             Place::Trying(attempt) => return Step::Create(attempt.clone()),
+            Place::On(instance) if self.is_awaited(instance.home) => return Step::Rest,
             Place::On(instance) if component.is_leaving && component.leaving.is_none() => {
                 return Step::Stop(instance.id);
             }

@@ -133,7 +133,7 @@ impl Engine {
             Place::Nowhere | Place::On(_) => None,
         });
         match (attempt, result) {
-            (None, result) => self.created_in_vain(kind, home, result),
+            (None, result) => self.created_in_vain((id, replica), kind, home, result),
             (Some(_), Ok(instance)) => self.run(id, replica, home, instance),
             (Some(attempt), Err(error)) if is_unknown(&error) => self.unanswered(id, replica, attempt, error),
             (Some(_), Err(error)) => self.fail(id, replica, home, error, true),
@@ -141,11 +141,24 @@ impl Engine {
     }
 
     /// A start has ended after it was given up.
-    fn created_in_vain(&mut self, kind: ComponentKind, home: Home, result: Result<InstanceId, Error>) {
-        match result {
-            Ok(instance) => self.add_stray(home.node, Stray::Known(kind, instance)),
-            Err(error) if is_unknown(&error) => self.doubt(home),
-            Err(_) => {}
+    fn created_in_vain(
+        &mut self,
+        (id, replica): (ComponentId, u32),
+        kind: ComponentKind,
+        home: Home,
+        result: Result<InstanceId, Error>,
+    ) {
+        let is_native = self.registry.nodes.get(&home.node).is_some_and(|node| node.about.native);
+        let again = self.slot_mut(id, replica).and_then(|slot| match &mut slot.place {
+            Place::Trying(attempt) if attempt.home.node == home.node => Some(attempt),
+            Place::Trying(_) | Place::Nowhere | Place::On(_) => None,
+        });
+        match (result, again) {
+            // A repeat returns the same instance, or one that replaces it.
+            (Ok(_), Some(attempt)) if is_native => attempt.unanswered = attempt.unanswered.max(1),
+            (Ok(instance), _) => self.add_stray(home.node, Stray::Known(kind, instance)),
+            (Err(error), _) if is_unknown(&error) => self.doubt(home),
+            (Err(_), _) => {}
         }
     }
 
@@ -266,6 +279,9 @@ impl Engine {
     pub(super) fn leave_home(&mut self, id: ComponentId, replica: u32) {
         let Some(slot) = self.components.get(&id).and_then(|component| component.slots.get(&replica)) else { return };
         let Some(home) = slot.home() else { return };
+        if let Some(awaited) = self.awaited.get_mut(&home.node) {
+            awaited.remove(&(id, replica));
+        }
         if let Some(node) = self.registry.nodes.get_mut(&home.node) {
             node.residents.remove(&(id, replica));
             self.placer.nodes.release(home.node, Tenant { component: id, replica });

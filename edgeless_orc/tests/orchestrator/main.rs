@@ -57,6 +57,8 @@ fn connection(url: &Url) -> Connection {
 
 fn config() -> Config {
     let mut config = Config::default();
+    // Nothing is kept: tests that are about that say where.
+    config.general.state_directory = Default::default();
     config.general.orchestrator_url = free();
     // Longer than a busy machine may hold up the beat of a node.
     config.baseline.keep_alive_interval_secs = 5;
