@@ -1,7 +1,7 @@
 //! Compiles the protocol with a compiler written in Rust, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 8] = [
+    const FILES: [&str; 9] = [
         "common.proto",
         "component.proto",
         "controller.proto",
