@@ -142,7 +142,7 @@ impl Core {
             log_lines: limits.log_lines,
             grace: limits.grace,
         };
-        let records = Records::open(state.path()).await?;
+        let records = Records::open(state.path(), id).await?;
         let agent = Agent::new(router.clone(), vec![runtime], Vec::new(), records, options, CancellationToken::new());
         Ok(Self { agent, router, handled, _state: state })
     }

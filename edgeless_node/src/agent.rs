@@ -70,7 +70,6 @@ pub struct Agent {
     router: Arc<Router>,
     runtimes: Vec<Arc<dyn Runtime>>,
     offers: Vec<Offer>,
-    records: Records,
     states: StateStore,
     options: Options,
     cancel: CancellationToken,
@@ -158,8 +157,7 @@ impl Agent {
             router,
             runtimes,
             offers,
-            states: StateStore::new(records.clone()),
-            records,
+            states: StateStore::new(records),
             options,
             cancel,
             pressed: Arc::default(),
@@ -488,10 +486,7 @@ impl Agent {
     async fn forget(&self, hosted: &Hosted) {
         let component = hosted.component();
         let Some((id, epoch)) = component.state.kept() else { return };
-        let changes = self.states.forgetting(id, epoch).await;
-        if !changes.is_empty()
-            && let Err(error) = self.records.write(changes).await
-        {
+        if let Err(error) = self.states.forget(id, epoch).await {
             tracing::warn!(name = %component.name, %error, "a state could not be removed");
         }
     }
@@ -631,8 +626,7 @@ impl NodeManagement for Agent {
             tracing::info!("reset by the orchestrator: stopping everything that runs here");
         }
         self.stop_all().await;
-        let changes = self.states.forgetting_all().await?;
-        if changes.is_empty() { Ok(()) } else { self.records.write(changes).await }
+        self.states.forget_all().await
     }
 }
 

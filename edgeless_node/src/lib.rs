@@ -80,7 +80,6 @@ use runtimes::container::{self, Containers};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
 use samples::Samples;
 use starts::StartTimes;
-use state::StateStore;
 
 /// A node that runs.
 pub struct Node {
@@ -235,8 +234,7 @@ impl Node {
         let id = config.general.node_id;
         let directory = &config.general.state_directory;
         let key = KeyPair::of_directory(directory, id)?;
-        let records = Records::open(directory).await?;
-        StateStore::new(records.clone()).take_over(directory).await?;
+        let records = Records::open(directory, id).await?;
         let limits = config.limits.api();
         let metrics = {
             let samples = Samples::new(config.telemetry.performance_samples);

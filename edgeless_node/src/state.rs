@@ -1,10 +1,12 @@
 //! What functions save with `sync`, and are given again when they start again on this node.
 //!
 //! A state is saved when it is on the disk, and it survives the node. It belongs to the newest instance of its
-//! component: an older one, which may still be about, changes it no more.
+//! component: an older one, which may still be about, changes it no more. Former versions kept each state in a file of
+//! its own, which becomes a record when it is first asked for.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +16,6 @@ use edgeless_api::journal::SavedState;
 use edgeless_api::{Error, StateId};
 use edgeless_daemon::store::{Change, Table};
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
-use uuid::Uuid;
 
 use crate::records::Records;
 
@@ -22,8 +23,6 @@ use crate::records::Records;
 const STATES: Table = "state";
 /// What was saved.
 const CONTENTS: Table = "state_bytes";
-/// The states of former versions that are taken over in one write, bytes.
-const TOGETHER: usize = 16 << 20;
 
 /// The states that are kept on this node.
 #[derive(Clone, Debug)]
@@ -80,45 +79,6 @@ impl StateStore {
         Self { records, cells: Arc::default() }
     }
 
-    /// Takes over what former versions kept in files of their own, and removes those.
-    ///
-    /// # Errors
-    /// A file cannot be read, or nothing can be written.
-    pub async fn take_over(&self, directory: &Path) -> Result<(), Error> {
-        let files = || files(directory).map_err(|error| cannot("read", directory, error));
-        let (mut changes, mut taken, mut size) = (Vec::new(), Vec::new(), 0);
-        for (id, file) in files()? {
-            let known = self.records.get(STATES, id.0.as_bytes()).await?;
-            let known = known.map(|record| SavedState::decode(&record)).transpose()?;
-            // A file that was taken over and is still there. An instance may have written since.
-            if known.is_none_or(|known| known.epoch == 0 && known.syncs == 0) {
-                let state = std::fs::read(&file).map_err(|error| cannot("read", &file, error))?;
-                let written = std::fs::metadata(&file).and_then(|about| about.modified());
-                size += state.len();
-                let about = SavedState { epoch: 0, syncs: 0, at: written.unwrap_or(UNIX_EPOCH) };
-                changes.extend(put(id, about, state.into()));
-            }
-            taken.push(file);
-            if size >= TOGETHER {
-                self.replace(std::mem::take(&mut changes), std::mem::take(&mut taken)).await?;
-                size = 0;
-            }
-        }
-        self.replace(changes, taken).await
-    }
-
-    async fn replace(&self, changes: Vec<Change>, taken: Vec<PathBuf>) -> Result<(), Error> {
-        if taken.is_empty() {
-            return Ok(());
-        }
-        self.records.write(changes).await?;
-        for file in &taken {
-            std::fs::remove_file(file).map_err(|error| cannot("remove", file, error))?;
-        }
-        tracing::info!(count = taken.len(), "the states of a former version were taken over");
-        Ok(())
-    }
-
     /// The state of a component, for its instance of this epoch. `None`: whoever starts it counts none.
     ///
     /// # Errors
@@ -127,21 +87,31 @@ impl StateStore {
         match spec.policy {
             StatePolicy::Transient => Ok(State::none()),
             StatePolicy::NodeLocal => {
-                let cell = self.cell(spec.id);
-                let mut held = cell.held.lock().await;
-                let stored = cell.stored(&mut held).await?;
-                let newest = held.epoch.max(stored.map_or(0, |stored| stored.epoch));
-                let epoch = epoch.unwrap_or(newest);
-                if epoch < newest {
-                    return Err(older(epoch, newest));
-                }
-                held.epoch = epoch;
-                drop(held);
+                let (cell, epoch) = self.claim(spec.id, epoch).await?;
                 Ok(State { place: Place::Kept { cell, epoch } })
             }
             StatePolicy::Global => {
                 Err(Error::unimplemented("global state is not available yet: use the annotation state=node-local"))
             }
+        }
+    }
+
+    async fn claim(&self, id: StateId, epoch: Option<u64>) -> Result<(Arc<Cell>, u64), Error> {
+        loop {
+            let cell = self.cell(id);
+            let mut held = cell.held.lock().await;
+            if held.is_over {
+                self.give_up(&cell);
+                continue;
+            }
+            let newest = cell.newest(&mut held).await?;
+            let epoch = epoch.unwrap_or(newest);
+            if epoch < newest {
+                return Err(older(epoch, newest));
+            }
+            held.epoch = epoch;
+            drop(held);
+            return Ok((cell, epoch));
         }
     }
 
@@ -158,33 +128,47 @@ impl StateStore {
         cell
     }
 
-    /// The changes that forget a state, if it does not belong to an instance newer than this epoch. Nobody saves it
-    /// from here on.
-    pub async fn forgetting(&self, id: StateId, epoch: u64) -> Vec<Change> {
-        let cell = self.cell(id);
-        let mut held = cell.held.lock().await;
-        let stored = cell.stored(&mut held).await.ok().flatten();
-        if held.epoch.max(stored.map_or(0, |stored| stored.epoch)) > epoch {
-            return Vec::new();
-        }
-        held.is_over = true;
-        self.cells.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-        match held.stored {
-            Some(None) => Vec::new(),
-            _ => remove(id.0.as_bytes()),
+    /// Nobody is given this cell any more.
+    fn give_up(&self, cell: &Arc<Cell>) {
+        let mut cells = self.cells.lock().unwrap_or_else(PoisonError::into_inner);
+        if cells.get(&cell.id).is_some_and(|known| std::ptr::eq(known.as_ptr(), Arc::as_ptr(cell))) {
+            cells.remove(&cell.id);
         }
     }
 
-    /// The changes that forget all states. Nobody who has one in hand saves it from here on.
+    /// Forgets a state, if it does not belong to an instance newer than this epoch. Nobody saves it from here on.
     ///
     /// # Errors
-    /// It cannot be found out which there are.
-    pub async fn forgetting_all(&self) -> Result<Vec<Change>, Error> {
+    /// It cannot be removed from the disk.
+    pub async fn forget(&self, id: StateId, epoch: u64) -> Result<(), Error> {
+        let cell = self.cell(id);
+        let mut held = cell.held.lock().await;
+        // What cannot be read is removed all the same.
+        let newest = cell.newest(&mut held).await.unwrap_or(held.epoch);
+        if newest > epoch || held.is_over {
+            return Ok(());
+        }
+        held.is_over = true;
+        let removed = match held.stored {
+            Some(None) => Ok(()),
+            _ => self.records.write(remove(id.0.as_bytes())).await,
+        };
+        // Only now, so that a start that comes meanwhile finds nothing of it, and loses nothing by it.
+        self.give_up(&cell);
+        removed
+    }
+
+    /// Forgets all states. Nobody who has one in hand saves it from here on.
+    ///
+    /// # Errors
+    /// They cannot be removed from the disk.
+    pub async fn forget_all(&self) -> Result<(), Error> {
         let cells = std::mem::take(&mut *self.cells.lock().unwrap_or_else(PoisonError::into_inner));
         for cell in cells.values().filter_map(Weak::upgrade) {
             cell.held.lock().await.is_over = true;
         }
-        Ok(self.records.all(STATES).await?.iter().flat_map(|(key, _)| remove(key)).collect())
+        let all: Vec<Change> = self.records.all(STATES).await?.iter().flat_map(|(key, _)| remove(key)).collect();
+        if all.is_empty() { Ok(()) } else { self.records.write(all).await }
     }
 }
 
@@ -194,10 +178,35 @@ impl Cell {
         if let Some(stored) = held.stored {
             return Ok(stored);
         }
-        let record = self.records.get(STATES, self.id.0.as_bytes()).await?;
-        let stored = record.map(|record| SavedState::decode(&record)).transpose()?;
+        let stored = match self.records.get(STATES, self.id.0.as_bytes()).await? {
+            Some(record) => Some(SavedState::decode(&record)?),
+            None => self.take_over().await?,
+        };
         held.stored = Some(stored);
         Ok(stored)
+    }
+
+    /// The newest epoch that is known here.
+    async fn newest(&self, held: &mut MutexGuard<'_, Held>) -> Result<u64, Error> {
+        let stored = self.stored(held).await?;
+        Ok(held.epoch.max(stored.map_or(0, |stored| stored.epoch)))
+    }
+
+    /// Makes a record of what a former version kept in a file, and removes that.
+    async fn take_over(&self) -> Result<Option<SavedState>, Error> {
+        let file = self.records.directory().join(self.id.to_string());
+        let state = match tokio::fs::read(&file).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            state => state.map_err(|error| cannot("read", &file, &error))?,
+        };
+        let written = tokio::fs::metadata(&file).await.and_then(|about| about.modified());
+        let about = SavedState { epoch: 0, syncs: 0, at: written.unwrap_or(UNIX_EPOCH) };
+        self.records.write(put(self.id, about, state.into())).await?;
+        // Should it stay: the record is asked for first.
+        if let Err(error) = tokio::fs::remove_file(&file).await {
+            tracing::warn!(file = %file.display(), %error, "the state that a former version kept was taken over, and its file could not be removed");
+        }
+        Ok(Some(about))
     }
 
     async fn save(&self, epoch: u64, state: Bytes) -> Result<(), Error> {
@@ -223,30 +232,8 @@ fn older(epoch: u64, newest: u64) -> Error {
     Error::rejected(format!("its component was placed here again meanwhile: epoch {epoch} is older than {newest}"))
 }
 
-fn cannot(attempt: &str, path: &Path, error: std::io::Error) -> Error {
+fn cannot(attempt: &str, path: &Path, error: &std::io::Error) -> Error {
     Error::unavailable(format!("cannot {attempt} {}: {error}", path.display()))
-}
-
-/// The states that former versions kept. What they had not finished to write is removed.
-fn files(directory: &Path) -> std::io::Result<Vec<(StateId, PathBuf)>> {
-    let mut states = Vec::new();
-    for entry in std::fs::read_dir(directory)? {
-        let entry = entry?;
-        let path = entry.path();
-        let is_half = path.extension().is_some_and(|extension| extension == "new");
-        let name = if is_half { path.file_stem() } else { path.file_name() };
-        let id = name.and_then(|name| name.to_str()).filter(|name| name.len() == 36);
-        let Some(id) = id.and_then(|name| Uuid::parse_str(name).ok()) else { continue };
-        if !entry.file_type()?.is_file() {
-            continue;
-        }
-        if is_half {
-            std::fs::remove_file(path)?;
-        } else {
-            states.push((StateId(id), path));
-        }
-    }
-    Ok(states)
 }
 
 impl State {
@@ -308,12 +295,15 @@ impl State {
 mod tests {
     use std::time::Duration;
 
+    use edgeless_api::NodeId;
+    use uuid::Uuid;
+
     use super::*;
 
+    const NODE: NodeId = NodeId(Uuid::from_u128(1));
+
     async fn states(directory: &Path) -> StateStore {
-        let states = StateStore::new(Records::open(directory).await.unwrap());
-        states.take_over(directory).await.unwrap();
-        states
+        StateStore::new(Records::open(directory, NODE).await.unwrap())
     }
 
     fn kept() -> StateSpec {
@@ -345,8 +335,9 @@ mod tests {
         assert!(saved.at >= began && saved.at <= SystemTime::now());
         let state = states.state(&spec, Some(3)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), &[1, 0xff][..]);
-        assert_eq!(states.forgetting(spec.id, 2).await, [], "it belongs to a newer instance");
-        states.records.write(states.forgetting(spec.id, 3).await).await.unwrap();
+        states.forget(spec.id, 2).await.unwrap();
+        assert_eq!(about(&states, &spec).await, Some(saved), "it belongs to a newer instance");
+        states.forget(spec.id, 3).await.unwrap();
         assert_eq!(about(&states, &spec).await, None);
         assert_eq!(states.state(&spec, Some(1)).await.unwrap().load().await.unwrap(), None);
         let error = state.save(Bytes::from_static(b"late")).await.unwrap_err();
@@ -386,7 +377,7 @@ mod tests {
             state.save(Bytes::from_static(b"x")).await.unwrap();
             before.push(state);
         }
-        states.records.write(states.forgetting_all().await.unwrap()).await.unwrap();
+        states.forget_all().await.unwrap();
         for (spec, before) in specs.iter().zip(&before) {
             assert!(before.save(Bytes::from_static(b"late")).await.is_err());
             let state = states.state(spec, Some(1)).await.unwrap();
@@ -395,34 +386,44 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn files_of_former_versions_are_taken_over_once() {
+    async fn a_file_of_a_former_version_is_taken_over_once() {
         let directory = tempfile::tempdir().unwrap();
-        let (spec, other) = (kept(), StateId::random());
-        let file = |name: &str| directory.path().join(name);
-        std::fs::write(file(&spec.id.to_string()), "saved before").unwrap();
-        std::fs::write(file(&format!("{other}.new")), "half").unwrap();
-        std::fs::write(file("node.key"), "something else").unwrap();
-        std::fs::create_dir(file(&StateId::random().to_string())).unwrap();
+        let (spec, other) = (kept(), kept());
+        let file = |spec: &StateSpec| directory.path().join(spec.id.to_string());
+        for spec in [&spec, &other] {
+            std::fs::write(file(spec), "saved before").unwrap();
+        }
         let states = states(directory.path()).await;
-        assert!(!file(&spec.id.to_string()).exists() && !file(&format!("{other}.new")).exists());
-        assert!(file("node.key").exists());
         let state = states.state(&spec, Some(1)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), "saved before");
-        assert_eq!(states.records.all(STATES).await.unwrap().len(), 1);
-        // As if the node had ended before it removed the file.
-        std::fs::write(file(&spec.id.to_string()), "saved before").unwrap();
+        assert!(!file(&spec).exists());
+        assert!(file(&other).exists(), "it may be that of another node in this directory");
+        // As if the file could not be removed.
+        std::fs::write(file(&spec), "saved before").unwrap();
         state.save(Bytes::from_static(b"saved since")).await.unwrap();
-        states.take_over(directory.path()).await.unwrap();
+        drop(state);
+        let state = states.state(&spec, Some(2)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), "saved since");
-        assert!(!file(&spec.id.to_string()).exists());
+        states.forget(other.id, 0).await.unwrap();
+        assert!(!file(&other).exists(), "a component that is stopped leaves nothing");
+        assert_eq!(about(&states, &other).await, None);
+    }
+
+    #[tokio::test]
+    async fn nodes_may_share_a_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let (states, spec) = (states(directory.path()).await, kept());
+        let other = StateStore::new(Records::open(directory.path(), NodeId::random()).await.unwrap());
+        states.state(&spec, Some(1)).await.unwrap().save(Bytes::from_static(b"here")).await.unwrap();
+        assert_eq!(other.state(&spec, Some(1)).await.unwrap().load().await.unwrap(), None);
     }
 
     #[tokio::test]
     async fn a_damaged_store_is_named_and_left_as_it_is() {
         let directory = tempfile::tempdir().unwrap();
-        let file = directory.path().join(crate::records::FILE);
+        let file = crate::records::file(directory.path(), NODE);
         std::fs::write(&file, b"no records".repeat(1000)).unwrap();
-        let error = Records::open(directory.path()).await.unwrap_err();
+        let error = Records::open(directory.path(), NODE).await.unwrap_err();
         assert!(error.message.contains(&file.display().to_string()) && error.message.contains("is damaged"), "{error}");
         assert_eq!(std::fs::read(&file).unwrap(), b"no records".repeat(1000));
     }

@@ -99,10 +99,10 @@ async fn a_reset_forgets_what_was_saved() {
 #[tokio::test]
 async fn a_damaged_store_stops_the_node_and_is_named() {
     let directory = tempfile::tempdir().unwrap();
-    let file = directory.path().join("state").join("node.redb");
-    std::fs::create_dir(directory.path().join("state")).unwrap();
-    std::fs::write(&file, b"no records".repeat(1000)).unwrap();
     let config: Config = edgeless_daemon::config::parse(&config_text(directory.path()), std::iter::empty()).unwrap();
+    let file = edgeless_node::records::file(&config.general.state_directory, config.general.node_id);
+    std::fs::create_dir(&config.general.state_directory).unwrap();
+    std::fs::write(&file, b"no records".repeat(1000)).unwrap();
     let error = Node::start(config).await.err().expect("a damaged store");
     assert!(error.message.contains(&file.display().to_string()), "{error}");
     assert!(error.message.contains("is damaged") && error.message.contains("move the file away"), "{error}");
@@ -159,7 +159,7 @@ async fn a_full_disk_fails_what_is_saved_and_not_the_node() {
     .await;
     let status = node.status(id).await;
     assert!(status.reason.contains("cannot save the state"), "{}", status.reason);
-    assert!(status.reason.contains("node.redb"), "{}", status.reason);
+    assert!(status.reason.contains(".redb"), "{}", status.reason);
     assert_eq!(node.call(id, "").await, said("before"));
     disk.free();
     node.cast(id, "after").await;

@@ -167,7 +167,7 @@ impl Hosting {
         let router = Router::new(node, options, Arc::new(Metrics::new(node, 10)));
         let options = Options { components: 1, mailbox: 8, log_lines: 100, grace: Duration::from_secs(1) };
         let (directory, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
-        let records = Records::open(directory.path()).await.unwrap();
+        let records = Records::open(directory.path(), node).await.unwrap();
         let runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(Is(elsewhere.clone()))];
         let agent = Agent::new(router.clone(), runtimes, vec![], records, options, cancel.clone());
         let mut spec = function(b"code", &[]);

@@ -475,7 +475,8 @@ async fn a_stop_leaves_no_series_and_counts_what_was_held() {
 
 /// Gives a start up once its guest is being initialised, which it tells by saving its state.
 async fn abandon(node: &TestNode, start: impl Future<Output = Result<InstanceId, edgeless_api::Error>>) {
-    let records = || std::fs::read(node.directory.path().join("state").join(edgeless_node::records::FILE)).unwrap();
+    let file = edgeless_node::records::file(&node.directory.path().join("state"), node.id());
+    let records = || std::fs::read(&file).unwrap();
     let before = records();
     let initialising = wait_until("it is being initialised", || async { records() != before });
     tokio::select! {
