@@ -124,7 +124,7 @@ impl Engine {
         let Some(node) = self.registry.at(home) else { return };
         let found: BTreeSet<(ComponentId, u32)> = node.running.values().copied().collect();
         for (id, replica) in expected.difference(&found) {
-            if self.slot_mut(*id, *replica).is_some_and(Slot::is_under_way) {
+            if self.slot_mut(*id, *replica).is_some_and(Slot::is_in_hand) {
                 self.marked.insert(Thing::Slot(*id, *replica));
                 continue;
             }
@@ -153,8 +153,8 @@ impl Engine {
 }
 
 impl Slot {
-    /// Whether its node was asked to start or to release it, for all we know: then there is no way back.
-    fn is_under_way(&mut self) -> bool {
+    /// Whether its node was asked to start or to release it, for all we know: from then on there is no way back.
+    fn is_in_hand(&mut self) -> bool {
         match &mut self.place {
             Place::Nowhere => false,
             Place::Trying(_) => true,

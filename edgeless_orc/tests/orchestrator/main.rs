@@ -34,6 +34,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
+mod durable;
 mod operations;
 mod registrations;
 
