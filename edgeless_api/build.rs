@@ -1,7 +1,7 @@
 //! Compiles the protocol with a compiler written in Rust, so that no `protoc` is needed.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    const FILES: [&str; 8] = [
+    const FILES: [&str; 10] = [
         "common.proto",
         "component.proto",
         "controller.proto",
@@ -10,6 +10,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "node.proto",
         "guest.proto",
         "records.proto",
+        "node_records.proto",
+        "orchestrator_records.proto",
     ];
     println!("cargo::rerun-if-changed=../proto");
     let descriptors = protox::compile(FILES, ["../proto"])?;

@@ -6,6 +6,8 @@
 //!   [`node`], [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users,
 //!   controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`record`]: what a controller keeps of them on its disk.
+//! - [`journal`]: what a node writes down, to go on after its process has ended.
+//! - [`domain_record`]: what an orchestrator keeps on its disk.
 //! - [`client`] and [`server`]: one file per service, in terms of those types.
 //! - `wire`, private: the generated code and the conversions both ways, which is where all
 //!   compatibility with EDGELESS 1.2 lives.
@@ -17,10 +19,12 @@ pub mod client;
 pub mod component;
 pub mod decision;
 pub mod domain;
+pub mod domain_record;
 pub mod error;
 pub mod event;
 pub mod guest;
 pub mod id;
+pub mod journal;
 pub mod node;
 pub mod operations;
 pub mod partition;

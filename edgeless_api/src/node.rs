@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use crate::id::{DomainId, NodeId};
+use crate::component::ComponentKind;
+use crate::id::{ComponentId, DomainId, NodeId};
 use crate::url::Url;
 
 /// What a node has.
@@ -244,6 +245,10 @@ pub struct Registration {
     pub leaving: bool,
     /// What the instances have to do whose starts asked for it.
     pub loads: Vec<InstanceLoad>,
+    /// It can tell what it runs, and does so when it is asked to.
+    pub reports: bool,
+    /// All that runs on it, as it was asked for; `None`: it says nothing of that.
+    pub report: Option<Vec<Running>>,
     /// That it is the node that it says it is. `None`: it is known by its agent URL.
     pub proof: Option<Proof>,
 }
@@ -277,6 +282,23 @@ impl Registration {
     }
 }
 
+/// An instance that runs on a node, as it was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Its component.
+    pub component: ComponentId,
+    /// Which of the instances of that.
+    pub replica: u32,
+    /// The epoch in which it was placed on the node.
+    pub epoch: u64,
+    /// What the node calls it.
+    pub instance: Uuid,
+    /// What it is.
+    pub kind: ComponentKind,
+    /// It may emit.
+    pub is_active: bool,
+}
+
 /// What one instance has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InstanceLoad {
@@ -293,6 +315,15 @@ pub struct InstanceLoad {
 pub struct Registered {
     /// A node that is silent for this time is lost. `None` from an EDGELESS 1.2 orchestrator.
     pub keep_alive: Option<Duration>,
+    /// The node is to announce itself again at once, and to tell what it runs.
+    pub wants_report: bool,
+}
+
+impl Registered {
+    /// To a node that is to announce itself within this time, and to tell nothing more.
+    pub fn new(keep_alive: Option<Duration>) -> Self {
+        Self { keep_alive, wants_report: false }
+    }
 }
 
 /// A change of the nodes that a node may send events to.

@@ -14,8 +14,8 @@ use edgeless_api::{InstanceId, NodeId};
 use edgeless_node::agent::{Agent, Options as AgentOptions};
 use edgeless_node::config::Limits;
 use edgeless_node::metrics::Metrics;
+use edgeless_node::records::Records;
 use edgeless_node::router::{Options as RouterOptions, Router};
-use edgeless_node::state::StateStore;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -64,7 +64,7 @@ struct Measured {
 }
 
 async fn on_node(module: Bytes, window: Duration) -> Result<Measured> {
-    let mut node = Core::new()?;
+    let mut node = Core::new().await?;
     let mut compilations = Vec::new();
     for number in 0..COMPILATIONS {
         compilations.push(node.first_event(&unseen(&module, number)).await?);
@@ -121,7 +121,7 @@ impl Watcher for Handled {
 }
 
 impl Core {
-    fn new() -> Result<Self> {
+    async fn new() -> Result<Self> {
         let limits = Limits::default();
         let id = NodeId::random();
         let options = RouterOptions {
@@ -142,8 +142,8 @@ impl Core {
             log_lines: limits.log_lines,
             grace: limits.grace,
         };
-        let states = StateStore::new(state.path().to_path_buf());
-        let agent = Agent::new(router.clone(), vec![runtime], Vec::new(), states, options, CancellationToken::new());
+        let records = Records::open(state.path(), id).await?;
+        let agent = Agent::new(router.clone(), vec![runtime], Vec::new(), records, options, CancellationToken::new());
         Ok(Self { agent, router, handled, _state: state })
     }
 

@@ -305,6 +305,8 @@ fn node(n: u32, sets: u32) -> Result<Registration> {
         proof: None,
         performance: edgeless_api::node::Performance::default(),
         loads: vec![],
+        reports: false,
+        report: None,
     })
 }
 

@@ -113,7 +113,8 @@ impl Builder {
             self.domains.push(Domain::new("domain-1")?.nodes(self.nodes).labels(self.labels));
         }
         let mut orchestrators = Vec::new();
-        for domain in &self.domains {
+        for domain in &mut self.domains {
+            domain.config.general.state_directory = self.directory.join("orchestrators");
             orchestrators.push(Orchestrator::start(domain.config.clone()).await?);
         }
         let known = |(domain, orchestrator): (&Domain, &Orchestrator)| edgeless_con::Orchestrator {
@@ -131,10 +132,7 @@ impl Builder {
         let mut cluster = Cluster {
             config: edgeless_con::Config { controller_url: controller.url().clone(), ..config },
             controller: Some(controller),
-            domains: orchestrators
-                .into_iter()
-                .map(|own| Running { url: own.url().clone(), orchestrator: Some(own) })
-                .collect(),
+            domains: self.domains.iter().zip(orchestrators).map(|(domain, own)| Running::new(domain, own)).collect(),
             nodes: Vec::new(),
             configs: BTreeMap::new(),
             change_node: self.change_node,
@@ -152,6 +150,25 @@ impl Builder {
 struct Running {
     url: Url,
     orchestrator: Option<Orchestrator>,
+    /// With the ports that it has.
+    config: edgeless_orc::Config,
+}
+
+impl Running {
+    fn new(domain: &Domain, orchestrator: Orchestrator) -> Self {
+        let mut config = domain.config.clone();
+        let general = &mut config.general;
+        general.orchestrator_url = orchestrator.url().clone();
+        let bound = [
+            (&mut general.agent_url, orchestrator.agent_url()),
+            (&mut general.invocation_url, orchestrator.invocation_url()),
+            (&mut general.metrics_url, orchestrator.metrics_url()),
+        ];
+        for (configured, bound) in bound {
+            *configured = bound.cloned().or(configured.take());
+        }
+        Self { url: orchestrator.url().clone(), orchestrator: Some(orchestrator), config }
+    }
 }
 
 fn free_port() -> Url {
@@ -226,10 +243,11 @@ impl Cluster {
     ///
     /// # Errors
     /// One of its daemons cannot be started.
-    pub async fn add_domain(&mut self, domain: Domain) -> Result<usize, Error> {
-        let orchestrator = Orchestrator::start(domain.config).await?;
+    pub async fn add_domain(&mut self, mut domain: Domain) -> Result<usize, Error> {
+        domain.config.general.state_directory = self.directory.join("orchestrators");
+        let orchestrator = Orchestrator::start(domain.config.clone()).await?;
         let index = self.domains.len();
-        self.domains.push(Running { url: orchestrator.url().clone(), orchestrator: Some(orchestrator) });
+        self.domains.push(Running::new(&domain, orchestrator));
         self.add_nodes(index, domain.nodes, domain.labels).await?;
         Ok(index)
     }
@@ -248,6 +266,25 @@ impl Cluster {
     pub async fn restart_controller(&mut self) -> Result<(), Error> {
         self.kill_controller().await;
         self.controller = Some(Controller::start(self.config.clone()).await?);
+        Ok(())
+    }
+
+    /// Ends the orchestrator of a domain in the middle of whatever it does, as a crash would.
+    pub async fn kill_orchestrator(&mut self, domain: usize) {
+        if let Some(orchestrator) = self.domains.get_mut(domain).and_then(|domain| domain.orchestrator.take()) {
+            orchestrator.kill().await;
+        }
+    }
+
+    /// Starts the orchestrator of a domain again where it was, and with what it has kept, after ending it if it runs.
+    ///
+    /// # Errors
+    /// There is no such domain, or it cannot be started.
+    pub async fn restart_orchestrator(&mut self, domain: usize) -> Result<(), Error> {
+        self.kill_orchestrator(domain).await;
+        let missing = || Error::not_found(format!("there is no domain at place {domain}"));
+        let running = self.domains.get_mut(domain).ok_or_else(missing)?;
+        running.orchestrator = Some(Orchestrator::start(running.config.clone()).await?);
         Ok(())
     }
 

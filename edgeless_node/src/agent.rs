@@ -14,7 +14,7 @@ use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Row, Start,
     StartContext, without_limits,
 };
-use edgeless_api::node::{InstanceLoad, PeerUpdate};
+use edgeless_api::node::{InstanceLoad, PeerUpdate, Running};
 use edgeless_api::server::{Components, NodeManagement, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine};
 use edgeless_api::{Code, ComponentId, Error, InstanceId};
@@ -29,6 +29,7 @@ use crate::host::{Component, Factory, Hosted, host};
 use crate::instance::{Context, Provider, Runtime};
 use crate::log::Log;
 use crate::outputs::Outputs;
+use crate::records::Records;
 use crate::resources::Class;
 use crate::router::Router;
 use crate::state::{State, StateStore};
@@ -143,12 +144,12 @@ impl Table {
 }
 
 impl Agent {
-    /// An agent that runs nothing yet; `cancel` ends what it will run.
+    /// An agent that runs nothing yet, and writes among these records; `cancel` ends what it will run.
     pub fn new(
         router: Arc<Router>,
         runtimes: Vec<Arc<dyn Runtime>>,
         offers: Vec<Offer>,
-        states: StateStore,
+        records: Records,
         options: Options,
         cancel: CancellationToken,
     ) -> Arc<Self> {
@@ -156,7 +157,7 @@ impl Agent {
             router,
             runtimes,
             offers,
-            states,
+            states: StateStore::new(records),
             options,
             cancel,
             pressed: Arc::default(),
@@ -186,6 +187,22 @@ impl Agent {
     /// What the instances have to do whose starts asked for it to be reported.
     pub fn loads(&self) -> Vec<InstanceLoad> {
         self.table(|table| table.running.values().filter_map(|hosted| hosted.load()).collect())
+    }
+
+    /// All that runs, as it was asked for.
+    pub fn report(&self) -> Vec<Running> {
+        let running = |hosted: &Arc<Hosted>| {
+            let component = hosted.component();
+            Running {
+                component: component.component,
+                replica: component.replica,
+                epoch: component.epoch,
+                instance: component.id.function,
+                kind: component.kind,
+                is_active: component.outputs.is_activated(),
+            }
+        };
+        self.table(|table| table.running.values().map(running).collect())
     }
 
     /// Told when events pile up for one of these instances.
@@ -277,7 +294,7 @@ impl Agent {
             cancel,
         };
         let (component, factory) = match spec {
-            ComponentSpec::Function(spec) => self.function(spec, context, base).await?,
+            ComponentSpec::Function(spec) => self.function(spec, context, base, is_untold).await?,
             ComponentSpec::Resource(spec) => self.resource(spec, context, base)?,
         };
         let component = Component { is_untold, ..component };
@@ -289,13 +306,15 @@ impl Agent {
         spec: FunctionSpec,
         context: &StartContext,
         mut base: Context,
+        is_untold: bool,
     ) -> Result<(Component, Factory), Error> {
         let kind = spec.class.function_type.clone();
         let runtime = self.runtimes.iter().find(|runtime| runtime.kind() == kind).ok_or_else(|| {
             let known: Vec<_> = self.runtimes.iter().map(|runtime| runtime.kind()).collect();
             Error::rejected(format!("this node does not run {kind}; it runs: {}", known.join(", ")))
         })?;
-        base.state = self.states.state(&spec.state)?;
+        // An EDGELESS 1.2 orchestrator counts no epochs.
+        base.state = self.states.state(&spec.state, (!is_untold).then_some(context.epoch)).await?;
         if let Some(moved) = &context.state {
             // Whatever is stored here is older: the component has run elsewhere since.
             base.state = base.state.moved(moved.clone()).await?;
@@ -463,6 +482,15 @@ impl Agent {
         Ok(limits)
     }
 
+    /// Removes what a component saved.
+    async fn forget(&self, hosted: &Hosted) {
+        let component = hosted.component();
+        let Some((id, epoch)) = component.state.kept() else { return };
+        if let Err(error) = self.states.forget(id, epoch).await {
+            tracing::warn!(name = %component.name, %error, "a state could not be removed");
+        }
+    }
+
     async fn release_now(self: Arc<Self>, id: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
         let (saved, hosted) = self.table(|table| {
             let hosted = table.running.get(&id).cloned();
@@ -478,7 +506,7 @@ impl Agent {
             let state = component.state.load().await?;
             // It is found until here, so that its outputs can be changed.
             self.take(component.kind, id)?;
-            component.state.forget().await;
+            self.forget(&hosted).await;
             if let Some(controls) = &component.controls {
                 controls.forget().await;
             }
@@ -496,7 +524,7 @@ impl Agent {
     async fn stop_now(self: Arc<Self>, kind: ComponentKind, id: InstanceId) -> Result<(), Error> {
         if let Some(hosted) = self.take(kind, id.function)? {
             hosted.stop().await;
-            hosted.component().state.forget().await;
+            self.forget(&hosted).await;
             if let Some(controls) = &hosted.component().controls {
                 controls.forget().await;
             }
@@ -598,7 +626,7 @@ impl NodeManagement for Agent {
             tracing::info!("reset by the orchestrator: stopping everything that runs here");
         }
         self.stop_all().await;
-        Ok(())
+        self.states.forget_all().await
     }
 }
 

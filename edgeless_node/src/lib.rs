@@ -21,6 +21,7 @@
 //! - [`backends`]: servers of this node that stand behind its HTTP ingress.
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
 //!   [`samples`]: what the orchestrator is told of single measurements.
+//! - [`records`]: what the node goes on with when its process has ended; [`state`]: what functions save.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node; [`key`]: what it knows the
 //!   node by.
 
@@ -42,6 +43,7 @@ pub mod measures;
 pub mod metrics;
 pub mod outputs;
 pub mod peer;
+pub mod records;
 pub mod registration;
 pub mod requests;
 pub mod resources;
@@ -69,6 +71,7 @@ pub use config::Config;
 use instance::Runtime;
 use key::KeyPair;
 use metrics::Metrics;
+use records::Records;
 use registration::{Announcer, Farewell, Standing};
 use requests::Requests;
 use resources::Surroundings;
@@ -77,7 +80,6 @@ use runtimes::container::{self, Containers};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
 use samples::Samples;
 use starts::StartTimes;
-use state::StateStore;
 
 /// A node that runs.
 pub struct Node {
@@ -88,6 +90,7 @@ pub struct Node {
     metrics_url: Option<Url>,
     backends: Backends,
     containers: Option<Containers>,
+    records: Records,
     farewell: Farewell,
     /// What the node does: stops first.
     front: Tasks,
@@ -124,6 +127,8 @@ impl Node {
 
     /// Ends without a goodbye, as a crash would: for tests of what the others then do.
     pub async fn kill(self) {
+        // What its components would still like to write is lost.
+        self.records.close();
         self.front.stop(Duration::ZERO).await;
         self.base.stop(Duration::ZERO).await;
     }
@@ -227,7 +232,9 @@ impl Node {
         base: &Tasks,
     ) -> Result<Self, Error> {
         let id = config.general.node_id;
-        let key = KeyPair::of_directory(&config.general.state_directory, id)?;
+        let directory = &config.general.state_directory;
+        let key = KeyPair::of_directory(directory, id)?;
+        let records = Records::open(directory, id).await?;
         let limits = config.limits.api();
         let metrics = {
             let samples = Samples::new(config.telemetry.performance_samples);
@@ -268,8 +275,8 @@ impl Node {
             grace: config.limits.grace,
         };
         tracing::info!("Starting Edgeless Agent");
-        let states = StateStore::new(config.general.state_directory.clone());
-        let agent = Agent::new(router.clone(), runtimes, offers, states, agent_options, base.cancel().child_token());
+        let agent =
+            Agent::new(router.clone(), runtimes, offers, records.clone(), agent_options, base.cancel().child_token());
 
         let general = &config.general;
         let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
@@ -310,6 +317,8 @@ impl Node {
             leaving: false,
             proof: None,
             loads: Vec::new(),
+            reports: true,
+            report: None,
         };
         let announcer = Announcer::new(register_url, registration, &key, standing, samples, agent.clone())?;
         let farewell = announcer.farewell();
@@ -323,6 +332,7 @@ impl Node {
             metrics_url,
             backends,
             containers,
+            records,
             farewell,
             front: front.clone(),
             base: base.clone(),
@@ -358,6 +368,7 @@ impl Handle for Node {
             Some(containers) => tokio::time::timeout(self.grace + container::REMOVAL, containers.stop()).await,
             None => Ok(()),
         };
+        self.records.close();
         let base = self.base.stop(self.grace).await;
         let mut forced = Vec::new();
         for part in [front, base] {

@@ -156,6 +156,11 @@ impl Outputs {
         });
     }
 
+    /// Whether it was said that the component may emit.
+    pub fn is_activated(&self) -> bool {
+        self.shared.is_opening.load(Ordering::Relaxed)
+    }
+
     /// Opens the outputs if nothing is held back.
     fn open(&self) -> bool {
         let held = self.shared.held.lock().unwrap_or_else(PoisonError::into_inner);

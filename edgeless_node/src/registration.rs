@@ -113,12 +113,14 @@ impl Announcer {
             self.url,
             self.registration.capabilities
         );
+        let mut is_asked = false;
         loop {
             let announced_at = Instant::now();
             self.registration.health = meter.measure();
             self.registration.loads = self.agent.loads();
             let performance = self.samples.take();
-            let registration = Registration { performance: performance.clone(), ..self.registration.clone() };
+            let report = is_asked.then(|| self.agent.report());
+            let registration = Registration { performance: performance.clone(), report, ..self.registration.clone() };
             let announced = tokio::select! {
                 () = cancel.cancelled() => {
                     // The goodbye may tell it.
@@ -132,11 +134,16 @@ impl Announcer {
                 self.samples.put_back(performance);
             }
             let pause = match announced {
-                Ok(Registered { keep_alive }) => {
+                Ok(Registered { keep_alive, wants_report }) => {
                     if self.standing.succeed() {
                         tracing::info!("this node '{}' registered to e-ORC '{}'", self.registration.node, self.url);
                     }
                     back_off = FIRST_BACK_OFF;
+                    // One that asks again although it was told waits as long as any other.
+                    is_asked = wants_report && !is_asked;
+                    if is_asked {
+                        continue;
+                    }
                     keep_alive.map_or(interval, |keep_alive| keep_alive / 3).max(SHORTEST)
                 }
                 Err(error) => {

@@ -14,7 +14,6 @@ use edgeless_daemon::engine::Inbox;
 use tokio::sync::watch;
 
 use crate::engine::{Engine, Event};
-use crate::owner::Owner;
 
 /// What is announced, and to whom.
 pub(crate) struct Announcement {
@@ -22,11 +21,6 @@ pub(crate) struct Announcement {
     pub(crate) interval: Duration,
     pub(crate) domain: DomainId,
     pub(crate) orchestrator_url: Url,
-    /// Has the nonce of the domain. Announced is the same one that followers are sent: a controller may
-    /// learn of the domain in both ways, and would take two nonces for a process that starts again and
-    /// again. A reset that the controller asks for leaves it as it is: the controller knows that nothing
-    /// runs, and would take a new nonce for the next process and ask again.
-    pub(crate) owner: Owner,
 }
 
 impl Announcement {
@@ -40,7 +34,8 @@ impl Announcement {
                 return;
             }
         };
-        let mut counter = 0;
+        // Not from the same as the process before: a controller may take what is counted alike for the same.
+        let mut counter = rand::random::<u32>().into();
         let mut is_known = None;
         loop {
             let announced = capabilities.borrow_and_update().clone();
@@ -61,17 +56,21 @@ impl Announcement {
         counter: u64,
         inbox: &Inbox<Engine>,
     ) -> Result<(), Error> {
+        // The same nonce that followers are sent: a controller may learn of the domain in both ways, and would take two
+        // for a process that starts again and again. A reset that the controller asks for leaves it as it is: the
+        // controller knows that nothing runs, and would take a new one for the next process and ask again.
+        let nonce = inbox.read(|engine, _| engine.nonce()).await?;
         let registration = DomainRegistration {
             domain: self.domain.clone(),
             orchestrator_url: self.orchestrator_url.clone(),
             capabilities,
             lifetime: self.interval.saturating_mul(2),
             counter,
-            nonce: self.owner.nonce(),
+            nonce,
         };
         if registry.update_domain(registration).await?.reset {
             tracing::warn!(controller = %self.controller, "the controller asks to stop all components");
-            inbox.tell(Event::StopAll).await?;
+            inbox.ask(Event::StopAll).await??;
         }
         Ok(())
     }

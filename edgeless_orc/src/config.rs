@@ -3,6 +3,7 @@
 //!
 //! Every key has a default, an unknown key is an error, and an empty URL means that it is not set.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytesize::ByteSize;
@@ -69,6 +70,8 @@ pub struct General {
     pub domain_register_url: Option<Url>,
     /// How often it announces the domain.
     pub subscription_refresh_interval_sec: u64,
+    /// The directory that keeps the domain over a restart; empty: nothing is kept.
+    pub state_directory: PathBuf,
     /// Where monitoring asks for `/healthz`, `/readyz` and `/metrics`.
     #[serde(deserialize_with = "url::optional")]
     pub metrics_url: Option<Url>,
@@ -91,6 +94,7 @@ impl Default for General {
             node_register_coap_url: (),
             domain_register_url: None,
             subscription_refresh_interval_sec: 2,
+            state_directory: PathBuf::from("edgeless_orc_state"),
             metrics_url: None,
         }
     }
@@ -415,6 +419,8 @@ invocation_url_announced = ""
 # lists this orchestrator.
 # domain_register_url = "http://127.0.0.1:7001"
 # subscription_refresh_interval_sec = 2
+# The directory that keeps the domain over a restart, in a file named after domain_id. "" keeps nothing.
+state_directory = "edgeless_orc_state"
 # Where monitoring finds /healthz, /readyz and /metrics.
 # metrics_url = "http://127.0.0.1:7012"
 

@@ -1,20 +1,22 @@
 //! Who the nodes are that the domain has seen: those that are there, and a bounded number of those that were.
 //!
 //! An id belongs to the key with which it first came, also while its node is gone. An id that came without a key,
-//! as that of an EDGELESS 1.x node, belongs to nobody once its node is gone. All of this is forgotten when the
-//! orchestrator ends.
+//! as that of an EDGELESS 1.x node, belongs to nobody once its node is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use edgeless_api::id::NodeId;
 use edgeless_api::node::NodeKey;
+use edgeless_api::url::Url;
 
 /// Of the nodes that are there and those that were, so many are remembered for each that may be there.
 const REMEMBERED: usize = 4;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Identity {
     key: Option<NodeKey>,
+    /// Where it took events last.
+    invocation_url: Option<Url>,
     /// Which loss it was; `None`: the node is there.
     lost: Option<u64>,
 }
@@ -36,19 +38,32 @@ impl Identities {
         Self { known: BTreeMap::new(), lost: BTreeSet::new(), losses: 0, limit }
     }
 
-    /// A node is there, and has shown this key. Returns the one that is forgotten for it.
-    pub(crate) fn admit(&mut self, id: NodeId, key: Option<NodeKey>) -> Option<NodeId> {
+    /// A node is there, and has shown this key. Returns whether that is news, and the one that is forgotten for it.
+    pub(crate) fn admit(&mut self, id: NodeId, key: Option<NodeKey>, url: &Url) -> (bool, Option<NodeId>) {
+        let mut is_news = !self.known.contains_key(&id);
         let identity = self.known.entry(id).or_default();
+        is_news |= identity.key.is_none() && key.is_some() || identity.invocation_url.as_ref() != Some(url);
         identity.key = identity.key.or(key);
+        identity.invocation_url = Some(url.clone());
         if let Some(loss) = identity.lost.take() {
             self.lost.remove(&(loss, id));
         }
+        (is_news, self.make_room())
+    }
+
+    fn make_room(&mut self) -> Option<NodeId> {
         if self.known.len() <= self.limit {
             return None;
         }
         let (_, oldest) = self.lost.pop_first()?;
         self.known.remove(&oldest);
         Some(oldest)
+    }
+
+    /// A node was there before the orchestrator was started again.
+    pub(crate) fn restore(&mut self, id: NodeId, key: Option<NodeKey>, invocation_url: Option<Url>) {
+        self.known.insert(id, Identity { key, invocation_url, lost: None });
+        self.lose(id);
     }
 
     /// A node is gone.
@@ -74,6 +89,11 @@ impl Identities {
         self.known.contains_key(&id)
     }
 
+    /// Where a node takes events, or took them last.
+    pub(crate) fn invocation_url(&self, id: NodeId) -> Option<&Url> {
+        self.known.get(&id)?.invocation_url.as_ref()
+    }
+
     /// The key to which an id is bound.
     pub(crate) fn key(&self, id: NodeId) -> Option<NodeKey> {
         self.known.get(&id)?.key
@@ -96,20 +116,24 @@ mod tests {
     fn of_those_that_are_gone_the_oldest_are_forgotten() {
         let mut known = Identities::of_domain(1);
         let key = |n| Some(NodeKey([n; 32]));
-        assert_eq!(known.admit(id(0), key(0)), None);
+        let url = Url::of(([127, 0, 0, 1], 7002).into());
+        assert_eq!(known.admit(id(0), key(0), &url), (true, None));
         for n in 1..=3 {
-            assert_eq!(known.admit(id(u128::from(n)), key(n)), None);
+            assert_eq!(known.admit(id(u128::from(n)), key(n), &url), (true, None));
         }
         for n in [2, 1, 3] {
             known.lose(id(n));
         }
-        assert_eq!(known.admit(id(2), None), None, "it is back");
+        assert_eq!(known.admit(id(2), None, &url), (false, None), "it is back");
         assert_eq!(known.key(id(2)), key(2), "and keeps its key");
         known.lose(id(2));
         for (newcomer, forgotten) in [(4, 1), (5, 3), (6, 2)] {
-            assert_eq!(known.admit(id(newcomer), None), Some(id(forgotten)));
+            assert_eq!(known.admit(id(newcomer), None, &url), (true, Some(id(forgotten))));
             assert!(!known.knows(id(forgotten)) && known.key(id(forgotten)).is_none());
         }
+        let other = Url::of(([127, 0, 0, 1], 7003).into());
+        assert_eq!(known.admit(id(0), None, &other), (true, None), "it has moved");
+        assert_eq!((known.invocation_url(id(0)), known.key(id(0))), (Some(&other), key(0)));
         assert!(!known.forget(id(0)), "it is there");
         known.lose(id(0));
         assert!(known.forget(id(0)) && !known.forget(id(0)));

@@ -13,7 +13,7 @@
 //!   components log, wherever they run; `limits`: what they may use; `operations`:
 //!   what operators do; `doorman`: looks at nodes before they are let in; `announce`: tells a controller of the domain; `owner`: which
 //!   controller that is; `mirror`: the export to Redis;
-//!   `metrics`: what monitoring sees.
+//!   `metrics`: what monitoring sees; `store`: the file that keeps the domain over a restart.
 //! - `border`: what the domain is to others; `forwarder`: takes events for the nodes of a domain that
 //!   others cannot reach; `nested`: the domain as one node of another.
 
@@ -36,6 +36,7 @@ pub mod placement;
 mod registry;
 mod service;
 mod shell;
+mod store;
 
 pub use config::Config;
 pub use orchestrator::Orchestrator;

@@ -151,6 +151,7 @@ impl Metrics {
             Note::Provider(..)
             | Note::NodeAdded { .. }
             | Note::Forgotten { .. }
+            | Note::Adopted { .. }
             | Note::NodeFailing { .. }
             | Note::Waiting { .. }
             | Note::Cordoned { .. }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use edgeless_api::component::ComponentSpec;
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::Error;
 use edgeless_api::id::{DomainId, NodeId};
@@ -10,6 +11,7 @@ use edgeless_api::server::Server;
 use edgeless_api::url::Url;
 use edgeless_daemon::binaries::Binaries;
 use edgeless_daemon::engine::{Driver, Inbox};
+use edgeless_daemon::store::Store;
 use edgeless_daemon::tasks::Failure;
 use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
 use tokio::net::TcpListener;
@@ -29,6 +31,7 @@ use crate::nested::{self, Agent, Announcer, Farewell, Parent};
 use crate::owner::Owner;
 use crate::service::Service;
 use crate::shell::{Links, ROWS, Shell};
+use crate::store;
 
 /// How soon the engine sees that a deadline has passed.
 const TICK: Duration = Duration::from_millis(100);
@@ -45,6 +48,8 @@ pub struct Orchestrator {
     agent_url: Option<Url>,
     invocation_url: Option<Url>,
     farewell: Option<Farewell>,
+    /// Cancelled once the file of the domain is closed.
+    closed: CancellationToken,
     /// What takes requests; it ends first.
     servers: Tasks,
     tasks: Tasks,
@@ -75,6 +80,15 @@ impl Orchestrator {
     pub fn invocation_url(&self) -> Option<&Url> {
         self.invocation_url.as_ref()
     }
+
+    /// Ends in the middle of whatever it does, as a crash would: for tests of what becomes of components. Its ports and
+    /// its file are free then.
+    pub async fn kill(mut self) {
+        self.farewell = None;
+        self.servers.cancel().cancel();
+        self.tasks.cancel().cancel();
+        self.stop().await;
+    }
 }
 
 impl Daemon for Orchestrator {
@@ -93,7 +107,10 @@ impl Daemon for Orchestrator {
         tracing::info!("Orchestration logic strategy: {}", baseline.orchestration_strategy.title);
 
         let (servers, tasks) = (Tasks::default(), Tasks::default());
-        let driver = Driver::new(Engine::new(settings(&config)));
+        let binaries = Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator");
+        let (store, engine) = gate.engine(&config, &binaries).await?;
+        let closed = store.as_ref().map(Store::closed).unwrap_or_else(cancelled);
+        let driver = Driver::new(engine);
         let inbox = driver.inbox();
         let (published, capabilities) = watch::channel(DomainCapabilities::default());
         let rows = broadcast::Sender::new(ROWS);
@@ -107,6 +124,7 @@ impl Daemon for Orchestrator {
             rows: rows.clone(),
             metrics: metrics.clone(),
             refusals: refusals.clone(),
+            store,
         };
         let cancel = tasks.cancel().clone();
         tasks.vital("orchestration", async move {
@@ -115,7 +133,7 @@ impl Daemon for Orchestrator {
         });
 
         let domain = DomainId(config.general.domain_id.clone());
-        let owner = Owner::new();
+        let owner = Owner::default();
         let forwarder = gate.forwarder(&config, &inbox, &metrics, tasks.cancel().clone());
         let border = match (&forwarder, &gate.parent) {
             (None, _) => Border::Open,
@@ -132,10 +150,10 @@ impl Daemon for Orchestrator {
             capabilities: capabilities.clone(),
             rows,
             watchers: Arc::new(Semaphore::new(config.limits.max_watchers)),
-            owner: owner.clone(),
+            owner,
             border,
             doorman: Doorman::new(refusals),
-            binaries: Binaries::new(config.limits.code_memory(), "limits.code_memory of the orchestrator"),
+            binaries,
             reports,
         });
         let server = || Server::new(config.limits.wire(), servers.cancel().clone());
@@ -162,7 +180,7 @@ impl Daemon for Orchestrator {
                 tasks.helper("registration at the parent", announcer.run());
             }
         }
-        if let Some(announcement) = announcement(&config, &url, owner) {
+        if let Some(announcement) = announcement(&config, &url) {
             let cancel = tasks.cancel().clone();
             tasks.helper("domain announcement", async move {
                 cancel.run_until_cancelled(announcement.repeat(capabilities, inbox)).await;
@@ -172,7 +190,18 @@ impl Daemon for Orchestrator {
             tasks.vital("metrics", status::serve(listener, metrics, tasks.cancel().clone()));
             url
         });
-        Ok(Self { domain, url, node_register_url, metrics_url, agent_url, invocation_url, farewell, servers, tasks })
+        Ok(Self {
+            domain,
+            url,
+            node_register_url,
+            metrics_url,
+            agent_url,
+            invocation_url,
+            farewell,
+            closed,
+            servers,
+            tasks,
+        })
     }
 }
 
@@ -197,6 +226,29 @@ impl Gate {
             gate.invocation = listen_if_set(general.invocation_url.as_ref()).await?;
         }
         Ok(gate)
+    }
+
+    /// The engine, with the file that keeps it. What other domains know of one with a forwarder is known by that
+    /// alone, and lost with it: such a domain begins with nothing, and whoever commands it sees that.
+    async fn engine(&self, config: &Config, binaries: &Binaries) -> Result<(Option<Store>, Engine), Error> {
+        let (directory, settings) = (&config.general.state_directory, settings(config));
+        if directory.as_os_str().is_empty() || self.invocation.is_some() {
+            return Ok((None, Engine::new(settings)));
+        }
+        let path = store::file(directory, &settings.domain);
+        let (store, mut kept) = store::open(&path, rand::random()).await?;
+        if !kept.components.is_empty() {
+            tracing::info!(components = kept.components.len(), "components of before the restart");
+        }
+        for component in &mut kept.components {
+            if let ComponentSpec::Function(function) = &mut component.spec {
+                let code = &mut function.class.binary;
+                // There may be less room for it than there was; it is needed all the same.
+                *code = binaries.keep(code.clone()).unwrap_or_else(|_| code.clone());
+            }
+        }
+        let engine = Engine::restore(settings, kept).map_err(|error| error.context(path.display()))?;
+        Ok((Some(store), engine))
     }
 
     fn agent_url(&self) -> Option<Url> {
@@ -267,6 +319,12 @@ impl Gate {
     }
 }
 
+fn cancelled() -> CancellationToken {
+    let token = CancellationToken::new();
+    token.cancel();
+    token
+}
+
 async fn listen_if_set(url: Option<&Url>) -> Result<Option<(TcpListener, Url)>, Error> {
     match url {
         Some(url) => listen(url).await.map(Some),
@@ -285,14 +343,13 @@ fn settings(config: &Config) -> Settings {
     }
 }
 
-fn announcement(config: &Config, bound: &Url, owner: Owner) -> Option<Announcement> {
+fn announcement(config: &Config, bound: &Url) -> Option<Announcement> {
     let general = &config.general;
     Some(Announcement {
         controller: general.domain_register_url.clone()?,
         interval: Duration::from_secs(general.subscription_refresh_interval_sec),
         domain: DomainId(general.domain_id.clone()),
         orchestrator_url: general.orchestrator_url_announced.clone().unwrap_or_else(|| bound.announced()),
-        owner,
     })
 }
 
@@ -317,6 +374,8 @@ impl Handle for Orchestrator {
         drop(self.servers.stop(GRACE).await);
         let tasks = self.tasks.stop(GRACE).await;
         let servers = self.servers.stop(GRACE).await;
+        // What was queued is written; the file can be opened again then.
+        tokio::time::timeout(GRACE, self.closed.cancelled()).await.ok();
         let left: Vec<String> = [servers, tasks].into_iter().flat_map(left).collect();
         if left.is_empty() { Stopped::Clean } else { Stopped::Forced { tasks: left } }
     }

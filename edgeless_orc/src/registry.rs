@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use edgeless_api::component::{ComponentKind, Start};
 use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::domain_record as record;
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, InstanceId, NodeId};
 use edgeless_api::node::Registration;
+use edgeless_api::url::Url;
 use edgeless_daemon::engine::Millis;
 use uuid::Uuid;
 
@@ -38,6 +40,8 @@ pub(crate) struct Home {
 pub(crate) enum Stage {
     /// It shall stop whatever it ran for someone before us.
     Resetting,
+    /// It shall tell what it runs: that is taken over, or stopped.
+    Reporting,
     /// It is being told of the other nodes.
     Meeting,
     /// Components may be placed on it.
@@ -75,8 +79,10 @@ pub(crate) struct Node {
     pub(crate) telling: Option<NodeId>,
     /// What it may run and should not.
     strays: VecDeque<Stray>,
-    /// It may run something that nobody can name; only a reset is sure to stop it.
+    /// It may run something that nobody can name; only a reset, or a report, is sure to end that.
     pub(crate) is_doubtful: bool,
+    /// It was asked what it runs, and has not told since.
+    pub(crate) is_asked: bool,
     /// Its reset, and what it is told of others.
     pub(crate) management: Lane,
     /// The removal of its strays.
@@ -90,7 +96,7 @@ impl Node {
     fn new(about: Registration, deadline: Millis) -> Self {
         Self {
             incarnation: 0,
-            stage: Stage::Resetting,
+            stage: if reports(&about) { Stage::Reporting } else { Stage::Resetting },
             residents: BTreeSet::new(),
             running: BTreeMap::new(),
             acquaintances: BTreeSet::new(),
@@ -100,6 +106,7 @@ impl Node {
             telling: None,
             strays: VecDeque::new(),
             is_doubtful: false,
+            is_asked: false,
             management: Lane::default(),
             cleaning: Lane::default(),
             routing: Lane::default(),
@@ -127,6 +134,27 @@ impl Node {
         self.owed.contains(&id) || self.telling_rows.contains(&id)
     }
 
+    /// Whether it tells what it runs when it is asked to.
+    pub(crate) fn reports(&self) -> bool {
+        reports(&self.about)
+    }
+
+    /// Whether it shall be asked what it runs.
+    pub(crate) fn is_to_report(&self) -> bool {
+        self.stage == Stage::Reporting || (self.is_doubtful && self.reports())
+    }
+
+    /// What it is known to run and should not, and what is wanted by now is not among it any more.
+    pub(crate) fn settle_strays(&mut self) -> BTreeSet<Uuid> {
+        let running = &self.running;
+        let instance = |stray: &Stray| match stray {
+            Stray::Known(_, instance) => Some(instance.function),
+            Stray::Unknown(_) => None,
+        };
+        self.strays.retain(|stray| instance(stray).is_none_or(|instance| !running.contains_key(&instance)));
+        self.strays.iter().filter_map(instance).collect()
+    }
+
     pub(crate) fn first_stray(&self) -> Option<&Stray> {
         self.strays.front()
     }
@@ -135,11 +163,26 @@ impl Node {
         self.strays.pop_front()
     }
 
+    /// It may run something that nobody can name, also if it is about to tell what it ran before.
+    pub(crate) fn doubt(&mut self) {
+        (self.is_doubtful, self.is_asked) = (true, false);
+    }
+
+    pub(crate) fn has_strays(&self) -> bool {
+        !self.strays.is_empty() || self.cleaning.under_way().is_some()
+    }
+
+    /// What is wanted there is no stray, whatever a call says that was given up.
     pub(crate) fn add_stray(&mut self, stray: Stray) {
+        if let Stray::Known(_, instance) = &stray
+            && self.running.contains_key(&instance.function)
+        {
+            return;
+        }
         if self.strays.len() < STRAYS {
             self.strays.push_back(stray);
         } else {
-            self.is_doubtful = true;
+            self.doubt();
         }
     }
 }
@@ -184,6 +227,8 @@ pub(crate) struct Registry {
     /// On which nothing new is placed, also when they come back.
     cordoned: BTreeSet<NodeId>,
     identities: Identities,
+    /// Of which nodes there is something else to remember than before.
+    changed: BTreeSet<NodeId>,
     /// When each of them is lost unless it announces itself again.
     deadlines: BTreeSet<(Millis, NodeId)>,
     pub(crate) keep_alive: Duration,
@@ -198,6 +243,7 @@ impl Registry {
             plain: BTreeSet::new(),
             cordoned: BTreeSet::new(),
             identities: Identities::of_domain(limit),
+            changed: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             keep_alive,
             limit,
@@ -281,6 +327,7 @@ impl Registry {
             cordoned: self.cordoned.clone(),
             // Nobody comes or goes there.
             identities: Identities::of_domain(0),
+            changed: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             ..*self
         }
@@ -374,13 +421,46 @@ impl Registry {
 
     /// Whoever is forgotten for a node is no longer cordoned either.
     fn admit(&mut self, about: &Registration) {
-        if let Some(forgotten) = self.identities.admit(about.node, about.key()) {
-            self.cordoned.remove(&forgotten);
+        let (is_news, forgotten) = self.identities.admit(about.node, about.key(), &about.invocation_url);
+        if is_news {
+            self.changed.insert(about.node);
         }
+        if let Some(forgotten) = forgotten {
+            self.cordoned.remove(&forgotten);
+            self.changed.insert(forgotten);
+        }
+    }
+
+    /// Of which nodes there is something else to remember than at the last look.
+    pub(crate) fn changes(&mut self) -> BTreeSet<NodeId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What is to be remembered of a node; `None`: nothing.
+    pub(crate) fn record(&self, id: NodeId) -> Option<record::Node> {
+        self.knows(id).then(|| record::Node {
+            key: self.identities.key(id),
+            is_cordoned: self.is_cordoned(id),
+            invocation_url: self.invocation_url(id).cloned(),
+        })
+    }
+
+    /// A node was there before the orchestrator was started again.
+    pub(crate) fn restore(&mut self, id: NodeId, node: record::Node) {
+        self.identities.restore(id, node.key, node.invocation_url);
+        if node.is_cordoned {
+            self.cordoned.insert(id);
+        }
+    }
+
+    /// Where a node takes events, or took them last.
+    pub(crate) fn invocation_url(&self, id: NodeId) -> Option<&Url> {
+        self.identities.invocation_url(id)
     }
 
     /// Removes what is known of a node that is gone; tells whether there was anything.
     pub(crate) fn forget(&mut self, id: NodeId) -> bool {
+        self.changed.insert(id);
         self.cordoned.remove(&id);
         self.identities.forget(id)
     }
@@ -392,6 +472,7 @@ impl Registry {
 
     /// Places nothing new on a node, or does again; tells whether that is a change.
     pub(crate) fn cordon(&mut self, id: NodeId, is_cordoned: bool) -> bool {
+        self.changed.insert(id);
         if is_cordoned { self.cordoned.insert(id) } else { self.cordoned.remove(&id) }
     }
 
@@ -447,6 +528,11 @@ impl Registry {
         }
         sum
     }
+}
+
+/// Whether a node tells what it runs when it is asked to.
+fn reports(about: &Registration) -> bool {
+    about.native && about.reports
 }
 
 fn in_use(known: &Registration) -> Refusal {

@@ -326,39 +326,50 @@ fn add_books(all: &mut Vec<OutputBooks>, books: OutputBooks) {
     }
 }
 
+/// A controller that follows the domain, until this is dropped.
+struct Follower {
+    /// The nonce of the domain while it works for this controller.
+    nonce: u64,
+    _held: (OwnedSemaphorePermit, Listening),
+}
+
 impl Service {
     /// A controller follows the domain from now on. For another one than before, the domain starts afresh.
-    async fn follow(&self, controller: u64) -> Result<(OwnedSemaphorePermit, Listening), Error> {
+    async fn follow(&self, controller: u64) -> Result<Follower, Error> {
         self.border.admit_controller()?;
         let permit = self.watchers.clone().try_acquire_owned().map_err(|_| {
             Error::exhausted("too many follow this domain already: raise limits.max_watchers of its orchestrator")
         })?;
         let listening = self.owner.listen(controller)?;
-        if listening.changes_hands {
-            tracing::warn!("another controller follows this domain: what ran for the one before is stopped");
-            self.border.start_afresh();
-            self.inbox.tell(Event::StopAll).await?;
+        let nonce = rand::random();
+        match self.ask(|ticket| Event::Follow { ticket, controller, nonce }).await? {
+            Reply::Owned { nonce, changes_hands } => {
+                if changes_hands {
+                    tracing::warn!("another controller follows this domain: what ran for the one before is stopped");
+                    self.border.start_afresh();
+                }
+                Ok(Follower { nonce, _held: (permit, listening) })
+            }
+            other => Err(unexpected(&other)),
         }
-        Ok((permit, listening))
     }
 }
 
 #[async_trait]
 impl Domain for Service {
     async fn watch(&self, controller: u64) -> Result<Values<DomainState>, Error> {
-        let (permit, listening) = self.follow(controller).await?;
+        let follower = self.follow(controller).await?;
         let mut capabilities = self.capabilities.clone();
         capabilities.mark_changed();
-        let (domain, nonce, keep_alive) = (self.domain.clone(), listening.nonce, self.keep_alive);
+        let (domain, nonce, keep_alive) = (self.domain.clone(), follower.nonce, self.keep_alive);
         let state = move |capabilities: DomainCapabilities| DomainState {
             domain: domain.clone(),
             nonce,
             capabilities,
             lifetime: keep_alive.saturating_mul(3),
         };
-        let states = stream::unfold(
-            (capabilities, state, (permit, listening)),
-            move |(mut capabilities, state, held)| async move {
+        let states =
+            stream::unfold((capabilities, state, follower), move |(mut capabilities, state, held)| async move {
                 match tokio::time::timeout(keep_alive, capabilities.changed()).await {
                     Ok(Err(_)) => None,
                     Ok(Ok(())) | Err(_) => {
@@ -366,8 +377,7 @@ impl Domain for Service {
                         Some((Ok(now), (capabilities, state, held)))
                     }
                 }
-            },
-        );
+            });
         Ok(Box::pin(states))
     }
 

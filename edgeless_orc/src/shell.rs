@@ -14,6 +14,7 @@ use edgeless_api::error::Error;
 use edgeless_api::id::NodeId;
 use edgeless_api::url::Url;
 use edgeless_daemon::engine::{Replies, Running};
+use edgeless_daemon::store::Store;
 use edgeless_daemon::supply::Supply;
 use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +91,8 @@ pub(crate) struct Shell {
     pub(crate) metrics: Arc<Metrics>,
     /// The nodes that the engine does not take.
     pub(crate) refusals: Refusals,
+    /// What keeps the domain.
+    pub(crate) store: Option<Store>,
 }
 
 impl edgeless_daemon::engine::Shell<Engine> for Shell {
@@ -103,6 +106,16 @@ impl edgeless_daemon::engine::Shell<Engine> for Shell {
                         Err(error) => Err(error),
                     };
                     Event::Done(op, result)
+                }));
+            }
+            Effect::Persist(op, changes) => {
+                let store = self.store.clone();
+                return Some(Box::pin(async move {
+                    let written = match store {
+                        Some(store) => store.write(changes).await,
+                        None => Err(Error::bug("there is no file to keep the domain in")),
+                    };
+                    Event::Persisted(op, written)
                 }));
             }
             Effect::Forget(node) => self.links.forget(node),

@@ -135,6 +135,8 @@ fn free() -> Url {
 
 fn config(redis: &Redis) -> Config {
     let mut config = Config::default();
+    // Nothing is kept: tests that are about that say where.
+    config.general.state_directory = Default::default();
     config.general.orchestrator_url = free();
     config.general.metrics_url = Some(free());
     config.general.domain_id = "here".into();
@@ -253,6 +255,8 @@ impl Node {
             leaving: false,
             proof: None,
             loads: Vec::new(),
+            reports: false,
+            report: None,
         };
         let (beat, beating, told) = (CancellationToken::new(), registry.clone(), registration.clone());
         let stop = beat.clone();

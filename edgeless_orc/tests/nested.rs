@@ -51,6 +51,8 @@ fn connection(url: &Url) -> Connection {
 fn config(domain: &str) -> Config {
     let mut config = Config::default();
     config.general.domain_id = domain.into();
+    // Nothing is kept: tests that are about that say where.
+    config.general.state_directory = Default::default();
     config.general.orchestrator_url = free();
     config.general.agent_url = Some(free());
     config.general.invocation_url = Some(free());
@@ -245,6 +247,8 @@ fn registration(node: NodeId, url: &Url, label: &str) -> Registration {
         proof: None,
         performance: edgeless_api::node::Performance::default(),
         loads: Vec::new(),
+        reports: false,
+        report: None,
     }
 }
 

@@ -77,6 +77,7 @@ impl<T: NodeRegistry> pb::node_registration_server::NodeRegistration for Adapter
             Err(error) if error.code.is_refusal() => Ok(tonic::Response::new(pb::UpdateNodeResponse {
                 response_error: Some(refusal("invalid node configuration", &error)),
                 keep_alive_ms: 0,
+                wants_report: false,
             })),
             Err(error) => Err(error.into()),
         }

@@ -8,11 +8,13 @@
 mod by_hand;
 pub(crate) mod component;
 pub(crate) mod domain;
+mod domain_record;
 pub(crate) mod error;
 pub(crate) mod event;
 mod frame;
 pub mod fuzz;
 pub(crate) mod guest;
+pub(crate) mod journal;
 pub(crate) mod node;
 pub(crate) mod operations;
 mod peer;

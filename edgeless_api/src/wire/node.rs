@@ -3,10 +3,12 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{pb, required, uuid};
+use crate::component::ComponentKind;
 use crate::error::Error;
-use crate::id::{DomainId, NodeId};
+use crate::id::{ComponentId, DomainId, NodeId};
 use crate::node::{
     Capabilities, Health, InstanceLoad, NodeInfo, NodeKey, PeerUpdate, Proof, ProviderSpec, Registered, Registration,
+    Running,
 };
 use crate::wire::performance;
 
@@ -162,6 +164,8 @@ impl From<Registration> for pb::UpdateNodeRequest {
             lifetime_ms: node.lifetime.map(millis).unwrap_or_default(),
             leaving: node.leaving,
             loads: node.loads.into_iter().map(Into::into).collect(),
+            reports: node.reports,
+            report: node.report.map(|all| pb::InstanceReport { instances: all.into_iter().map(Into::into).collect() }),
             key: node.proof.map(|proof| proof.key.0.to_vec().into()).unwrap_or_default(),
             signature: node.proof.map(|proof| proof.signature.to_vec().into()).unwrap_or_default(),
         }
@@ -200,6 +204,8 @@ impl TryFrom<pb::UpdateNodeRequest> for Registration {
             native: request.native,
             leaving: request.leaving,
             loads: request.loads.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            reports: request.reports,
+            report: request.report.map(report).transpose()?,
             proof: proof(&request.key, &request.signature)?,
         })
     }
@@ -212,6 +218,38 @@ fn proof(key: &[u8], signature: &[u8]) -> Result<Option<Proof>, Error> {
     match (key.try_into(), signature.try_into()) {
         (Ok(key), Ok(signature)) => Ok(Some(Proof { key: NodeKey(key), signature })),
         _ => Err(Error::rejected("the key of a node has 32 bytes, and its signature 64")),
+    }
+}
+
+fn report(report: pb::InstanceReport) -> Result<Vec<Running>, Error> {
+    report.instances.into_iter().map(TryInto::try_into).collect()
+}
+
+impl From<Running> for pb::RunningInstance {
+    fn from(running: Running) -> Self {
+        Self {
+            component_id: running.component.to_string(),
+            replica: running.replica,
+            epoch: running.epoch,
+            instance_id: running.instance.to_string(),
+            is_resource: running.kind == ComponentKind::Resource,
+            is_active: running.is_active,
+        }
+    }
+}
+
+impl TryFrom<pb::RunningInstance> for Running {
+    type Error = Error;
+
+    fn try_from(running: pb::RunningInstance) -> Result<Self, Error> {
+        Ok(Self {
+            component: ComponentId(uuid(&running.component_id, "component_id")?),
+            replica: running.replica,
+            epoch: running.epoch,
+            instance: uuid(&running.instance_id, "instance_id")?,
+            kind: if running.is_resource { ComponentKind::Resource } else { ComponentKind::Function },
+            is_active: running.is_active,
+        })
     }
 }
 
@@ -231,7 +269,11 @@ impl TryFrom<pb::InstanceLoad> for InstanceLoad {
 
 impl From<Registered> for pb::UpdateNodeResponse {
     fn from(registered: Registered) -> Self {
-        Self { response_error: None, keep_alive_ms: registered.keep_alive.map(millis).unwrap_or_default() }
+        Self {
+            response_error: None,
+            keep_alive_ms: registered.keep_alive.map(millis).unwrap_or_default(),
+            wants_report: registered.wants_report,
+        }
     }
 }
 
@@ -239,11 +281,11 @@ impl TryFrom<pb::UpdateNodeResponse> for Registered {
     type Error = Error;
 
     fn try_from(response: pb::UpdateNodeResponse) -> Result<Self, Error> {
-        match (response.response_error, response.keep_alive_ms) {
-            (Some(error), _) => Err(error.into()),
-            (None, 0) => Ok(Self { keep_alive: None }),
-            (None, ms) => Ok(Self { keep_alive: Some(Duration::from_millis(ms)) }),
+        if let Some(error) = response.response_error {
+            return Err(error.into());
         }
+        let keep_alive = Some(response.keep_alive_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
+        Ok(Self { keep_alive, wants_report: response.wants_report })
     }
 }
 

@@ -20,12 +20,13 @@ pub fn build(function: &str) -> PathBuf {
 }
 
 impl World {
-    /// Starts a workflow of one function behind the ingress; its id.
+    /// Starts a workflow of one function behind the ingress, which writes each count down; its id.
     fn start_counter(&self, class: &str, annotations: &str) -> Result<String, String> {
         let text = format!(
             r#"{{"functions": [{{"name": "counter", "class_specification": {class},
-                "output_mapping": {{}}, "annotations": {annotations}}}],
-            "resources": [{{"name": "ingress", "class_type": "http-ingress",
+                "output_mapping": {{"output": "log"}}, "annotations": {annotations}}}],
+            "resources": [{{"name": "log", "class_type": "file-log", "output_mapping": {{}},
+                "configurations": {{"filename": "counted.log"}}}}, {{"name": "ingress", "class_type": "http-ingress",
                 "output_mapping": {{"new_request": "counter"}}, "configurations": {{"host": "counter.local"}}}}],
             "annotations": {{}}}}"#
         );
@@ -70,10 +71,15 @@ fn node_of(inspected: &str) -> String {
     line.split(' ').nth(5).unwrap().to_string()
 }
 
-/// How many events the counter has counted, over all its containers: what it saved.
+/// How many events the counter has counted, over all its containers.
 fn counted(world: &World) -> Option<u64> {
-    let states = std::fs::read_dir(world.path().join("function_state")).ok()?;
-    states.flatten().find_map(|entry| std::fs::read_to_string(entry.path()).ok()?.parse().ok())
+    std::fs::read_to_string(world.path().join("counted.log")).ok()?.lines().last()?.parse().ok()
+}
+
+/// Waits until it has counted so many, and no more.
+async fn counts(world: &World, expected: u64) {
+    wait_until(&format!("it has counted {expected}"), || async { counted(world) >= Some(expected) }).await;
+    assert_eq!(counted(world), Some(expected));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +99,7 @@ async fn a_function_without_a_network_keeps_its_state_over_the_end_of_its_contai
     // The counter's reply is no HTTP response, which is what the ingress says; the request counts.
     world.request();
     world.request();
-    assert_eq!(counted(&world), Some(2));
+    counts(&world, 2).await;
     let before = containers("counter", &node);
     let limits = cli(world.path(), &["component", "limits", &format!("{id}/counter"), "memory=32MiB", "cpu=0.5"]);
     assert!(
@@ -104,7 +110,8 @@ async fn a_function_without_a_network_keeps_its_state_over_the_end_of_its_contai
     assert!(Command::new("docker").args(["kill", &before[0]]).stdout(Stdio::null()).status().unwrap().success());
     wait_until("it is replaced", || async { world.inspect(&id).contains("restarts 1,") }).await;
     world.request();
-    assert_eq!(counted(&world), Some(3), "it goes on where it was");
+    // It goes on where it was.
+    counts(&world, 3).await;
     let inspected = world.inspect(&id);
     assert!(inspected.contains("LIMIT counter memory -> 32MiB [kernel 32MiB]"), "{inspected}");
     assert!(inspected.contains("REASON counter -> the container was killed"), "{inspected}");
@@ -150,7 +157,7 @@ async fn a_process_of_the_sdk_is_attached_with_its_token() {
     wait_until("it listens", || async { std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() }).await;
     let id = world.start_counter(&class(&archive, &code), "{}").unwrap();
     world.request();
-    assert_eq!(counted(&world), Some(1));
+    counts(&world, 1).await;
     drop(process);
     let _process = spawn();
     wait_until("it counts again", || async {

@@ -39,6 +39,7 @@ impl Tree {
         for domain in ["top", "middle", "leaf"] {
             let mut config = edgeless_orc::Config::default();
             config.general.domain_id = domain.into();
+            config.general.state_directory = directory.path().join("orchestrators");
             config.general.orchestrator_url = free();
             config.general.agent_url = Some(free());
             config.general.invocation_url = Some(free());

@@ -1,4 +1,4 @@
-//! A controller that is killed and started again, while workflows run.
+//! A controller, or an orchestrator, that is killed and started again, while workflows run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -156,7 +156,114 @@ async fn a_controller_killed_while_it_works_loses_nothing_that_it_acknowledged()
     cluster.stop().await;
 }
 
-/// Controller, orchestrator and node end at once: the controller has kept what the others have lost.
+/// An orchestrator may be away as long as it likes: events flow, and when it is back it goes on with what runs. Nothing is
+/// started again, no event is lost, and what is stopped then ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn components_run_on_while_their_orchestrator_is_killed_and_started_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::builder(directory.path()).nodes(2).start().await.unwrap();
+    let (mut ids, mut firsts, mut logs) = (Vec::new(), Vec::new(), Vec::new());
+    for number in 0..4 {
+        let file = format!("log{number}");
+        let flow = workflow(
+            vec![function("first", &relay_module(), &[("out", "log")], &[])],
+            vec![resource("log", "file-log", &[], &[("filename", &file)])],
+        );
+        let started = cluster.workflows().unwrap().start(flow, None).await.unwrap();
+        firsts.push(status_of(&cluster, &started, "first").await.instance.unwrap());
+        ids.push(started.workflow);
+        logs.push(directory.path().join(file));
+    }
+    let before = stand(&cluster, &ids).await;
+    assert!(before.iter().all(|all| all.len() == 2), "{before:?}");
+
+    let mut sent = 0;
+    for round in 0..4 {
+        for _ in 0..100 {
+            for first in &firsts {
+                cast(&cluster, *first, &format!("event {sent}")).await;
+            }
+            sent += 1;
+        }
+        match round {
+            0 => cluster.kill_orchestrator(0).await,
+            1 => {
+                for log in &logs {
+                    wait_until("events flow without an orchestrator", || async { lines(log).len() == sent }).await;
+                }
+                cluster.restart_orchestrator(0).await.unwrap();
+            }
+            2 => {
+                cluster.until_known().await.unwrap();
+                wait_until("all is as it was", || async { stand(&cluster, &ids).await == before }).await;
+                cluster.restart_orchestrator(0).await.unwrap();
+            }
+            _ => {}
+        }
+    }
+    cluster.until_known().await.unwrap();
+    wait_until("all is as it was", || async { stand(&cluster, &ids).await == before }).await;
+    for log in &logs {
+        wait_until("all events are logged", || async { lines(log).len() == sent }).await;
+        assert_eq!(lines(log), (0..sent).map(|number| format!("event {number}")).collect::<Vec<_>>());
+    }
+
+    for id in &ids {
+        cluster.workflows().unwrap().stop(*id).await.unwrap();
+    }
+    let is_empty = || async {
+        let nodes = cluster.workflows().unwrap().nodes(None).await.unwrap_or_default();
+        nodes.len() == 2 && nodes.iter().all(|node| node.components == 0)
+    };
+    wait_until("nothing runs any more", is_empty).await;
+    cluster.stop().await;
+}
+
+/// Killed right after a start was acknowledged, again and again, and while others are being started and stopped: what
+/// was acknowledged runs as the same instance, and nothing runs that nobody wants.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orchestrator_killed_while_it_works_loses_nothing_that_was_acknowledged() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::builder(directory.path()).nodes(2).start().await.unwrap();
+    let one = || workflow(vec![function("first", &relay_module(), &[], &[])], vec![]);
+    let mut ids = Vec::new();
+    for _ in 0..4 {
+        let started = cluster.workflows().unwrap().start(one(), None).await.unwrap();
+        cluster.kill_orchestrator(0).await;
+        // These are asked for while nobody is there, or just when somebody is again.
+        let workflows = cluster.workflows().unwrap();
+        let other = tokio::spawn(async move { workflows.start(one(), None).await });
+        cluster.restart_orchestrator(0).await.unwrap();
+        cluster.until_known().await.unwrap();
+        ids.push(started.workflow);
+        ids.extend(other.await.unwrap().ok().map(|started| started.workflow));
+        let is_there = || async {
+            let own = cluster.workflows().unwrap().status(started.workflow).await.unwrap_or_default();
+            own.iter().any(|own| own.state == State::Running && own.epoch == 1 && own.restarts == 0)
+        };
+        wait_until("it runs, and was not started again", is_there).await;
+    }
+    let known = cluster.workflows().unwrap().list().await.unwrap();
+    assert_eq!(known.len(), ids.len(), "{known:?} {ids:?}");
+    let is_all = || async {
+        let nodes = cluster.workflows().unwrap().nodes(None).await.unwrap_or_default();
+        let components = nodes.iter().map(|node| node.components as usize).sum::<usize>();
+        components == ids.len() && stand(&cluster, &ids).await.iter().all(|all| all.len() == 1)
+    };
+    wait_until("all runs that was acknowledged, and nothing else", is_all).await;
+    for id in &ids {
+        cluster.workflows().unwrap().stop(*id).await.unwrap();
+        cluster.restart_orchestrator(0).await.unwrap();
+    }
+    let is_empty = || async {
+        let nodes = cluster.workflows().unwrap().nodes(None).await.unwrap_or_default();
+        nodes.len() == 2 && nodes.iter().all(|node| node.components == 0)
+    };
+    wait_until("nothing runs any more", is_empty).await;
+    cluster.stop().await;
+}
+
+/// Controller, orchestrator and node end at once: they have kept what is wanted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_platform_in_one_process_that_was_killed_runs_its_workflows_again() {
     let mut world = World::start();

@@ -17,8 +17,8 @@ use edgeless_node::event::Cause;
 use edgeless_node::instance::{Context, Controls, Incoming, Instance, InstanceError, Payload, Program, Runtime};
 use edgeless_node::metrics::Metrics;
 use edgeless_node::outputs::Outputs;
+use edgeless_node::records::Records;
 use edgeless_node::router::{self, Router};
-use edgeless_node::state::StateStore;
 use tokio::sync::{Barrier, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -167,9 +167,9 @@ impl Hosting {
         let router = Router::new(node, options, Arc::new(Metrics::new(node, 10)));
         let options = Options { components: 1, mailbox: 8, log_lines: 100, grace: Duration::from_secs(1) };
         let (directory, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
-        let states = StateStore::new(directory.path().into());
+        let records = Records::open(directory.path(), node).await.unwrap();
         let runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(Is(elsewhere.clone()))];
-        let agent = Agent::new(router.clone(), runtimes, vec![], states, options, cancel.clone());
+        let agent = Agent::new(router.clone(), runtimes, vec![], records, options, cancel.clone());
         let mut spec = function(b"code", &[]);
         if let edgeless_api::ComponentSpec::Function(function) = &mut spec {
             function.class.function_type = "ELSEWHERE".into();

@@ -67,12 +67,12 @@ async fn a_node_signs_what_it_announces_with_the_key_in_its_directory_and_says_w
     let mut seen: Vec<Registration> = Vec::new();
     for _ in 0..2 {
         let (about, answer) = next(&mut asked).await;
-        answer.send(Ok(Registered { keep_alive: None })).unwrap();
+        answer.send(Ok(Registered::new(None))).unwrap();
         wait_until("it is ready", async || http_get(node.metrics_url(), "/readyz").await.0 == 200).await;
         let (restarted, goodbye) = tokio::join!(node.restart(), async {
             loop {
                 let (about, answer) = next(&mut asked).await;
-                answer.send(Ok(Registered { keep_alive: None })).unwrap();
+                answer.send(Ok(Registered::new(None))).unwrap();
                 if about.leaving {
                     return about;
                 }

@@ -16,6 +16,7 @@ mod container_limits;
 mod containers;
 mod control;
 mod docker;
+mod durable;
 mod fairness;
 mod guest_abi;
 mod host;

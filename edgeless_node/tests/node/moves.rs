@@ -151,7 +151,7 @@ impl NodeRegistry for Above {
     async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
         self.registrations.lock().unwrap().push(node);
         // No test waits for the next one.
-        Ok(Registered { keep_alive: Some(Duration::from_secs(600)) })
+        Ok(Registered::new(Some(Duration::from_secs(600))))
     }
 
     async fn wake(&self, components: Vec<ComponentId>) -> Result<(), Error> {

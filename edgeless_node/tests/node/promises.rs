@@ -475,9 +475,10 @@ async fn a_stop_leaves_no_series_and_counts_what_was_held() {
 
 /// Gives a start up once its guest is being initialised, which it tells by saving its state.
 async fn abandon(node: &TestNode, start: impl Future<Output = Result<InstanceId, edgeless_api::Error>>) {
-    let initialising = wait_until("it is being initialised", || async {
-        std::fs::read_dir(node.directory.path().join("state")).is_ok_and(|mut files| files.next().is_some())
-    });
+    let file = edgeless_node::records::file(&node.directory.path().join("state"), node.id());
+    let records = || std::fs::read(&file).unwrap();
+    let before = records();
+    let initialising = wait_until("it is being initialised", || async { records() != before });
     tokio::select! {
         biased;
         () = initialising => {}

@@ -198,7 +198,7 @@ struct Orchestrator(mpsc::Sender<Registration>);
 impl NodeRegistry for Orchestrator {
     async fn update_node(&self, node: Registration) -> Result<Registered, Error> {
         self.0.send(node).await.map_err(Error::bug)?;
-        Ok(Registered { keep_alive: None })
+        Ok(Registered::new(None))
     }
 
     async fn wake(&self, _components: Vec<ComponentId>) -> Result<(), Error> {

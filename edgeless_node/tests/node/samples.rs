@@ -30,7 +30,7 @@ impl NodeRegistry for Forgetful {
             return Err(Error::unavailable("away"));
         }
         self.told.send(node.performance).await.map_err(Error::bug)?;
-        Ok(Registered { keep_alive: None })
+        Ok(Registered::new(None))
     }
 
     async fn wake(&self, _: Vec<edgeless_api::ComponentId>) -> Result<(), Error> {

@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
-use edgeless_api::component::{ComponentKind, ComponentSpec, FunctionSpec, StartContext};
+use edgeless_api::component::{ComponentKind, ComponentSpec, FunctionSpec, StartContext, StateSpec};
 use edgeless_api::event::Reply;
 use edgeless_api::status::State;
-use edgeless_api::{Error, InstanceId, WorkflowId};
+use edgeless_api::{Error, InstanceId, StateId, WorkflowId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::docker::{ask, contained, containers_of, docker, has_docker, image, networks_of, start_spec};
@@ -388,7 +388,8 @@ async fn a_service_with_a_fixed_port_is_replaced_by_itself() {
     let again = StartContext { epoch: 2, ..context };
     let service = node.create(ComponentSpec::Function(spec.clone()), again).await.unwrap();
     assert_eq!(answers().await, 200, "placed again");
-    let other = FunctionSpec { workflow: WorkflowId::random(), ..spec };
+    let state = StateSpec { id: StateId::random(), ..spec.state };
+    let other = FunctionSpec { workflow: WorkflowId::random(), state, ..spec };
     let error = start_spec(&node, "other", other).await.unwrap_err().to_string();
     assert!(error.contains(&port.to_string()) && error.contains("already"), "{error}");
     assert_eq!(answers().await, 200, "the first goes on");

@@ -148,6 +148,12 @@ impl TestNode {
         Self::run(self.directory, self.text).await
     }
 
+    /// The same node again, after a crash.
+    pub(crate) async fn crash(self) -> Self {
+        self.node.kill().await;
+        Self::run(self.directory, self.text).await
+    }
+
     async fn run(directory: tempfile::TempDir, text: String) -> Self {
         let config: Config = parse(&text, std::iter::empty()).unwrap();
         let node = Node::start(config).await.unwrap();

@@ -76,6 +76,8 @@ pub(super) struct Component {
     pub(super) slots: Slots,
     /// Of the last start of any of them.
     pub(super) epoch: u64,
+    /// Its starts up to this one were of what it was before it was superseded.
+    pub(super) first_epoch: u64,
     /// The instances in its row.
     pub(super) listed: Vec<InstanceId>,
     /// Its row says that it runs nowhere because it is on its way to another node.
@@ -96,6 +98,13 @@ pub(super) struct Component {
 }
 
 impl Component {
+    /// What ran of a replica up to now is not what it shall be, wherever it comes to light.
+    pub(super) fn outdate(&mut self, replica: u32) {
+        if let Some(slot) = self.slots.get_mut(&replica) {
+            slot.outdated = slot.epoch;
+        }
+    }
+
     pub(super) fn kind(&self) -> ComponentKind {
         self.spec.kind()
     }

@@ -7,10 +7,11 @@
 //! Whoever asked may not have heard the answer, and asks again: nobody else has the state by then. A start of the
 //! same epoch takes the release back, and begins with that state.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgeless_api::domain_record as record;
 use edgeless_api::error::Error;
 use edgeless_api::id::ComponentId;
 use edgeless_daemon::engine::{Millis, Ticket};
@@ -33,9 +34,9 @@ pub(super) struct Leaving {
     /// The time that its instances have for what is queued.
     pub(super) grace: Duration,
     /// What its instance saved.
-    state: Option<Bytes>,
+    pub(super) state: Option<Bytes>,
     /// Why that cannot be had.
-    loss: Option<Error>,
+    pub(super) loss: Option<Error>,
 }
 
 /// A state that cannot be had any more.
@@ -64,6 +65,8 @@ pub(super) struct Left {
     /// Oldest first; one that was forgotten meanwhile has another time or is not there.
     order: VecDeque<(Millis, ComponentId)>,
     bytes: usize,
+    /// Of which there is something else to keep than before.
+    changed: BTreeSet<ComponentId>,
 }
 
 impl Left {
@@ -73,7 +76,26 @@ impl Left {
         self.bytes += kept.size();
         self.kept.insert(id, kept);
         self.order.push_back((now, id));
+        self.changed.insert(id);
         self.expire(now);
+    }
+
+    /// Something has left before a restart.
+    pub(super) fn restore(&mut self, id: ComponentId, left: record::Left) {
+        self.keep(Millis::default(), id, left.epoch, left.legacy.map_err(Error::not_found));
+        self.changed.clear();
+    }
+
+    /// Of which there is something else to keep than at the last look.
+    pub(super) fn changes(&mut self) -> BTreeSet<ComponentId> {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// What is to be kept; `None`: nothing.
+    pub(super) fn record(&self, id: ComponentId) -> Option<record::Left> {
+        let kept = self.kept.get(&id)?;
+        let legacy = kept.legacy.clone().map_err(|loss| loss.message);
+        Some(record::Left { epoch: kept.epoch, legacy })
     }
 
     /// Forgets what is too old or too much.
@@ -94,6 +116,7 @@ impl Left {
     fn forget(&mut self, id: ComponentId) {
         if let Some(kept) = self.kept.remove(&id) {
             self.bytes -= kept.size();
+            self.changed.insert(id);
         }
     }
 

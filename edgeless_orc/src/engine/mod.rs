@@ -11,11 +11,14 @@
 //!
 //! - `component`, `slot`: what is desired of a component and what is the case of each of its replicas.
 //! - `requests`, `moves`, `leaving`: what others ask for; `replicas`: how many there are and where they go,
-//!   `decisions`: why there; `scaling`: how many there shall be; `steps`: what is done about it.
-//! - `node`: how nodes come and go; `rows`: what they are told of components; `loss`: what if one were lost.
+//!   `decisions`: why there; `scaling`: how many there shall be; `disk`, `restore`: what outlives the process;
+//!   `steps`: what is done about it.
+//! - `node`: how nodes come and go; `reports`: what they tell that they run; `rows`: what they are told of components;
+//!   `loss`: what if one were lost.
 
 mod component;
 mod decisions;
+pub(crate) mod disk;
 mod lane;
 mod leaving;
 mod loss;
@@ -23,7 +26,9 @@ mod moves;
 mod node;
 mod note;
 mod replicas;
+mod reports;
 mod requests;
+pub(crate) mod restore;
 mod rows;
 mod scaling;
 mod slot;
@@ -43,12 +48,14 @@ use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext,
 };
 use edgeless_api::domain::DomainCapabilities;
+use edgeless_api::domain_record;
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
 use edgeless_api::node::{NodeInfo, PeerUpdate, Registered, Registration};
 use edgeless_api::status::{ComponentStatus, Limit, Placement};
 use edgeless_api::url::Url;
 use edgeless_daemon::engine::{Millis, Ticket};
+use edgeless_daemon::store::Change;
 use uuid::Uuid;
 
 use crate::placement::{Placer, Strategy};
@@ -59,6 +66,7 @@ use decisions::Decisions;
 pub(crate) use lane::Lane;
 use leaving::Left;
 pub use note::Note;
+pub use restore::Kept;
 use slot::Wiring;
 pub use snapshot::{ComponentState, Cursor, NodeState, Page};
 
@@ -77,7 +85,7 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// How a node is chosen.
     pub strategy: &'static Strategy,
-    /// Seeds whatever is random.
+    /// Seeds whatever is random, also the nonce of a domain that is not kept.
     pub seed: u64,
     /// The most nodes.
     pub max_nodes: usize,
@@ -165,9 +173,20 @@ pub enum Event {
     /// have this time, and its state is handed over.
     Release(Ticket, ComponentId, Duration),
     /// No component is wanted any more.
-    StopAll,
+    StopAll(Ticket),
+    /// A controller follows the domain. For another one than before, the domain starts afresh.
+    Follow {
+        /// Who waits.
+        ticket: Ticket,
+        /// The nonce of the controller.
+        controller: u64,
+        /// The nonce of the domain if it starts afresh.
+        nonce: u64,
+    },
     /// A call has ended.
     Done(Op, Result<Outcome, Error>),
+    /// Changes are on the disk, or could not be written.
+    Persisted(Op, Result<(), Error>),
 }
 
 /// What a call yields.
@@ -186,6 +205,8 @@ pub enum Outcome {
 pub enum Effect {
     /// Call a node; [`Event::Done`] must follow, with the same [`Op`].
     Call(Op, Peer, Call),
+    /// Make changes durable; [`Event::Persisted`] must follow, with the same [`Op`].
+    Persist(Op, Vec<Change>),
     /// Drop the connection to a node.
     Forget(NodeId),
     /// Answer a request.
@@ -253,6 +274,13 @@ pub enum Reply {
     Limits(Vec<Limit>),
     /// The component has left, with this state.
     Released(Option<Bytes>),
+    /// The domain works for the controller that asked.
+    Owned {
+        /// What the domain is known by.
+        nonce: u64,
+        /// It worked for another controller before.
+        changes_hands: bool,
+    },
 }
 
 /// A component as the engine sees it, and who can say more.
@@ -305,6 +333,7 @@ impl Thing {
 pub struct Engine {
     settings: Settings,
     now: Millis,
+    domain: domain_record::Domain,
     registry: Registry,
     placer: Placer,
     /// Why what runs is where it is.
@@ -327,6 +356,14 @@ pub struct Engine {
     farewells: BTreeMap<NodeId, Op>,
     /// By request: how many components are still to be activated.
     activations: BTreeMap<Ticket, usize>,
+    /// What outlives the process; `None`: nothing.
+    disk: Option<Box<disk::Disk>>,
+    /// What waited for the disk and may go out now.
+    released: Vec<Effect>,
+    /// The replicas that ran on nodes which have not come since a restart.
+    awaited: BTreeMap<NodeId, BTreeSet<(ComponentId, u32)>>,
+    /// They are lost if they have not come by then.
+    settles_at: Millis,
     jobs: BTreeMap<Op, Job>,
     last_op: u64,
     /// What may have a step to take.
@@ -348,6 +385,7 @@ impl Engine {
     pub fn new(settings: Settings) -> Self {
         Self {
             now: Millis::default(),
+            domain: domain_record::Domain { nonce: settings.seed, ..Default::default() },
             registry: Registry::new(settings.keep_alive, settings.max_nodes),
             placer: Placer::new(settings.strategy, settings.seed),
             settings,
@@ -361,6 +399,10 @@ impl Engine {
             homeless: BTreeSet::new(),
             farewells: BTreeMap::new(),
             activations: BTreeMap::new(),
+            disk: None,
+            released: Vec::new(),
+            awaited: BTreeMap::new(),
+            settles_at: Millis::default(),
             jobs: BTreeMap::new(),
             last_op: 0,
             marked: BTreeSet::new(),
@@ -409,6 +451,11 @@ impl Engine {
         self.registry.nodes.values().map(info).collect()
     }
 
+    /// What the domain is known by to its controller.
+    pub fn nonce(&self) -> u64 {
+        self.domain.nonce
+    }
+
     /// Where a component runs now; `None`: it is not one of the domain.
     pub fn row_of(&self, component: ComponentId) -> Option<Row> {
         self.components.contains_key(&component).then(|| self.row(component))
@@ -428,6 +475,7 @@ impl Engine {
     /// Lets everything that is marked take its step.
     fn settle(&mut self) {
         while let Some(thing) = self.marked.pop_first() {
+            self.touch(thing);
             match thing {
                 Thing::Node(id) => self.step_node(id),
                 Thing::Component(id) => self.step_component(id),
@@ -437,6 +485,7 @@ impl Engine {
     }
 
     fn pass_time(&mut self) {
+        self.end_wait();
         self.left.expire(self.now);
         for id in self.registry.silent(self.now) {
             self.lose_node(id, "it was silent for too long");
@@ -547,11 +596,20 @@ impl edgeless_daemon::engine::Engine for Engine {
             }
             Event::Stop(ticket, kind, id) => self.stop(ticket, kind, id),
             Event::Release(ticket, id, grace) => self.release_component(ticket, id, grace),
-            Event::StopAll => self.stop_all(),
+            Event::StopAll(ticket) => {
+                self.stop_all();
+                self.reply(ticket, Ok(Reply::Done));
+            }
+            Event::Follow { ticket, controller, nonce } => {
+                let answer = self.follow(controller, nonce);
+                self.reply(ticket, Ok(answer));
+            }
             Event::Done(op, result) => self.done(op, result),
+            Event::Persisted(op, result) => self.persisted(op, result),
         }
         self.settle();
         self.publish_rows();
+        self.keep();
         let shows_nothing =
             |effect: &Effect| matches!(effect, Effect::Reply(..) | Effect::Note(Note::NodeRefused { .. }));
         let is_quiet = may_be_quiet && !self.is_outdated && self.effects.iter().all(shows_nothing);

@@ -1,7 +1,7 @@
 //! Nodes: how they come, are made part of the domain, and go.
 //!
-//! A new node is reset before anything else, because it may still run what someone before us
-//! started. Only then is anything placed on it. Our nodes learn of each other from rows; where one of two
+//! A new node may still run what someone before us started: it is asked what that is, which is then taken over or
+//! stopped, or it is reset if it cannot tell. Only then is anything placed on it. Our nodes learn of each other from rows; where one of two
 //! nodes speaks only EDGELESS 1.2, each is told about the other first, at its own pace.
 
 use std::collections::BTreeSet;
@@ -15,6 +15,7 @@ use super::lane::Gate;
 use super::{Answer, Call, Effect, Engine, Job, Management, Note, Op, Outcome, Reply, Thing};
 use crate::registry::{Arrival, Home, Refusal, Stage, Stray};
 
+const RESTARTED: &str = "it was restarted";
 pub(super) const SAID_GOODBYE: &str = "it said goodbye";
 
 /// Whether the call may have had its effect for all we know.
@@ -35,23 +36,37 @@ impl Engine {
         }
     }
 
-    pub(super) fn register(&mut self, about: Registration) -> Answer {
+    pub(super) fn register(&mut self, mut about: Registration) -> Answer {
         let id = about.node;
+        let report = about.report.take();
         let arrival = match self.registry.judge(&about) {
             Ok(arrival) => arrival,
             Err(refusal) => return Err(self.turn_away(id, refusal)),
         };
         match arrival {
-            Arrival::New => self.add_node(about),
-            Arrival::Restarted => {
-                self.lose_node(id, "it was restarted");
+            Arrival::New => {
+                let reports = about.native && about.reports;
+                let residents = self.awaited.remove(&id).unwrap_or_default();
                 self.add_node(about);
+                if reports {
+                    self.expect(id, residents);
+                } else {
+                    self.lose_all(residents, id, "it does not tell what it runs");
+                }
             }
-            Arrival::Refreshed => self.refresh_node(about),
+            Arrival::Restarted => self.restart_node(about),
+            Arrival::Refreshed => {
+                self.refresh_node(about);
+                if let Some(report) = report {
+                    self.take_report(id, report);
+                }
+            }
             Arrival::Leaving => self.lose_node(id, SAID_GOODBYE),
             Arrival::Stale => {}
         }
-        Ok(Reply::Registered(Registered { keep_alive: Some(self.settings.keep_alive) }))
+        let is_there = !matches!(arrival, Arrival::Leaving | Arrival::Stale);
+        let wants_report = is_there && self.ask_for_report(id);
+        Ok(Reply::Registered(Registered { wants_report, ..Registered::new(Some(self.settings.keep_alive)) }))
     }
 
     fn turn_away(&mut self, node: NodeId, (fault, error): Refusal) -> Error {
@@ -114,20 +129,43 @@ impl Engine {
         self.take_loads(id, &loads);
     }
 
+    /// Another process of a node has come: what the one before ran is lost, unless this one tells that it runs it.
+    fn restart_node(&mut self, about: Registration) {
+        let (id, reports) = (about.node, about.native && about.reports);
+        let residents = self.remove_node(id, RESTARTED);
+        if reports {
+            self.add_node(about);
+            self.expect(id, residents);
+        } else {
+            self.lose_all(residents, id, RESTARTED);
+            self.add_node(about);
+        }
+    }
+
     pub(super) fn lose_node(&mut self, id: NodeId, reason: &'static str) {
-        let Some((node, others)) = self.registry.remove(id) else { return };
+        let residents = self.remove_node(id, reason);
+        self.lose_all(residents, id, reason);
+    }
+
+    pub(super) fn lose_all(&mut self, residents: BTreeSet<(ComponentId, u32)>, node: NodeId, reason: &'static str) {
+        for (component, replica) in residents {
+            self.lose_instance(component, replica, Error::unavailable(format!("node {node} was lost: {reason}")));
+        }
+    }
+
+    /// A node is not there any more; returns what ran there.
+    fn remove_node(&mut self, id: NodeId, reason: &'static str) -> BTreeSet<(ComponentId, u32)> {
+        let Some((node, others)) = self.registry.remove(id) else { return BTreeSet::new() };
         self.placer.nodes.remove(id);
         self.note(Note::NodeLost { node: id, reason, components: node.residents.len() });
         if let Some(op) = node.management.under_way() {
             self.farewells.insert(id, op);
         }
         self.effects.push(Effect::Forget(id));
-        for (component, replica) in node.residents {
-            self.lose_instance(component, replica, Error::unavailable(format!("node {id} was lost: {reason}")));
-        }
         self.forgive(id, &node.owed | &node.telling_rows);
         self.is_outdated = true;
         self.mark_nodes(others);
+        node.residents
     }
 
     /// Each of these nodes may have to be told something.
@@ -154,13 +192,17 @@ impl Engine {
             }
             Gate::Free => {}
         }
-        let is_to_be_reset = node.is_doubtful && node.residents.is_empty() && node.stage == Stage::Ready;
+        if node.stage == Stage::Reporting {
+            return;
+        }
+        let is_to_be_reset =
+            node.is_doubtful && !node.reports() && node.residents.is_empty() && node.stage == Stage::Ready;
         if node.stage == Stage::Resetting || is_to_be_reset {
             self.reset(id);
         } else if let Some(other) = node.strangers.pop_first() {
             node.telling = Some(other);
             self.tell(id, other);
-        } else if node.stage == Stage::Meeting {
+        } else if node.stage == Stage::Meeting && !(node.reports() && node.has_strays()) {
             node.stage = Stage::Ready;
             self.placer.nodes.set_ready(id, true);
             self.is_outdated = true;
@@ -237,6 +279,9 @@ impl Engine {
     /// Removes what a node runs and nobody wants.
     fn clean(&mut self, id: NodeId) {
         let Some(node) = self.registry.nodes.get(&id) else { return };
+        if node.stage == Stage::Reporting {
+            return;
+        }
         let (kind, call) = match node.first_stray() {
             None => return,
             Some(Stray::Known(kind, instance)) => (*kind, Call::Stop(*kind, *instance)),
@@ -270,7 +315,7 @@ impl Engine {
                 node.add_stray(stray);
                 node.cleaning.back_off(self.now);
             }
-            (None, Err(error)) if is_unknown(&error) => node.is_doubtful = true,
+            (None, Err(error)) if is_unknown(&error) => node.doubt(),
             _ => node.cleaning.recover(),
         }
     }

@@ -71,6 +71,17 @@ pub enum Note {
         /// How often it was placed.
         epoch: u64,
     },
+    /// A node runs a component already, as it should.
+    Adopted {
+        /// The component.
+        component: ComponentId,
+        /// Its name in its workflow.
+        name: String,
+        /// The instance.
+        instance: InstanceId,
+        /// How often it was placed.
+        epoch: u64,
+    },
     /// A component was not started, and its controller was told why.
     Refused {
         /// Its name in its workflow.
@@ -151,6 +162,7 @@ impl Note {
             | Self::NodeAdded { .. }
             | Self::Forgotten { .. }
             | Self::Spawned { .. }
+            | Self::Adopted { .. }
             | Self::Refused { .. }
             | Self::Cordoned { .. }
             | Self::Moving { .. }
@@ -186,6 +198,11 @@ impl fmt::Display for Note {
             Self::Spawned { component, kind, name, instance, epoch } => write!(
                 f,
                 "spawned {kind} '{name}' on node {}: component {component}, instance {}, epoch {epoch}",
+                instance.node, instance.function
+            ),
+            Self::Adopted { component, name, instance, epoch } => write!(
+                f,
+                "node {} runs component {component} '{name}' already: instance {}, epoch {epoch}",
                 instance.node, instance.function
             ),
             Self::Refused { name, error } => write!(f, "refused to start '{name}': {error}"),

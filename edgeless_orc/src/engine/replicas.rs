@@ -22,7 +22,7 @@ use crate::placement::{self, Placer, Question, Refusal, Tenant};
 
 /// How long the last epoch of a component is remembered after its end: longer than any call about
 /// it can last.
-const MEMORY: Duration = Duration::from_secs(120);
+pub(super) const MEMORY: Duration = Duration::from_secs(120);
 /// Whom a component is connected with matters to placement up to this number.
 const NEIGHBOURS: usize = 256;
 
@@ -449,11 +449,13 @@ impl Engine {
             return;
         }
         // What still comes for an instance that has left is forwarded to where the component runs.
-        if link.former.is_empty() {
-            self.foreign.remove(&id);
-        }
-        if link.untold.is_empty() && link.former.is_empty() && link.kept_until <= now {
+        let has_row = link.former.is_empty() && self.foreign.remove(&id).is_some();
+        let is_over = link.untold.is_empty() && link.former.is_empty() && link.kept_until <= now;
+        if is_over {
             self.links.remove(&id);
+        }
+        if is_over || has_row {
+            self.touch_link(id);
         }
     }
 }

@@ -52,7 +52,7 @@ impl Engine {
         // What has left is told to be on its way, and still is until it runs here again.
         let is_on_its_way = (was_moving || self.left.contains(id)) && scale.min > 0;
         let had_row = was_moving || !self.listed(id).is_empty() || self.left.contains(id);
-        let row_epoch = self.row_epoch(id).max(epoch.saturating_mul(1 << 32));
+        let row_epoch = self.row_epoch(id).max(self.rows_from(epoch));
         let first_epoch = match known {
             None if self.left.epoch(id).is_some_and(|left| epoch < left) => {
                 return Err(Error::rejected(format!("component {id} has left this domain since it had epoch {epoch}")));
@@ -97,6 +97,7 @@ impl Engine {
             state: wanted.context.state,
             slots: Slots::default(),
             epoch: first_epoch,
+            first_epoch,
             listed: Vec::new(),
             is_moving: is_on_its_way,
             row_epoch,
@@ -289,6 +290,10 @@ impl Engine {
         component.requirements = Requirements::parse(&annotations).map_err(Error::rejected)?;
         *component.spec.annotations_mut() = annotations;
         let limits = component.spec.limits(&component.name);
+        let nowhere = component.slots.iter().filter(|(_, slot)| slot.home().is_none()).map(|(replica, _)| *replica);
+        for replica in nowhere.collect::<Vec<_>>() {
+            component.outdate(replica);
+        }
         for (replica, slot) in component.slots.iter() {
             if let Some(home) = slot.home() {
                 let tenant = Tenant { component: id, replica: *replica };
@@ -319,6 +324,17 @@ impl Engine {
         for id in ids {
             self.dismiss(id);
         }
+    }
+
+    /// A controller follows the domain: what ran for another one is stopped.
+    pub(super) fn follow(&mut self, controller: u64, nonce: u64) -> Reply {
+        let changes_hands = self.domain.controller.replace(controller).is_some_and(|before| before != controller);
+        if changes_hands {
+            // The first controller, should it come back, sees that nothing of its own runs here any more.
+            self.domain.nonce = nonce;
+            self.stop_all();
+        }
+        Reply::Owned { nonce: self.domain.nonce, changes_hands }
     }
 
     fn dismiss(&mut self, id: ComponentId) {
@@ -388,7 +404,7 @@ fn check_limits(name: &str, changes: &Annotations) -> Result<(), Error> {
 }
 
 /// How many instances a component shall have.
-fn scale(name: &str, spec: &ComponentSpec) -> Result<Scale, Error> {
+pub(super) fn scale(name: &str, spec: &ComponentSpec) -> Result<Scale, Error> {
     let ComponentSpec::Function(function) = spec else { return Ok(Scale::default()) };
     let scale = Scale::parse(&function.annotations).map_err(Error::rejected)?;
     if scale.is_multiple() && function.state.policy != StatePolicy::Transient {

@@ -66,10 +66,9 @@ impl Engine {
     }
 
     fn addresses(&self, instances: &[InstanceId]) -> BTreeMap<NodeId, Url> {
-        let address = |instance: &InstanceId| {
-            let node = self.registry.nodes.get(&instance.node)?;
-            Some((instance.node, node.about.invocation_url.clone()))
-        };
+        // Also of a node that has not come yet since a restart.
+        let address =
+            |instance: &InstanceId| Some((instance.node, self.registry.invocation_url(instance.node)?.clone()));
         instances.iter().filter_map(address).collect()
     }
 
@@ -105,6 +104,7 @@ impl Engine {
             component.row_epoch += 1;
             component.row_since = self.now;
         }
+        self.touch(Thing::Component(id));
         self.spread_row(id);
     }
 
@@ -173,7 +173,7 @@ impl Engine {
     pub(super) fn route(&mut self, id: NodeId) {
         let now = self.now;
         let Some(node) = self.registry.nodes.get_mut(&id) else { return };
-        if node.owed.is_empty() || node.stage == Stage::Resetting {
+        if node.owed.is_empty() || matches!(node.stage, Stage::Resetting | Stage::Reporting) {
             return;
         }
         match node.routing.gate(now) {
@@ -295,6 +295,7 @@ impl Engine {
         }
         let runs = !row.instances.is_empty();
         self.foreign.insert(id, row);
+        self.touch_link(id);
         if !self.components.contains_key(&id) {
             self.spread_row(id);
             if let Some(link) = self.links.get_mut(&id).filter(|_| runs) {

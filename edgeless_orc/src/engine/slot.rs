@@ -20,7 +20,7 @@ use edgeless_daemon::engine::{Millis, Ticket};
 use super::component::Component;
 use super::scaling::Load;
 use super::{Engine, Lane};
-use crate::registry::Home;
+use crate::registry::{Home, Stage};
 
 /// What the outputs of an instance lead to: components where its node routes by rows, else instances.
 pub(super) type Wiring = BTreeMap<String, Target>;
@@ -58,6 +58,12 @@ pub(super) struct Instance {
     pub(super) releases: u32,
 }
 
+impl Instance {
+    pub(super) fn new(home: Home, id: InstanceId, wiring: Option<Wiring>, is_active: bool) -> Self {
+        Self { home, id, wiring, is_active, is_settled: false, releases: 0 }
+    }
+}
+
 /// What shall become of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
@@ -91,6 +97,8 @@ pub(super) struct Slot {
     pub(super) place: Place,
     /// Of its last start.
     pub(super) epoch: u64,
+    /// What was started up to this epoch is not what it shall be.
+    pub(super) outdated: u64,
     /// Nodes that failed to start it since it was last placed.
     pub(super) tried: BTreeSet<Home>,
     /// Why it is not where it should be.
@@ -114,6 +122,7 @@ impl Slot {
             detour: None,
             place: Place::Nowhere,
             epoch: 0,
+            outdated: 0,
             tried: BTreeSet::new(),
             trouble: None,
             is_noted: false,
@@ -254,8 +263,11 @@ impl Engine {
         let instance = match &slot.place {
             Place::Nowhere if is_going => return Step::Drop,
             Place::Nowhere => return Step::Place,
+            Place::Trying(attempt) if self.is_awaited(attempt.home) => return Step::Rest,
             Place::Trying(attempt) if is_going => return Step::Abandon(attempt.clone()),
+            Place::Trying(attempt) if self.is_to_report(attempt.home) => return Step::Rest,
             Place::Trying(attempt) => return Step::Create(attempt.clone()),
+            Place::On(instance) if self.is_awaited(instance.home) => return Step::Rest,
             Place::On(instance) if component.is_leaving && component.leaving.is_none() => {
                 return Step::Stop(instance.id);
             }
@@ -263,6 +275,9 @@ impl Engine {
         };
         // A lost node takes its residents along, so that there is one.
         let Some(node) = self.registry.at(instance.home) else { return Step::Rest };
+        if node.stage == Stage::Reporting {
+            return Step::Rest;
+        }
         let is_native = node.about.native;
         if slot.fate != Fate::Stay {
             return match self.told_at(id, component) {
@@ -288,6 +303,11 @@ impl Engine {
             None => {}
         }
         if component.is_wanted_active && !instance.is_active { Step::Activate } else { Step::Settled }
+    }
+
+    /// Whether it is to be heard what a node runs before anything is done about it.
+    fn is_to_report(&self, home: Home) -> bool {
+        self.registry.at(home).is_some_and(|node| node.stage == Stage::Reporting)
     }
 
     /// What the outputs of a component shall lead to now. Our nodes are told of components, and by rows where

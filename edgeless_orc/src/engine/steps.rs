@@ -133,7 +133,7 @@ impl Engine {
             Place::Nowhere | Place::On(_) => None,
         });
         match (attempt, result) {
-            (None, result) => self.created_in_vain(kind, home, result),
+            (None, result) => self.created_in_vain((id, replica), kind, home, result),
             (Some(_), Ok(instance)) => self.run(id, replica, home, instance),
             (Some(attempt), Err(error)) if is_unknown(&error) => self.unanswered(id, replica, attempt, error),
             (Some(_), Err(error)) => self.fail(id, replica, home, error, true),
@@ -141,43 +141,59 @@ impl Engine {
     }
 
     /// A start has ended after it was given up.
-    fn created_in_vain(&mut self, kind: ComponentKind, home: Home, result: Result<InstanceId, Error>) {
-        match result {
-            Ok(instance) => self.add_stray(home.node, Stray::Known(kind, instance)),
-            Err(error) if is_unknown(&error) => self.doubt(home),
-            Err(_) => {}
+    fn created_in_vain(
+        &mut self,
+        (id, replica): (ComponentId, u32),
+        kind: ComponentKind,
+        home: Home,
+        result: Result<InstanceId, Error>,
+    ) {
+        let is_native = self.registry.nodes.get(&home.node).is_some_and(|node| node.about.native);
+        let again = self.slot_mut(id, replica).and_then(|slot| match &mut slot.place {
+            Place::Trying(attempt) if attempt.home.node == home.node => Some(attempt),
+            Place::Trying(_) | Place::Nowhere | Place::On(_) => None,
+        });
+        match (result, again) {
+            // A repeat returns the same instance, or one that replaces it.
+            (Ok(_), Some(attempt)) if is_native => attempt.unanswered = attempt.unanswered.max(1),
+            (Ok(instance), _) => self.add_stray(home.node, Stray::Known(kind, instance)),
+            (Err(error), _) if is_unknown(&error) => self.doubt(home),
+            (Err(_), _) => {}
         }
     }
 
     fn run(&mut self, id: ComponentId, replica: u32, home: Home, instance: InstanceId) {
         let is_native = self.registry.at(home).is_some_and(|node| node.about.native);
+        if let Some(component) = self.components.get(&id) {
+            let note = Note::Spawned {
+                component: id,
+                kind: component.kind(),
+                name: component.name.clone(),
+                instance,
+                epoch: component.slots.get(&replica).map(|slot| slot.epoch).unwrap_or_default(),
+            };
+            self.note(note);
+        }
+        // An EDGELESS 1.2 node knows no third step: what it creates runs.
+        self.runs(id, replica, Instance::new(home, instance, Some(Wiring::new()), !is_native));
+    }
+
+    /// A replica has an instance from now on.
+    pub(super) fn runs(&mut self, id: ComponentId, replica: u32, instance: Instance) {
+        let home = instance.home;
+        let is_native = self.registry.at(home).is_some_and(|node| node.about.native);
         let now = self.now;
         let Some(component) = self.components.get_mut(&id) else { return };
-        let note = Note::Spawned {
-            component: id,
-            kind: component.kind(),
-            name: component.name.clone(),
-            instance,
-            epoch: component.slots.get(&replica).map(|slot| slot.epoch).unwrap_or_default(),
-        };
+        if let Some(node) = self.registry.nodes.get_mut(&home.node) {
+            node.running.insert(instance.id.function, (id, replica));
+        }
         if let Some(slot) = component.slots.get_mut(&replica) {
-            // An EDGELESS 1.2 node knows no third step: what it creates runs.
-            slot.place = Place::On(Instance {
-                home,
-                id: instance,
-                wiring: Some(Wiring::new()),
-                is_active: !is_native,
-                is_settled: false,
-                releases: 0,
-            });
+            slot.place = Place::On(instance);
             slot.is_under_way = false;
             slot.tried.clear();
             slot.trouble = None;
             slot.is_noted = false;
             slot.load = Load::default();
-        }
-        if let Some(node) = self.registry.nodes.get_mut(&home.node) {
-            node.running.insert(instance.function, (id, replica));
         }
         let is_complete = component.running().count() >= component.scale.min as usize;
         let is_first = !component.is_born && is_complete;
@@ -190,7 +206,6 @@ impl Engine {
         // Whoever speaks only EDGELESS 1.2 wakes nobody: what it sends to must be there.
         let targets = component.outputs.values().filter(|_| !is_native).map(|target| Thing::Component(*target));
         self.marked.extend(targets);
-        self.note(note);
         if is_first {
             self.answer(id, Ask::Start, &Ok(Reply::Started(id)));
         }
@@ -227,7 +242,7 @@ impl Engine {
 
     fn doubt(&mut self, home: Home) {
         if let Some(node) = self.registry.nodes.get_mut(&home.node) {
-            node.is_doubtful = true;
+            node.doubt();
             self.marked.insert(Thing::Node(home.node));
         }
     }
@@ -264,6 +279,9 @@ impl Engine {
     pub(super) fn leave_home(&mut self, id: ComponentId, replica: u32) {
         let Some(slot) = self.components.get(&id).and_then(|component| component.slots.get(&replica)) else { return };
         let Some(home) = slot.home() else { return };
+        if let Some(awaited) = self.awaited.get_mut(&home.node) {
+            awaited.remove(&(id, replica));
+        }
         if let Some(node) = self.registry.nodes.get_mut(&home.node) {
             node.residents.remove(&(id, replica));
             self.placer.nodes.release(home.node, Tenant { component: id, replica });
@@ -483,6 +501,7 @@ impl Engine {
         slot.lane.recover();
         slot.trouble = None;
         let former = slot.home().map(|home| home.node);
+        component.outdate(replica);
         self.leave_home(id, replica);
         if let Some(slot) = self.slot_mut(id, replica) {
             slot.place = Place::Nowhere;

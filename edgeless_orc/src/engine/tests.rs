@@ -6,19 +6,23 @@ use std::time::Duration;
 use edgeless_api::component::{
     Annotations, CONTAINER, FunctionClass, FunctionSpec, ResourceSpec, Row, StateSpec, Target,
 };
+use edgeless_api::domain_record as record;
 use edgeless_api::error::Code;
 use edgeless_api::id::{StateId, WorkflowId};
 use edgeless_api::node::{Capabilities, Health, Performance, ProviderSpec};
 use edgeless_api::status::State;
 use edgeless_daemon::engine::Engine as _;
+use edgeless_daemon::store::Table;
 
 use super::*;
 
 mod decisions;
+mod durable;
 mod identity;
 mod leaving;
 mod moving;
 mod replicas;
+mod reports;
 mod rows;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
@@ -28,6 +32,62 @@ const C: NodeId = NodeId(Uuid::from_u128(0xc));
 const ONE: ComponentId = ComponentId(Uuid::from_u128(1));
 const TWO: ComponentId = ComponentId(Uuid::from_u128(2));
 const FUNCTION: ComponentKind = ComponentKind::Function;
+
+/// A disk that is played by hand.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Disk(BTreeMap<(Table, Bytes), Bytes>);
+
+impl Disk {
+    pub(super) fn apply(&mut self, changes: Vec<Change>) {
+        for Change { table, key, value } in changes {
+            match value {
+                Some(value) => drop(self.0.insert((table, key), value)),
+                None => drop(self.0.remove(&(table, key))),
+            }
+        }
+    }
+
+    pub(super) fn table(&self, table: Table) -> Vec<(Bytes, Bytes)> {
+        self.0
+            .iter()
+            .filter(|((of, _), _)| *of == table)
+            .map(|((_, key), value)| (key.clone(), value.clone()))
+            .collect()
+    }
+
+    /// What a new process finds.
+    pub(super) fn open(&mut self) -> Kept {
+        let id = |key: &Bytes| Uuid::from_slice(key).unwrap();
+        let code: BTreeMap<Bytes, Bytes> = self.table(disk::CODE).into_iter().collect();
+        let component = |(_, value): (Bytes, Bytes)| {
+            let mut record = record::Component::decode(&value).unwrap();
+            if let ComponentSpec::Function(function) = &mut record.spec
+                && !function.class.binary.is_empty()
+            {
+                let digest = function.class.binary.digest();
+                function.class.binary = code[&disk::digest_key(digest)].clone().into();
+            }
+            record
+        };
+        let domain = self.table(disk::DOMAIN).pop().map(|(_, own)| record::Domain::decode(&own).unwrap());
+        let domain = domain.map_or(record::Domain { nonce: 42, ..Default::default() }, |own| record::Domain {
+            restarts: own.restarts + 1,
+            ..own
+        });
+        self.apply(vec![Change::put(disk::DOMAIN, disk::SELF, domain.encode())]);
+        let nodes = self.table(disk::NODES).into_iter();
+        let left = self.table(disk::LEFT).into_iter();
+        let gone = self.table(disk::GONE).into_iter();
+        Kept {
+            domain,
+            components: self.table(disk::COMPONENTS).into_iter().map(component).collect(),
+            left: left.map(|(key, own)| (ComponentId(id(&key)), record::Left::decode(&own).unwrap())).collect(),
+            gone: gone.map(|(key, own)| (ComponentId(id(&key)), record::Gone::decode(&own).unwrap())).collect(),
+            nodes: nodes.map(|(key, own)| (NodeId(id(&key)), record::Node::decode(&own).unwrap())).collect(),
+            rows: self.table(disk::ROWS).iter().map(|(_, own)| record::Foreign::decode(own).unwrap().0).collect(),
+        }
+    }
+}
 
 /// An engine, and everything that it decided.
 struct World {
@@ -40,6 +100,9 @@ struct World {
     /// What was started last began with this.
     begun: Option<Bytes>,
     calls: Vec<(Op, NodeId, Call)>,
+    /// What is to be written, and where.
+    writes: Vec<(Op, Vec<Change>)>,
+    disk: Disk,
     answers: BTreeMap<Ticket, Answer>,
     notes: Vec<Note>,
     published: Vec<u32>,
@@ -69,6 +132,8 @@ impl World {
             saved: None,
             begun: None,
             calls: vec![],
+            writes: vec![],
+            disk: Disk::default(),
             answers: BTreeMap::new(),
             notes: vec![],
             published: vec![],
@@ -84,9 +149,11 @@ impl World {
                 Effect::Note(note) => self.notes.push(note),
                 Effect::Publish(capabilities) => self.published.push(capabilities.num_nodes),
                 Effect::PublishRows(rows) => self.published_rows.push(rows),
+                Effect::Persist(op, changes) => self.writes.push((op, changes)),
                 Effect::Forget(_) => {}
             }
         }
+        self.engine.check_images();
     }
 
     fn request(&mut self, event: impl FnOnce(Ticket) -> Event) -> Ticket {
@@ -257,6 +324,8 @@ pub(crate) fn node(id: NodeId) -> Registration {
         leaving: false,
         proof: None,
         loads: Vec::new(),
+        reports: false,
+        report: None,
     }
 }
 
@@ -342,7 +411,7 @@ fn unanswered() -> Result<Outcome, Error> {
 fn a_new_node_is_reset_and_joining_costs_our_nodes_nothing_else() {
     let mut world = World::new();
     let answer = world.register(node(A));
-    assert_eq!(answer, Ok(Reply::Registered(Registered { keep_alive: Some(KEEP_ALIVE) })));
+    assert_eq!(answer, Ok(Reply::Registered(Registered::new(Some(KEEP_ALIVE)))));
     assert_eq!(world.obey(), [(A, Call::Reset)]);
     world.register(node(B)).unwrap();
     assert_eq!(world.obey(), [(B, Call::Reset)], "they learn of each other from rows");
@@ -727,7 +796,8 @@ fn everything_is_stopped_at_the_wish_of_the_controller() {
     world.add(&node(A));
     world.run(ONE);
     world.run(TWO);
-    world.send(Event::StopAll);
+    let ticket = world.request(Event::StopAll);
+    assert_eq!(world.answer(ticket), Ok(Reply::Done));
     assert_eq!(world.obey().len(), 2);
     assert!(world.engine.view(&[ONE, TWO]).is_empty());
 }

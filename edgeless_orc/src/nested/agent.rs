@@ -312,7 +312,7 @@ impl Agent {
     pub(crate) async fn stop_all(&self) -> Result<(), Error> {
         let before = self.book(|book| std::mem::replace(book, Book::new()));
         self.forwarder.table(|table, _| table.clear());
-        self.service.inbox.tell(Event::StopAll).await?;
+        self.service.done(Event::StopAll).await?;
         let owns: Vec<Uuid> = before.started.values().map(|started| started.own.0).collect();
         let gone = async {
             while self.service.is_any_left(&owns).await {

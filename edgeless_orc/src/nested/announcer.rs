@@ -94,7 +94,7 @@ impl Announcer {
         loop {
             self.capabilities.borrow_and_update();
             let pause = match self.once(&mut loads).await {
-                Ok(Registered { keep_alive }) => {
+                Ok(Registered { keep_alive, .. }) => {
                     if !self.parent.knows_us.swap(true, Ordering::Relaxed) {
                         tracing::info!(parent = %self.parent.url, domain = %self.domain, "the parent knows this domain");
                     }
@@ -131,6 +131,8 @@ impl Announcer {
             providers: aggregate::providers(&nodes),
             capabilities: aggregate::capabilities(&self.domain, &nodes),
             loads: loads.clone(),
+            reports: false,
+            report: None,
             performance: edgeless_api::node::Performance::default(),
             ..self.farewell().registration
         };
@@ -153,6 +155,8 @@ impl Announcer {
             leaving: true,
             proof: None,
             loads: vec![],
+            reports: false,
+            report: None,
             performance: edgeless_api::node::Performance::default(),
         };
         let (parent, agent, cancel) = (self.parent.clone(), self.agent.clone(), self.cancel.clone());

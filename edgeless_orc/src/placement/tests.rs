@@ -89,6 +89,8 @@ fn registration(n: u128, node: &Node) -> Registration {
         leaving: false,
         proof: None,
         loads: Vec::new(),
+        reports: false,
+        report: None,
         performance: edgeless_api::node::Performance::default(),
     }
 }

@@ -34,6 +34,7 @@ use tokio::sync::broadcast;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
+mod durable;
 mod operations;
 mod registrations;
 
@@ -57,6 +58,8 @@ fn connection(url: &Url) -> Connection {
 
 fn config() -> Config {
     let mut config = Config::default();
+    // Nothing is kept: tests that are about that say where.
+    config.general.state_directory = Default::default();
     config.general.orchestrator_url = free();
     // Longer than a busy machine may hold up the beat of a node.
     config.baseline.keep_alive_interval_secs = 5;
@@ -308,6 +311,8 @@ fn registration(node: NodeId, url: &Url) -> Registration {
         leaving: false,
         proof: None,
         loads: Vec::new(),
+        reports: false,
+        report: None,
     }
 }
 
