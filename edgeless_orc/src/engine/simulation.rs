@@ -256,7 +256,11 @@ impl Simulation {
     fn repeat(&mut self, asked: Asked) {
         let desired = |id: ComponentId| self.desired.get(&id);
         match asked {
-            Asked::Start(id, epoch) if desired(id).is_some_and(|own| own.epoch == epoch) => self.start(id, epoch),
+            // What follows a start that was not acknowledged is asked again with it.
+            Asked::Start(id, epoch) if desired(id).is_some_and(|own| own.epoch == epoch) => {
+                self.start(id, epoch);
+                self.unsure.extend([Asked::Patch(id), Asked::Activate(id)]);
+            }
             Asked::Patch(id) if desired(id).is_some() => self.patch(id),
             Asked::Activate(id) if desired(id).is_some_and(|own| own.is_active) => self.activate(id),
             Asked::Stop(id) if desired(id).is_none() => self.stop(id),
