@@ -24,8 +24,11 @@ const SHORTEST: Duration = Duration::from_millis(50);
 const PRESSED: Duration = Duration::from_millis(200);
 /// The first pause after an announcement that failed; it doubles with each.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
-/// The longest pause after an announcement that failed.
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(2);
+/// The longest pause after an announcement that failed, give or take a third: an orchestrator that is back has its nodes
+/// within a second.
+const LONGEST_BACK_OFF: Duration = Duration::from_millis(700);
+/// The pause between announcements where neither side names one.
+const INTERVAL: Duration = Duration::from_secs(2);
 /// How long an announcement may take.
 const DEADLINE: Duration = Duration::from_secs(5);
 
@@ -106,7 +109,7 @@ impl Announcer {
     pub async fn run(mut self, cancel: CancellationToken) {
         let mut meter = HealthMeter::default();
         let mut back_off = FIRST_BACK_OFF;
-        let interval = self.registration.interval.unwrap_or(LONGEST_BACK_OFF);
+        let interval = self.registration.interval.unwrap_or(INTERVAL);
         tracing::info!(
             "Registering this node '{}' on e-ORC {}, capabilities: {}",
             self.registration.node,
