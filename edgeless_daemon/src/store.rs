@@ -180,6 +180,17 @@ impl Store {
         Ok(all.unwrap_or_default())
     }
 
+    /// The keys of all records of a table, in order.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn keys(&self, table: Table) -> Result<Vec<Bytes>, Error> {
+        let all = self.read(table, |records| {
+            records.iter()?.map(|record| record.map(|(key, _)| Bytes::copy_from_slice(key.value()))).collect()
+        })?;
+        Ok(all.unwrap_or_default())
+    }
+
     /// `None`: there is no such table yet.
     fn read<T>(
         &self,
@@ -362,6 +373,7 @@ mod tests {
         closed.cancelled().await;
         let store = Store::open(&path(&directory), KIND).unwrap();
         assert_eq!(store.all("a").unwrap(), [("0".into(), "zero".into()), ("2".into(), "two".into())]);
+        assert_eq!(store.keys("a").unwrap(), ["0", "2"]);
         assert_eq!(store.get("b", b"1").unwrap(), Some("eins".into()));
     }
 

@@ -2,9 +2,11 @@
 //!
 //! A start is repeatable: the same component, replica and epoch give the same instance, an older epoch is
 //! refused, a newer one replaces the older instance. So is a release: for a while, a repeat gets the same
-//! state.
+//! state. What runs is written down, and the next process of the node [goes on with it](Agent::revive).
 
-use std::collections::{HashMap, VecDeque};
+mod revival;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -12,8 +14,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Row, Start,
-    StartContext, without_limits,
+    StartContext, StatePolicy, without_limits,
 };
+use edgeless_api::journal::InstanceRecord;
 use edgeless_api::node::{InstanceLoad, PeerUpdate, Running};
 use edgeless_api::server::{Components, NodeManagement, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine};
@@ -27,6 +30,7 @@ use uuid::Uuid;
 
 use crate::host::{Component, Factory, Hosted, host};
 use crate::instance::{Context, Provider, Runtime};
+use crate::journal::Journal;
 use crate::log::Log;
 use crate::outputs::Outputs;
 use crate::records::Records;
@@ -71,6 +75,7 @@ pub struct Agent {
     runtimes: Vec<Arc<dyn Runtime>>,
     offers: Vec<Offer>,
     states: StateStore,
+    journal: Journal,
     options: Options,
     cancel: CancellationToken,
     /// Told when events pile up for an instance whose load is reported.
@@ -97,6 +102,8 @@ struct Table {
     stopped: VecDeque<(Key, u64)>,
     /// What is being released, or was, oldest first.
     released: VecDeque<Release>,
+    /// What goes on since the process before, until the orchestrator was asked about it.
+    revived: Vec<(ComponentKind, Uuid)>,
 }
 
 /// A release, for whoever asks for it again.
@@ -157,7 +164,8 @@ impl Agent {
             router,
             runtimes,
             offers,
-            states: StateStore::new(records),
+            states: StateStore::new(records.clone()),
+            journal: Journal::new(records),
             options,
             cancel,
             pressed: Arc::default(),
@@ -217,6 +225,7 @@ impl Agent {
             // Who resets the node begins to count epochs anew.
             table.stopped.clear();
             table.released.clear();
+            table.revived.clear();
             std::mem::take(&mut table.running)
         });
         join_all(all.values().map(|hosted| hosted.stop())).await;
@@ -279,6 +288,26 @@ impl Agent {
 
     async fn create(&self, spec: ComponentSpec, context: &StartContext, is_untold: bool) -> Result<Arc<Hosted>, Error> {
         let id = InstanceId::random(self.router.node());
+        let record = (!is_untold).then(|| record(&spec, context, id));
+        let (component, factory) = self.prepare(id, spec, context, is_untold).await?;
+        let hosted = Arc::new(host(component, factory, self.router.clone(), self.options.grace).await?);
+        if let Some(record) = record
+            && let Err(error) = self.journal.add(record).await
+        {
+            hosted.stop().await;
+            return Err(error.context("cannot write down what was started"));
+        }
+        Ok(hosted)
+    }
+
+    /// What hosting it takes.
+    async fn prepare(
+        &self,
+        id: InstanceId,
+        spec: ComponentSpec,
+        context: &StartContext,
+        is_untold: bool,
+    ) -> Result<(Component, Factory), Error> {
         let cancel = self.cancel.child_token();
         let samples = self.router.metrics().samples().clone();
         let log = Log::new(&context.name, self.options.log_lines).with_samples(id.function, samples);
@@ -297,8 +326,7 @@ impl Agent {
             ComponentSpec::Function(spec) => self.function(spec, context, base, is_untold).await?,
             ComponentSpec::Resource(spec) => self.resource(spec, context, base)?,
         };
-        let component = Component { is_untold, ..component };
-        Ok(Arc::new(host(component, factory, self.router.clone(), self.options.grace).await?))
+        Ok((Component { is_untold, ..component }, factory))
     }
 
     async fn function(
@@ -408,6 +436,20 @@ impl Agent {
     }
 }
 
+/// What the journal says of something that was just started.
+fn record(spec: &ComponentSpec, context: &StartContext, id: InstanceId) -> InstanceRecord {
+    // What it came with was saved by then, and is replaced by what it saves itself.
+    let is_saved = matches!(spec, ComponentSpec::Function(spec) if spec.state.policy == StatePolicy::NodeLocal);
+    let state = context.state.clone().filter(|_| !is_saved);
+    InstanceRecord {
+        spec: spec.clone(),
+        context: StartContext { state, ..context.clone() },
+        instance: id.function,
+        outputs: BTreeMap::new(),
+        is_active: false,
+    }
+}
+
 /// The same context for one incarnation of the instance.
 fn incarnation(base: &Context, token: CancellationToken) -> Context {
     Context { outputs: base.outputs.until(token.clone()), cancel: token, ..base.clone() }
@@ -429,6 +471,7 @@ impl Agent {
         let created = slot.get_or_try_init(|| async {
             if let Some(replaced) = replaced {
                 replaced.stop().await;
+                self.strike(&replaced).await;
             }
             self.create(start.spec, &context, is_untold).await
         });
@@ -454,6 +497,7 @@ impl Agent {
         });
         if !kept {
             hosted.stop().await;
+            self.strike(&hosted).await;
             return Err(Error::unavailable(format!("'{}' was stopped while it was being started", context.name)));
         }
         tracing::info!(name = %context.name, instance = %id.function, "{kind} created and initialised");
@@ -478,12 +522,25 @@ impl Agent {
             return Ok(controls.limits().await);
         }
         let limits = controls.set_limits(&changes).await?;
+        self.journal.limit(id, &changes).await?;
         tracing::info!(name = %component.name, instance = %id, ?changes, "limits changed");
         Ok(limits)
     }
 
-    /// Removes what a component saved.
+    /// The next process does not go on with it.
+    async fn strike(&self, hosted: &Hosted) {
+        let component = hosted.component();
+        if let Err(error) = self.journal.remove(component.id.function).await {
+            tracing::warn!(name = %component.name, %error, "it could not be written down that a component was stopped");
+        }
+    }
+
+    /// Removes what is kept of a component.
     async fn forget(&self, hosted: &Hosted) {
+        tokio::join!(self.strike(hosted), self.forget_state(hosted));
+    }
+
+    async fn forget_state(&self, hosted: &Hosted) {
         let component = hosted.component();
         let Some((id, epoch)) = component.state.kept() else { return };
         if let Err(error) = self.states.forget(id, epoch).await {
@@ -554,12 +611,12 @@ impl Components for Agent {
         let hosted = self.find(patch.id).filter(|hosted| hosted.component().kind == kind);
         let hosted = hosted.ok_or_else(|| Error::not_found(format!("no {kind} {} runs here", patch.id)))?;
         let outputs: Vec<_> = patch.outputs.keys().cloned().collect();
-        hosted.set_outputs(patch.outputs);
+        hosted.set_outputs(patch.outputs.clone());
         tracing::debug!(name = %hosted.component().name, ?outputs, "outputs set");
         if hosted.component().is_untold {
             hosted.component().outputs.activate();
         }
-        Ok(())
+        self.journal.set_outputs(patch.id, &patch.outputs).await
     }
 
     async fn activate(&self, ids: Vec<Uuid>) -> Result<(), Error> {
@@ -567,6 +624,8 @@ impl Components for Agent {
         for hosted in &found {
             hosted.component().outputs.activate();
         }
+        let active: Vec<Uuid> = found.iter().map(|hosted| hosted.component().id.function).collect();
+        self.journal.activate(&active).await?;
         match ids.len() - found.len() {
             0 => Ok(()),
             missing => Err(Error::not_found(format!("{missing} of {} instances do not run here", ids.len()))),
@@ -586,11 +645,9 @@ impl Components for Agent {
         self.to_its_end(move |me| me.release_now(instance, grace)).await
     }
 
-    async fn set_rows(&self, rows: Vec<Row>) -> Result<(), Error> {
-        for row in rows {
-            self.router.update_row(row);
-        }
-        Ok(())
+    async fn set_rows(&self, mut rows: Vec<Row>) -> Result<(), Error> {
+        rows.retain(|row| self.router.update_row(row.clone()));
+        self.journal.set_rows(&rows, |component| self.router.is_needed(component)).await
     }
 
     async fn logs(&self, ids: Vec<Uuid>, follow: bool) -> Result<Values<LogLine>, Error> {
@@ -626,6 +683,7 @@ impl NodeManagement for Agent {
             tracing::info!("reset by the orchestrator: stopping everything that runs here");
         }
         self.stop_all().await;
+        self.journal.clear().await?;
         self.states.forget_all().await
     }
 }

@@ -118,12 +118,32 @@ pub async fn host(
     // Whatever it started in vain ends with it.
     let guard = token.clone().drop_guard();
     let instance = factory(token).await?;
+    Ok(begin(component, factory, router, grace, Some((instance, guard))))
+}
+
+/// Serves a component again that another process of the node ran: its events wait until it has its first instance here,
+/// which is made as any replacement is.
+pub fn host_again(component: Component, factory: Factory, router: Arc<Router>, grace: Duration) -> Hosted {
+    begin(component, factory, router, grace, None)
+}
+
+fn begin(
+    component: Component,
+    factory: Factory,
+    router: Arc<Router>,
+    grace: Duration,
+    first: Option<(Box<dyn Instance>, DropGuard)>,
+) -> Hosted {
     let ledger = component.outputs.ledger().clone();
     let metrics = router.metrics().instances().add(component.id, &component.metrics_type, ledger);
     let (mailbox, receiver) = watched(component.mailbox, component.queued, metrics.clone(), component.pressed.clone());
     router.add_mailbox(component.id.function, mailbox.clone());
     let is_released = Arc::new(AtomicBool::new(false));
-    let status = Arc::new(Mutex::new((State::Running, String::new())));
+    let status = match first {
+        Some(_) => (State::Running, String::new()),
+        None => (State::Restarting, "the node has started again".to_string()),
+    };
+    let status = Arc::new(Mutex::new(status));
     let (end, ended) = watch::channel(false);
     let host = Host {
         receiver,
@@ -140,13 +160,13 @@ pub async fn host(
     };
     let node = component.node.clone();
     tokio::spawn(async move {
-        let late = host.run(instance, guard).await;
+        let late = host.run(first).await;
         end.send(true).ok();
         if let Some(late) = late {
             late.forward(&node).await;
         }
     });
-    Ok(Hosted { component, mailbox, is_released, metrics, status, ended })
+    Hosted { component, mailbox, is_released, metrics, status, ended }
 }
 
 impl Hosted {
@@ -280,8 +300,14 @@ enum End {
 
 impl Host {
     /// Serves the component until it is stopped. What is left if it has moved.
-    async fn run(mut self, first: Box<dyn Instance>, token: DropGuard) -> Option<Late> {
-        let mut current = Some((first, token));
+    async fn run(mut self, first: Option<(Box<dyn Instance>, DropGuard)>) -> Option<Late> {
+        let mut current = first;
+        if current.is_none() {
+            current = self.bring_back().await;
+            if current.is_none() {
+                self.refuse().await;
+            }
+        }
         // The token ends what an incarnation left behind: its delayed casts die with it.
         while let Some((instance, token)) = current.take() {
             let since = Instant::now();
@@ -418,6 +444,22 @@ impl Host {
         match tokio::time::timeout(self.grace, rest).await {
             Ok(()) => End::Stopped,
             Err(_) => End::CutOff,
+        }
+    }
+
+    /// Makes the first instance of a component that another process of the node ran; `None`: it is failed or stopped.
+    async fn bring_back(&mut self) -> Option<(Box<dyn Instance>, DropGuard)> {
+        let token = self.cancel.child_token();
+        let guard = token.clone().drop_guard();
+        match self.cancel.run_until_cancelled((self.factory)(token)).await? {
+            Ok(instance) => {
+                self.set_status(State::Running, "");
+                Some((instance, guard))
+            }
+            Err(error) => {
+                drop(guard);
+                self.replace(error.to_string()).await
+            }
         }
     }
 

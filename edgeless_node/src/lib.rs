@@ -21,7 +21,8 @@
 //! - [`backends`]: servers of this node that stand behind its HTTP ingress.
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
 //!   [`samples`]: what the orchestrator is told of single measurements.
-//! - [`records`]: what the node goes on with when its process has ended; [`state`]: what functions save.
+//! - [`records`]: what the node goes on with when its process has ended; [`journal`]: what runs; [`state`]: what
+//!   functions save.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node; [`key`]: what it knows the
 //!   node by.
 
@@ -36,6 +37,7 @@ pub mod event;
 pub mod fate;
 pub mod host;
 pub mod instance;
+pub mod journal;
 pub mod key;
 pub mod log;
 pub mod mailbox;
@@ -283,6 +285,8 @@ impl Node {
         let announced_url = general.invocation_url_announced.clone().unwrap_or_else(|| invocation_url.announced());
         router.set_requests(Requests::new(register_url)?);
         router.peers().set_own_url(announced_url.clone());
+        // Before anybody can ask for anything: what runs is known, and can be told.
+        agent.revive().await?;
 
         let events = Server::new(limits, base.cancel().clone())
             .peer_stream(router.peers().clone())
@@ -359,7 +363,7 @@ impl Handle for Node {
             // Or the front waits for them, and they for what they start.
             containers.end_starts();
         }
-        self.farewell.say().await;
+        let is_heard = self.farewell.say().await;
         let front = self.front.stop(self.grace).await;
         // Each component keeps to the grace itself; the rest is for its stop handler.
         let stopped = tokio::time::timeout(self.grace * 2, self.agent.stop_all()).await;
@@ -368,6 +372,10 @@ impl Handle for Node {
             Some(containers) => tokio::time::timeout(self.grace + container::REMOVAL, containers.stop()).await,
             None => Ok(()),
         };
+        if is_heard {
+            // It is given to others: this node does not go on with it.
+            self.agent.forget_running().await;
+        }
         self.records.close();
         let base = self.base.stop(self.grace).await;
         let mut forced = Vec::new();

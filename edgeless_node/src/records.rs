@@ -73,6 +73,18 @@ impl Records {
         self.store()?.write(changes).await
     }
 
+    /// Queues changes, all or none; what it returns waits until they are on the disk. Changes are made in the order
+    /// in which they were queued.
+    ///
+    /// # Errors
+    /// The store is closed.
+    pub async fn enqueue(
+        &self,
+        changes: Vec<Change>,
+    ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
+        self.store()?.enqueue(changes).await
+    }
+
     /// A record as it is now.
     ///
     /// # Errors
@@ -88,6 +100,14 @@ impl Records {
     /// The file cannot be read.
     pub async fn all(&self, table: Table) -> Result<Vec<(Bytes, Bytes)>, Error> {
         self.read(move |store| store.all(table)).await
+    }
+
+    /// The keys of all records of a table, in order.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub async fn keys(&self, table: Table) -> Result<Vec<Bytes>, Error> {
+        self.read(move |store| store.keys(table)).await
     }
 
     async fn read<T: Send + 'static>(

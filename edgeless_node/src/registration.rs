@@ -116,7 +116,7 @@ impl Announcer {
             self.url,
             self.registration.capabilities
         );
-        let mut is_asked = false;
+        let (mut is_asked, mut is_first) = (false, true);
         loop {
             let announced_at = Instant::now();
             self.registration.health = meter.measure();
@@ -142,6 +142,11 @@ impl Announcer {
                         tracing::info!("this node '{}' registered to e-ORC '{}'", self.registration.node, self.url);
                     }
                     back_off = FIRST_BACK_OFF;
+                    if std::mem::take(&mut is_first) && !wants_report {
+                        // It cannot hear of what ran here before, and may start it elsewhere.
+                        let agent = self.agent.clone();
+                        tokio::spawn(async move { agent.end_revived().await });
+                    }
                     // One that asks again although it was told waits as long as any other.
                     is_asked = wants_report && !is_asked;
                     if is_asked {
@@ -186,14 +191,17 @@ pub struct Farewell {
 
 impl Farewell {
     /// Tells an orchestrator that knows the node that it leaves, and waits for it a moment only: one
-    /// that is away finds out by itself.
-    pub async fn say(self) {
-        if self.standing.not_known().is_none() {
-            let registration = Registration { performance: self.samples.take(), ..self.registration };
-            let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(registration)).await;
-            if !matches!(said, Ok(Ok(_))) {
-                tracing::debug!("the orchestrator did not hear the goodbye");
-            }
+    /// that is away finds out by itself. Whether it was heard.
+    pub async fn say(self) -> bool {
+        if self.standing.not_known().is_some() {
+            return false;
         }
+        let registration = Registration { performance: self.samples.take(), ..self.registration };
+        let said = tokio::time::timeout(Duration::from_secs(1), self.registry.update_node(registration)).await;
+        let is_heard = matches!(said, Ok(Ok(_)));
+        if !is_heard {
+            tracing::debug!("the orchestrator did not hear the goodbye");
+        }
+        is_heard
     }
 }

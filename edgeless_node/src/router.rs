@@ -272,13 +272,19 @@ impl Router {
         self.rows.set(row).0
     }
 
-    /// Learns where a component runs if anything here leads to it.
-    pub fn update_row(&self, mut row: Row) {
+    /// Learns where a component runs if anything here leads to it. Whether it was news.
+    pub fn update_row(&self, mut row: Row) -> bool {
         let addresses = std::mem::take(&mut row.addresses);
-        if self.rows.is_needed(row.component) {
-            self.learn(&addresses);
-            self.rows.update(row);
+        if !self.is_needed(row.component) {
+            return false;
         }
+        self.learn(&addresses);
+        self.rows.update(row)
+    }
+
+    /// Whether anything here leads to a component, or it runs here.
+    pub fn is_needed(&self, component: ComponentId) -> bool {
+        self.rows.is_needed(component)
     }
 
     /// Forgets where components run, and the epochs of that.

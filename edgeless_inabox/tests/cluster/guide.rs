@@ -5,14 +5,14 @@ use std::path::Path;
 use super::programs::{Program, cli, free_port, program, run, template};
 use super::support::{lines, repository, wait_until};
 
-struct Ports {
+pub(super) struct Ports {
     controller: u16,
     orchestrator: u16,
-    ingress: u16,
+    pub(super) ingress: u16,
 }
 
 /// The folders of the guide: the programs' templates and relative paths are those of `target/debug`.
-fn configure(directory: &Path) -> Ports {
+pub(super) fn configure(directory: &Path) -> Ports {
     let ports = Ports { controller: free_port(), orchestrator: free_port(), ingress: free_port() };
     template("edgeless_con_d", directory, "controller.toml", &[(7001, ports.controller), (7011, ports.orchestrator)]);
     template("edgeless_orc_d", directory, "orchestrator.toml", &[(7011, ports.orchestrator)]);

@@ -11,6 +11,7 @@
     reason = "tests"
 )]
 
+mod blind;
 mod box_process;
 mod cluster;
 mod code;

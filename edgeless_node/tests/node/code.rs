@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use edgeless_api::component::{ComponentSpec, FunctionClass};
+use edgeless_api::component::{ComponentKind, ComponentSpec, FunctionClass};
 use edgeless_api::{Binary, Code, Digest, Error, InstanceId};
 use futures_util::future::join_all;
 
@@ -19,6 +19,14 @@ async fn start(node: &TestNode, binary: Binary) -> Result<InstanceId, Error> {
     let ComponentSpec::Function(mut spec) = function(b"", &[]) else { panic!("it is a function") };
     spec.class = FunctionClass { binary, ..spec.class };
     node.create(ComponentSpec::Function(spec), context("f")).await
+}
+
+/// A new process of the node, in which nothing goes on.
+async fn restart_empty(node: TestNode, running: &[InstanceId]) -> TestNode {
+    for id in running {
+        node.stop(ComponentKind::Function, *id).await;
+    }
+    node.restart().await
 }
 
 /// How often a step of a start was taken.
@@ -68,9 +76,9 @@ async fn several_first_starts_compile_once() {
 async fn a_node_that_starts_again_needs_neither_code_nor_compiler() {
     let node = TestNode::start().await;
     let binary = Binary::from(code(1));
-    start(&node, binary.clone()).await.unwrap();
+    let id = start(&node, binary.clone()).await.unwrap();
     until_kept(&node, 1).await;
-    let node = node.restart().await;
+    let node = restart_empty(node, &[id]).await;
     for _ in 0..2 {
         start(&node, binary.without_bytes()).await.unwrap();
     }
@@ -81,19 +89,19 @@ async fn a_node_that_starts_again_needs_neither_code_nor_compiler() {
 async fn a_damaged_entry_is_compiled_again() {
     let node = TestNode::start().await;
     let binary = Binary::from(code(1));
-    start(&node, binary.clone()).await.unwrap();
+    let id = start(&node, binary.clone()).await.unwrap();
     until_kept(&node, 1).await;
-    let node = node.restart().await;
+    let node = restart_empty(node, &[id]).await;
     let entry = kept(&node).remove(0);
     let mut bytes = std::fs::read(&entry).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&entry, bytes).unwrap();
     assert_eq!(start(&node, binary.without_bytes()).await.unwrap_err().code, Code::NeedsCode);
-    start(&node, binary.clone()).await.unwrap();
+    let id = start(&node, binary.clone()).await.unwrap();
     assert_eq!((count(&node, "Compile").await, count(&node, "Load").await), (1, 0));
     until_kept(&node, 1).await;
-    let node = node.restart().await;
+    let node = restart_empty(node, &[id]).await;
     start(&node, binary.without_bytes()).await.unwrap();
 }
 
@@ -102,9 +110,9 @@ async fn a_damaged_entry_is_compiled_again() {
 async fn an_entry_of_another_compiler_is_ignored() {
     let node = TestNode::start().await;
     let binary = Binary::from(code(1));
-    start(&node, binary.clone()).await.unwrap();
+    let id = start(&node, binary.clone()).await.unwrap();
     until_kept(&node, 1).await;
-    let node = node.restart().await;
+    let node = restart_empty(node, &[id]).await;
     let own = kept(&node).remove(0);
     let name = own.file_name().unwrap().to_str().unwrap();
     let (digest, compiler) = name.strip_suffix(".module").unwrap().split_once('-').unwrap();
@@ -120,9 +128,9 @@ async fn an_entry_of_another_compiler_is_ignored() {
 async fn without_a_cache_nothing_is_written() {
     let node = TestNode::with(&[("cache_directory", "\"\"")]).await;
     let binary = Binary::from(code(1));
-    start(&node, binary.clone()).await.unwrap();
-    start(&node, binary.without_bytes()).await.unwrap();
-    let node = node.restart().await;
+    let first = start(&node, binary.clone()).await.unwrap();
+    let second = start(&node, binary.without_bytes()).await.unwrap();
+    let node = restart_empty(node, &[first, second]).await;
     assert_eq!(start(&node, binary.without_bytes()).await.unwrap_err().code, Code::NeedsCode);
     assert!(!node.directory.path().join("cache").exists());
 }

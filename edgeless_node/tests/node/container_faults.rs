@@ -453,6 +453,12 @@ impl Setup {
         Self { directory, node, invocation }
     }
 
+    /// The same for a node that has lost what it had written down, so that only its containers are left.
+    async fn run_without_journal(&self) -> Program {
+        std::fs::remove_file(edgeless_node::records::file(&self.directory.path().join("state"), self.node)).unwrap();
+        self.run().await
+    }
+
     async fn run(&self) -> Program {
         let mut child = Command::new(env!("CARGO_BIN_EXE_edgeless_node_d"))
             .current_dir(&self.directory)
@@ -620,7 +626,7 @@ async fn a_node_that_is_killed_takes_over_what_is_wanted_and_removes_the_rest() 
     let second = second.unwrap();
 
     let again = |context: &StartContext| StartContext { epoch: 2, ..context.clone() };
-    let node = setup.run().await;
+    let node = setup.run_without_journal().await;
     let function_again = node.start(&function, &again(&of_function)).await;
     let service_again = node.start(&service, &again(&of_service)).await;
     assert_eq!(node.ask(function_again, "echo again").await, "again");
@@ -642,7 +648,7 @@ async fn a_node_that_is_killed_takes_over_what_is_wanted_and_removes_the_rest() 
     let text = std::fs::read_to_string(setup.directory.path().join("node.toml")).unwrap();
     let text = text.replace("adopt_within = \"1h\"", "adopt_within = \"1s\"");
     std::fs::write(setup.directory.path().join("node.toml"), text).unwrap();
-    let node = setup.run().await;
+    let node = setup.run_without_journal().await;
     wait_until("nothing is left", || async { left_of(setup.node).is_empty() }).await;
     let sockets = setup.directory.path().join("sockets");
     assert_eq!(std::fs::read_dir(sockets).map_or(0, Iterator::count), 0);
@@ -663,7 +669,7 @@ async fn what_cannot_be_taken_over_is_removed() {
     let text = std::fs::read_to_string(setup.directory.path().join("node.toml")).unwrap();
     let text = text.replace("max_containers = 2", "max_containers = 1");
     std::fs::write(setup.directory.path().join("node.toml"), text).unwrap();
-    let node = setup.run().await;
+    let node = setup.run_without_journal().await;
     node.start(&contained("CONTAINER", &[]), &context("first")).await;
     assert_eq!(setup.running().len(), 2, "the service may still be taken over");
     let start = Start { spec: ComponentSpec::Function(service), context: Some(StartContext { epoch: 2, ..lost }) };

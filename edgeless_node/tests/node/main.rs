@@ -26,6 +26,7 @@ mod links;
 mod moves;
 mod promises;
 mod resources;
+mod revival;
 mod samples;
 mod services;
 mod support;
