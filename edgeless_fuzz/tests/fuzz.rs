@@ -3,6 +3,8 @@
 //! `EDGELESS_FUZZ_SECONDS` makes it longer, `EDGELESS_FUZZ_SEED` begins elsewhere. An input that breaks a target is
 //! written to `corpus/`, from where every later run takes it.
 
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "tests")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
