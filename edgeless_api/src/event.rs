@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use crate::id::InstanceId;
 
@@ -49,6 +50,17 @@ pub enum Kind {
     },
 }
 
+/// What a repeat of an event is known by. Only events that are delivered at least once have one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct EventId {
+    /// Whose numbers these are: an outbox, which moves with its component.
+    pub outbox: Uuid,
+    /// From 1 up.
+    pub number: u64,
+    /// No event of this outbox with a smaller number will be repeated.
+    pub oldest: u64,
+}
+
 /// A message from one instance to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -62,4 +74,6 @@ pub struct Event {
     pub created: SystemTime,
     /// What it belongs to.
     pub trace: Trace,
+    /// What a repeat of it is known by; `None`: it is never repeated.
+    pub id: Option<EventId>,
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::component::{ComponentSpec, StartContext, Target};
+use crate::event::Trace;
 
 /// What is known of a state that a function saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,54 @@ pub struct SavedState {
     pub syncs: u64,
     /// When it was saved last.
     pub at: SystemTime,
+}
+
+/// An event that waits until its target has handled it, or that was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutboxEvent {
+    /// The output that it was sent on.
+    pub output: String,
+    /// What it says.
+    pub payload: Bytes,
+    /// What it belongs to.
+    pub trace: Trace,
+    /// When it was sent.
+    pub sent: SystemTime,
+    /// How often its target had it and did not handle it.
+    pub tries: u32,
+    /// What became of it the last time.
+    pub reason: String,
+}
+
+/// Whose numbers the events of a component have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutboxNumbers {
+    /// Of the component, wherever it runs.
+    pub outbox: Uuid,
+    /// All numbers up to this may have been used.
+    pub reserved: u64,
+}
+
+/// What a component has handled of one outbox.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Handled {
+    /// First and last number of each range, in order and apart from each other.
+    pub ranges: Vec<(u64, u64)>,
+    /// Smaller numbers do not come any more.
+    pub oldest: u64,
+}
+
+/// What a component takes along when it moves.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Belongings {
+    /// What it saved.
+    pub state: Option<Bytes>,
+    /// Whose numbers its events have, if it has ever sent any that must arrive.
+    pub numbers: Option<OutboxNumbers>,
+    /// What it has sent and its targets have not handled.
+    pub events: Vec<(u64, OutboxEvent)>,
+    /// What it has handled, by the outbox.
+    pub handled: Vec<(Uuid, Handled)>,
 }
 
 /// An instance that runs on a node, as it was asked for.

@@ -3,7 +3,7 @@
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
 //! - [`workflow`], [`component`], [`binary`], [`annotation`], [`requirements`], [`amount`], [`scale`], [`partition`],
-//!   [`node`], [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`event`], [`peer`], [`guest`]: what users,
+//!   [`node`], [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`delivery`], [`event`], [`peer`], [`guest`]: what users,
 //!   controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`record`]: what a controller keeps of them on its disk.
 //! - [`journal`]: what a node writes down, to go on after its process has ended.
@@ -18,6 +18,7 @@ pub mod binary;
 pub mod client;
 pub mod component;
 pub mod decision;
+pub mod delivery;
 pub mod domain;
 pub mod domain_record;
 pub mod error;
@@ -42,7 +43,7 @@ pub mod workflow;
 pub use binary::{Binary, Digest};
 pub use component::{ComponentSpec, FunctionClass, FunctionSpec, ResourceSpec};
 pub use error::{Code, Error};
-pub use event::Event;
+pub use event::{Event, EventId};
 pub use id::{ComponentId, DomainId, InstanceId, NodeId, StateId, WorkflowId};
 pub use url::Url;
 #[doc(hidden)]

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::event::{self, Trace};
+use crate::event::{self, EventId, Trace};
 use crate::id::NodeId;
 use crate::url::Url;
 
@@ -85,6 +85,8 @@ pub struct Event {
     pub created: SystemTime,
     /// What it belongs to.
     pub trace: Trace,
+    /// What a repeat of it is known by; `None`: it is never repeated.
+    pub id: Option<EventId>,
 }
 
 /// What a call has beside a cast.

@@ -6,6 +6,7 @@ use std::fmt;
 use crate::annotation::AnnotationError;
 use crate::binary::Binary;
 use crate::component::{Annotations, FunctionClass, is_of_container};
+use crate::delivery::{self, Deliveries};
 use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::relocate;
 use crate::requirements::{self, Requirements};
@@ -74,7 +75,7 @@ pub const ANNOTATIONS: [&str; 2] = ["init-payload", "state"];
 
 /// All annotations of functions that have a meaning, whatever their type.
 fn known_annotations() -> impl Iterator<Item = &'static str> {
-    let keys = requirements::KEYS.into_iter().chain(scale::KEYS).map(|(key, _)| key);
+    let keys = requirements::KEYS.into_iter().chain(scale::KEYS).chain(delivery::KEYS).map(|(key, _)| key);
     ANNOTATIONS.into_iter().chain(keys)
 }
 
@@ -82,6 +83,7 @@ fn known_annotations() -> impl Iterator<Item = &'static str> {
 fn check_annotations(annotations: &Annotations) -> Result<(), AnnotationError> {
     Requirements::parse(annotations)?;
     Scale::parse(annotations)?;
+    Deliveries::parse(annotations)?;
     Ok(())
 }
 
@@ -222,7 +224,10 @@ impl Workflow {
                 });
             }
             let known: Vec<_> = known_annotations().collect();
-            let has_effect = |key: &str| known.contains(&key) || is_of_container(&function.class.function_type, key);
+            let has_effect = |key: &str| {
+                let is_of_type = is_of_container(&function.class.function_type, key);
+                known.contains(&key) || delivery::is_known(key) || is_of_type
+            };
             for key in function.annotations.keys().filter(|key| !has_effect(key)) {
                 let reason = format!("the annotation '{key}' has no effect; there are: {}", known.join(", "));
                 warnings.push(Problem { place: format!("functions[{index}].annotations"), reason });
@@ -349,6 +354,7 @@ mod tests {
             "memory" => "64MiB",
             "partition_by" => "payload",
             "spread" => "node",
+            "delivery" | "delivery:<output>" => "at-least-once",
             _ => "",
         };
         let mut annotations: Annotations =

@@ -11,6 +11,7 @@ use std::fmt;
 use std::os::unix::fs::DirBuilderExt;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -71,8 +72,19 @@ impl Change {
     }
 }
 
+/// Writes of which each builds on the one before: when one fails, those that follow it fail as well.
+#[derive(Clone, Debug, Default)]
+pub struct Chain(Arc<AtomicBool>);
+
+impl Chain {
+    fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
 struct Request {
     changes: Vec<Change>,
+    chain: Option<Chain>,
     written: oneshot::Sender<Result<(), Error>>,
 }
 
@@ -148,9 +160,21 @@ impl Store {
         &self,
         changes: Vec<Change>,
     ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
+        self.enqueue_in(None, changes).await
+    }
+
+    /// The same, for a write that shall fail if one before it in its chain has failed.
+    ///
+    /// # Errors
+    /// The writer has ended.
+    pub async fn enqueue_in(
+        &self,
+        chain: Option<Chain>,
+        changes: Vec<Change>,
+    ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
         let (written, answer) = oneshot::channel();
         let closed = || Error::unavailable("shutting down");
-        self.writer.send(Request { changes, written }).await.map_err(|_| closed())?;
+        self.writer.send(Request { changes, chain, written }).await.map_err(|_| closed())?;
         Ok(async move { answer.await.map_err(|_| closed())? })
     }
 
@@ -218,8 +242,15 @@ fn make_directory(directory: &Path) -> std::io::Result<()> {
 fn write_all(file: &File, mut requests: mpsc::Receiver<Request>) {
     let mut group = Vec::new();
     while requests.blocking_recv_many(&mut group, GROUP) > 0 {
+        let is_broken = |request: &Request| request.chain.as_ref().is_some_and(Chain::is_broken);
+        for request in group.extract_if(.., |request| is_broken(request)) {
+            request.written.send(Err(file.cannot("write", "a write that this one builds on has failed"))).ok();
+        }
         let result = file.write(group.iter().flat_map(|request| &request.changes));
         for request in group.drain(..) {
+            if let (Err(_), Some(chain)) = (&result, request.chain) {
+                chain.0.store(true, Ordering::Release);
+            }
             // Whoever asked may have given up.
             request.written.send(result.clone()).ok();
         }

@@ -52,11 +52,15 @@ impl From<Fate> for peer::Fate {
             Fate::Dropped(Dropped::NoInstance | Dropped::UnknownPeer | Dropped::PeerLost | Dropped::Unmapped) => {
                 Self::NoInstance
             }
-            Fate::Dropped(Dropped::MailboxFull | Dropped::SelfFull | Dropped::HeldFull | Dropped::DelayedFull) => {
-                Self::MailboxFull
-            }
+            Fate::Dropped(
+                Dropped::MailboxFull
+                | Dropped::SelfFull
+                | Dropped::HeldFull
+                | Dropped::DelayedFull
+                | Dropped::OutboxFull,
+            ) => Self::MailboxFull,
             Fate::Dropped(Dropped::TooLarge) => Self::TooLarge,
-            Fate::Dropped(Dropped::TargetFailed) => Self::TargetFailed,
+            Fate::Dropped(Dropped::TargetFailed | Dropped::DeadLetter) => Self::TargetFailed,
             Fate::Dropped(Dropped::Stopping | Dropped::SenderGone) => Self::Stopping,
             Fate::Unknown => Self::Unknown,
             Fate::HandedOver => Self::HandedOver,

@@ -61,11 +61,17 @@ pub enum Dropped {
     /// The time of the call was up before it was handled.
     #[error("the time of the call is up")]
     Expired,
+    /// Its sender has too many events that must arrive and have not.
+    #[error("too many events wait in the outbox")]
+    OutboxFull,
+    /// It was tried as often as events are, and put aside.
+    #[error("it is a dead letter")]
+    DeadLetter,
 }
 
 impl Dropped {
     /// All causes.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::UnknownTarget,
         Self::UnknownPeer,
         Self::PeerLost,
@@ -80,6 +86,8 @@ impl Dropped {
         Self::TargetFailed,
         Self::Stopping,
         Self::Expired,
+        Self::OutboxFull,
+        Self::DeadLetter,
     ];
 
     /// Its name in books and metrics.
@@ -99,6 +107,8 @@ impl Dropped {
             Self::TargetFailed => "TargetFailed",
             Self::Stopping => "Stopping",
             Self::Expired => "Expired",
+            Self::OutboxFull => "OutboxFull",
+            Self::DeadLetter => "DeadLetter",
         }
     }
 }

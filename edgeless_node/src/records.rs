@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use edgeless_api::{Code, Error, NodeId};
+pub use edgeless_daemon::store::Chain;
 use edgeless_daemon::store::{Change, Kind, Store, Table};
 
 const KIND: Kind = Kind { name: "node", shape: 1 };
@@ -83,6 +84,18 @@ impl Records {
         changes: Vec<Change>,
     ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
         self.store()?.enqueue(changes).await
+    }
+
+    /// The same, for changes that shall not be made if some before them in their chain could not be.
+    ///
+    /// # Errors
+    /// The store is closed.
+    pub async fn enqueue_in(
+        &self,
+        chain: Option<Chain>,
+        changes: Vec<Change>,
+    ) -> Result<impl Future<Output = Result<(), Error>> + use<>, Error> {
+        self.store()?.enqueue_in(chain, changes).await
     }
 
     /// A record as it is now.

@@ -440,6 +440,7 @@ fn a_frame_between_nodes() {
                 call: Some(Call { stream: 21, remaining: Some(Duration::from_millis(22)) }),
                 created: SystemTime::UNIX_EPOCH + Duration::new(1, 5),
                 trace: Trace { trace_id: 23 << 64 | 24, span_id: 25 },
+                id: None,
             }),
             Item::Reply(peer::Reply {
                 source: id(4),

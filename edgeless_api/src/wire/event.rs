@@ -3,11 +3,12 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use uuid::Uuid;
 
 use super::node::millis;
 use super::{pb, required};
 use crate::error::Error;
-use crate::event::{Event, Kind, Reply, Trace};
+use crate::event::{Event, EventId, Kind, Reply, Trace};
 
 /// The metadata of a request that says where the node of the event's source takes events. Ours.
 pub(crate) const SENDER: &str = "edgeless-invocation-url";
@@ -34,7 +35,22 @@ impl From<Event> for pb::Event {
             metadata: Some(event.trace.into()),
             // A call whose time is up still has to say so: 0 would mean "no limit".
             remaining_ms: remaining.map(|time| millis(time).max(1)).unwrap_or_default(),
+            id: event.id.map(Into::into),
         }
+    }
+}
+
+impl From<EventId> for pb::EventId {
+    fn from(id: EventId) -> Self {
+        let (outbox_high, outbox_low) = id.outbox.as_u64_pair();
+        Self { outbox_high, outbox_low, number: id.number, oldest: id.oldest }
+    }
+}
+
+impl From<pb::EventId> for EventId {
+    fn from(id: pb::EventId) -> Self {
+        let outbox = Uuid::from_u64_pair(id.outbox_high, id.outbox_low);
+        Self { outbox, number: id.number, oldest: id.oldest }
     }
 }
 
@@ -90,6 +106,7 @@ impl TryFrom<pb::Event> for Event {
             kind,
             created: time(required(event.created, "created")?),
             trace: required(event.metadata, "metadata")?.try_into()?,
+            id: event.id.map(Into::into),
         })
     }
 }
@@ -140,6 +157,7 @@ mod tests {
             kind,
             created: UNIX_EPOCH + Duration::new(100, 5),
             trace: Trace { trace_id: 0x102, span_id: 9 },
+            id: None,
         }
     }
 

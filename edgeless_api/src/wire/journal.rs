@@ -4,12 +4,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use prost::Message;
+use uuid::Uuid;
 
 use super::pb::instance_record::Spec;
 use super::{component, node, pb, required, uuid};
 use crate::component::{ComponentSpec, Patch, Row, Start};
 use crate::error::Error;
-use crate::journal::{InstanceRecord, SavedState};
+use crate::event::Trace;
+use crate::journal::{Belongings, Handled, InstanceRecord, OutboxEvent, OutboxNumbers, SavedState};
 
 fn read<M: Message + Default>(bytes: &[u8], what: &str) -> Result<M, Error> {
     M::decode(bytes).map_err(|error| Error::rejected(format!("the record of {what} cannot be read: {error}")))
@@ -85,6 +87,175 @@ impl Row {
     }
 }
 
+fn moment(millis: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
+}
+
+impl From<OutboxEvent> for pb::OutboxEventRecord {
+    fn from(event: OutboxEvent) -> Self {
+        let (trace_high, trace_low) = Uuid::from_u128(event.trace.trace_id).as_u64_pair();
+        Self {
+            output: event.output,
+            payload: event.payload,
+            trace_high,
+            trace_low,
+            span: event.trace.span_id,
+            sent_at_ms: node::millis(event.sent.duration_since(UNIX_EPOCH).unwrap_or_default()),
+            tries: event.tries,
+            reason: event.reason,
+        }
+    }
+}
+
+impl From<pb::OutboxEventRecord> for OutboxEvent {
+    fn from(record: pb::OutboxEventRecord) -> Self {
+        let trace_id = Uuid::from_u64_pair(record.trace_high, record.trace_low).as_u128();
+        Self {
+            output: record.output,
+            payload: record.payload,
+            trace: Trace { trace_id, span_id: record.span },
+            sent: moment(record.sent_at_ms),
+            tries: record.tries,
+            reason: record.reason,
+        }
+    }
+}
+
+impl OutboxEvent {
+    /// The record.
+    pub fn encode(&self) -> Bytes {
+        pb::OutboxEventRecord::from(self.clone()).encode_to_vec().into()
+    }
+
+    /// What a record says.
+    ///
+    /// # Errors
+    /// It is no such record.
+    pub fn decode(record: &[u8]) -> Result<Self, Error> {
+        Ok(read::<pb::OutboxEventRecord>(record, "an event")?.into())
+    }
+}
+
+impl From<OutboxNumbers> for pb::OutboxNumbersRecord {
+    fn from(numbers: OutboxNumbers) -> Self {
+        let (outbox_high, outbox_low) = numbers.outbox.as_u64_pair();
+        Self { outbox_high, outbox_low, reserved: numbers.reserved }
+    }
+}
+
+impl From<pb::OutboxNumbersRecord> for OutboxNumbers {
+    fn from(record: pb::OutboxNumbersRecord) -> Self {
+        Self { outbox: Uuid::from_u64_pair(record.outbox_high, record.outbox_low), reserved: record.reserved }
+    }
+}
+
+impl OutboxNumbers {
+    /// The record.
+    pub fn encode(&self) -> Bytes {
+        pb::OutboxNumbersRecord::from(*self).encode_to_vec().into()
+    }
+
+    /// What a record says.
+    ///
+    /// # Errors
+    /// It is no such record.
+    pub fn decode(record: &[u8]) -> Result<Self, Error> {
+        Ok(read::<pb::OutboxNumbersRecord>(record, "the numbers of events")?.into())
+    }
+}
+
+impl From<Handled> for pb::HandledRecord {
+    fn from(handled: Handled) -> Self {
+        let ranges = handled.ranges.into_iter().flat_map(|(first, last)| [first, last]).collect();
+        Self { ranges, oldest: handled.oldest }
+    }
+}
+
+impl TryFrom<pb::HandledRecord> for Handled {
+    type Error = Error;
+
+    fn try_from(record: pb::HandledRecord) -> Result<Self, Error> {
+        let mut ranges: Vec<(u64, u64)> = Vec::with_capacity(record.ranges.len() / 2);
+        for range in record.ranges.chunks(2) {
+            match *range {
+                [first, last] if first <= last && ranges.last().is_none_or(|before| before.1 < first) => {
+                    ranges.push((first, last));
+                }
+                _ => return Err(Error::rejected("the ranges of handled events are not in order")),
+            }
+        }
+        Ok(Self { ranges, oldest: record.oldest })
+    }
+}
+
+impl Handled {
+    /// The record.
+    pub fn encode(&self) -> Bytes {
+        pb::HandledRecord::from(self.clone()).encode_to_vec().into()
+    }
+
+    /// What a record says.
+    ///
+    /// # Errors
+    /// It is no such record.
+    pub fn decode(record: &[u8]) -> Result<Self, Error> {
+        read::<pb::HandledRecord>(record, "handled events")?.try_into()
+    }
+}
+
+/// What the belongings of a component begin with: a state alone does not, but by an accident that does not happen.
+const BELONGINGS: [u8; 16] = *b"\x00\xfeEDGELESS\xff\x93\x1d\xc2\x77\x0a";
+
+impl Belongings {
+    /// As they travel: a state alone as it is.
+    pub fn encode(self) -> Option<Bytes> {
+        if self.numbers.is_none() && self.events.is_empty() && self.handled.is_empty() {
+            return self.state;
+        }
+        let event = |(number, event): (u64, OutboxEvent)| pb::belongings_record::NumberedEvent {
+            number,
+            event: Some(event.into()),
+        };
+        let handled = |(outbox, handled): (Uuid, Handled)| {
+            let (outbox_high, outbox_low) = outbox.as_u64_pair();
+            pb::belongings_record::HandledOf { outbox_high, outbox_low, handled: Some(handled.into()) }
+        };
+        let record = pb::BelongingsRecord {
+            state: self.state,
+            numbers: self.numbers.map(Into::into),
+            events: self.events.into_iter().map(event).collect(),
+            handled: self.handled.into_iter().map(handled).collect(),
+        };
+        let mut bytes = BELONGINGS.to_vec();
+        bytes.extend(record.encode_to_vec());
+        Some(bytes.into())
+    }
+
+    /// What has travelled.
+    ///
+    /// # Errors
+    /// It says that it is belongings, and is not.
+    pub fn decode(bytes: Bytes) -> Result<Self, Error> {
+        let Some(record) = bytes.strip_prefix(&BELONGINGS) else {
+            return Ok(Self { state: Some(bytes), ..Self::default() });
+        };
+        let record: pb::BelongingsRecord = read(record, "what a component takes along")?;
+        let event = |numbered: pb::belongings_record::NumberedEvent| {
+            Ok::<_, Error>((numbered.number, required(numbered.event, "event")?.into()))
+        };
+        let handled = |of: pb::belongings_record::HandledOf| {
+            let outbox = Uuid::from_u64_pair(of.outbox_high, of.outbox_low);
+            Ok::<_, Error>((outbox, required(of.handled, "handled")?.try_into()?))
+        };
+        Ok(Self {
+            state: record.state,
+            numbers: record.numbers.map(Into::into),
+            events: record.events.into_iter().map(event).collect::<Result<_, _>>()?,
+            handled: record.handled.into_iter().map(handled).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -119,6 +290,39 @@ mod tests {
                 ("one".into(), Target::Instance(elsewhere)),
             ]),
             is_active: true,
+        }
+    }
+
+    #[test]
+    fn what_is_kept_of_events_is_read_as_it_was_written() {
+        let event = OutboxEvent {
+            output: "out".into(),
+            payload: Bytes::from_static(&[0xff, 0]),
+            trace: Trace { trace_id: 1 << 100, span_id: 2 },
+            sent: moment(1_700_000_000_123),
+            tries: 3,
+            reason: "the target has failed".into(),
+        };
+        assert_eq!(OutboxEvent::decode(&event.encode()).unwrap(), event);
+        let numbers = OutboxNumbers { outbox: Uuid::from_u128(7), reserved: 4096 };
+        assert_eq!(OutboxNumbers::decode(&numbers.encode()).unwrap(), numbers);
+        let handled = Handled { ranges: vec![(1, 5), (7, 7)], oldest: 4 };
+        assert_eq!(Handled::decode(&handled.encode()).unwrap(), handled);
+        for ranges in [vec![(5, 1)], vec![(1, 5), (5, 6)]] {
+            assert!(Handled::decode(&Handled { ranges, oldest: 1 }.encode()).is_err());
+        }
+        let state = Some(Bytes::from_static(b"state"));
+        let alone = Belongings { state: state.clone(), ..Belongings::default() };
+        assert_eq!(alone.clone().encode(), state, "as nodes of former versions know it");
+        assert_eq!(Belongings::decode(state.clone().unwrap()).unwrap(), alone);
+        for state in [state, None] {
+            let all = Belongings {
+                state,
+                numbers: Some(numbers),
+                events: vec![(9, event.clone())],
+                handled: vec![(Uuid::from_u128(8), handled.clone())],
+            };
+            assert_eq!(Belongings::decode(all.clone().encode().unwrap()).unwrap(), all);
         }
     }
 

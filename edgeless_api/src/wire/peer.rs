@@ -167,6 +167,7 @@ impl From<Event> for pb::PeerEvent {
             span: event.trace.span_id,
             source_node_high,
             source_node_low,
+            id: event.id.map(Into::into),
         }
     }
 }
@@ -183,6 +184,7 @@ impl From<pb::PeerEvent> for Event {
             call: (event.stream_id > 0).then_some(Call { stream: event.stream_id, remaining }),
             created: time(event.created),
             trace: trace(event.trace_high, event.trace_low, event.span),
+            id: event.id.map(Into::into),
         }
     }
 }
@@ -261,6 +263,7 @@ impl TryFrom<pb::PeerSettled> for Settled {
 mod tests {
     use super::super::frame::ITEMS;
     use super::*;
+    use crate::event::EventId;
 
     /// Numbers without a pattern, the same for each seed.
     struct Numbers(u64);
@@ -297,6 +300,11 @@ mod tests {
                     }),
                     created: time(self.next()),
                     trace: Trace { trace_id: self.uuid().as_u128(), span_id: self.next() },
+                    id: (self.below(2) == 0).then(|| EventId {
+                        outbox: self.uuid(),
+                        number: self.next(),
+                        oldest: self.next(),
+                    }),
                 }),
                 1 => Item::Reply(Reply {
                     source: self.uuid(),

@@ -138,7 +138,9 @@ fn bad_setting(key: &str, text: &str, reason: impl std::fmt::Display) -> Error {
 /// Keys that every resource may have, whatever its class: they restrict its placement.
 pub fn is_common_key(key: &str) -> bool {
     // A resource has one instance, whatever it is allowed to have.
-    key == "max_instances" || edgeless_api::requirements::KEYS.iter().any(|(known, _)| *known == key)
+    key == "max_instances"
+        || edgeless_api::delivery::is_known(key)
+        || edgeless_api::requirements::KEYS.iter().any(|(known, _)| *known == key)
 }
 
 /// Refuses a configuration with keys that the class does not have.

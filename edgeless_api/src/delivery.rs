@@ -1,0 +1,99 @@
+//! How surely the events of an output arrive, read from the annotations of its component.
+
+use std::collections::BTreeMap;
+
+use crate::annotation::AnnotationError;
+use crate::component::Annotations;
+
+/// The annotations that are read here, with what they mean: what docs and checks share.
+pub const KEYS: [(&str, &str); 2] = [
+    (
+        "delivery",
+        "how surely the casts of all outputs arrive: `at-most-once` (default) or `at-least-once`, which survives the death of any process",
+    ),
+    ("delivery:<output>", "the same of one output"),
+];
+
+const KEY: &str = "delivery";
+const OF_OUTPUT: &str = "delivery:";
+
+/// Whether an annotation is about delivery.
+pub fn is_known(key: &str) -> bool {
+    key == KEY || key.starts_with(OF_OUTPUT)
+}
+
+/// How surely the casts on an output arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Delivery {
+    /// Kept in memory alone: lost with a process that has it in hand.
+    #[default]
+    AtMostOnce,
+    /// On the disk of the sender's node until the target has handled it; it may be handled more than once.
+    AtLeastOnce,
+}
+
+/// How surely the casts of each output of a component arrive.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Deliveries {
+    all: Delivery,
+    by_output: BTreeMap<String, Delivery>,
+}
+
+impl Deliveries {
+    /// Reads the annotations about delivery and ignores all others.
+    ///
+    /// # Errors
+    /// One has a value that cannot be understood.
+    pub fn parse(annotations: &Annotations) -> Result<Self, AnnotationError> {
+        let mut deliveries = Self::default();
+        if let Some(text) = annotations.get(KEY) {
+            deliveries.all = delivery(text)?;
+        }
+        for (key, text) in annotations.range(OF_OUTPUT.to_string()..) {
+            let Some(output) = key.strip_prefix(OF_OUTPUT) else { break };
+            deliveries.by_output.insert(output.to_string(), delivery(text)?);
+        }
+        Ok(deliveries)
+    }
+
+    /// Of one output.
+    pub fn of(&self, output: &str) -> Delivery {
+        self.by_output.get(output).copied().unwrap_or(self.all)
+    }
+}
+
+fn delivery(text: &str) -> Result<Delivery, AnnotationError> {
+    match text.trim() {
+        "at-most-once" => Ok(Delivery::AtMostOnce),
+        "at-least-once" => Ok(Delivery::AtLeastOnce),
+        _ => Err(AnnotationError::value(KEY, text, "write at-most-once or at-least-once")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(annotations: &[(&str, &str)]) -> Result<Deliveries, AnnotationError> {
+        let annotations = annotations.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        Deliveries::parse(&annotations)
+    }
+
+    #[test]
+    fn an_output_has_its_own_delivery_or_that_of_all() {
+        let none = parse(&[("label_match_all", "x")]).unwrap();
+        assert_eq!(none.of("out"), Delivery::AtMostOnce);
+        let all = parse(&[("delivery", "at-least-once"), ("delivery:log", "at-most-once"), ("deliverz", "?")]).unwrap();
+        assert_eq!((all.of("out"), all.of("log")), (Delivery::AtLeastOnce, Delivery::AtMostOnce));
+        let one = parse(&[("delivery:out", " at-least-once ")]).unwrap();
+        assert_eq!((one.of("out"), one.of("log")), (Delivery::AtLeastOnce, Delivery::AtMostOnce));
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_understood_is_named() {
+        for key in ["delivery", "delivery:out"] {
+            let error = parse(&[(key, "exactly-once")]).unwrap_err().to_string();
+            assert!(error.contains("'exactly-once'") && error.contains("at-most-once or at-least-once"), "{error}");
+        }
+    }
+}
