@@ -56,6 +56,11 @@ impl Deliveries {
         Ok(deliveries)
     }
 
+    /// Whether there may be an output whose casts arrive at least once.
+    pub fn is_any_sure(&self) -> bool {
+        self.all == Delivery::AtLeastOnce || self.by_output.values().any(|delivery| *delivery == Delivery::AtLeastOnce)
+    }
+
     /// Of one output.
     pub fn of(&self, output: &str) -> Delivery {
         self.by_output.get(output).copied().unwrap_or(self.all)

@@ -141,6 +141,7 @@ impl Core {
             mailbox: limits.mailbox,
             log_lines: limits.log_lines,
             grace: limits.grace,
+            delivery_tries: limits.delivery_tries,
         };
         let records = Records::open(state.path(), id).await?;
         let agent = Agent::new(router.clone(), vec![runtime], Vec::new(), records, options, CancellationToken::new());

@@ -194,7 +194,7 @@ fn start(spec: ComponentSpec, name: &str) -> Start {
 /// A cast from nobody.
 pub(crate) fn cast(target: InstanceId, payload: impl Into<Bytes>) -> Event {
     let (created, trace) = (SystemTime::now(), Trace::default());
-    Event { source: InstanceId::NONE, target, kind: Kind::Cast(payload.into()), created, trace }
+    Event { source: InstanceId::NONE, target, kind: Kind::Cast(payload.into()), created, trace, id: None }
 }
 
 /// A node in this process.

@@ -215,6 +215,25 @@ impl Store {
         Ok(all.unwrap_or_default())
     }
 
+    /// The keys of a table that begin with these bytes, in order.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn keys_from(&self, table: Table, prefix: &[u8]) -> Result<Vec<Bytes>, Error> {
+        let all = self.read(table, |records| {
+            let mut keys = Vec::new();
+            for record in records.range(prefix..)? {
+                let (key, _) = record?;
+                if !key.value().starts_with(prefix) {
+                    break;
+                }
+                keys.push(Bytes::copy_from_slice(key.value()));
+            }
+            Ok(keys)
+        })?;
+        Ok(all.unwrap_or_default())
+    }
+
     /// `None`: there is no such table yet.
     fn read<T>(
         &self,

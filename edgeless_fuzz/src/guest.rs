@@ -143,7 +143,7 @@ async fn live(world: &World, module: Vec<u8>) {
         Kind::Cast(payload),
     ] {
         let source = InstanceId::random(NodeId::random());
-        let event = Event { source, target: id, kind, created: SystemTime::now(), trace: Trace::default() };
+        let event = Event { source, target: id, kind, created: SystemTime::now(), trace: Trace::default(), id: None };
         world.invocation.handle(event).await.ok();
     }
     let status = world.components.status(&[id.function]).await.expect("a status");

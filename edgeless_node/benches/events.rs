@@ -62,7 +62,7 @@ fn leads_to(outputs: &Outputs, target: InstanceId) {
 const HELLO: Payload = Bytes::from_static(b"hello");
 
 fn incoming(kind: EventKind) -> Incoming {
-    Incoming { source: InstanceId::NONE, kind, payload: HELLO, cause: Cause::default() }
+    Incoming { source: InstanceId::NONE, kind, payload: HELLO, cause: Cause::default(), id: None }
 }
 
 /// An event into a mailbox, out of it, and settled.

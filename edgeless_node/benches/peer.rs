@@ -43,6 +43,7 @@ fn event(target: u128, payload: &Bytes) -> Event {
         call: None,
         created: SystemTime::UNIX_EPOCH,
         trace: Trace { trace_id: 1 << 100, span_id: 1 << 50 },
+        id: None,
     }
 }
 

@@ -16,7 +16,8 @@ use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Row, Start,
     StartContext, StatePolicy, without_limits,
 };
-use edgeless_api::journal::InstanceRecord;
+use edgeless_api::delivery::Deliveries;
+use edgeless_api::journal::{Belongings, InstanceRecord};
 use edgeless_api::node::{InstanceLoad, PeerUpdate, Running};
 use edgeless_api::server::{Components, NodeManagement, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine};
@@ -28,6 +29,8 @@ use tokio_stream::wrappers::BroadcastStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::delivery::past::Past;
+use crate::delivery::{self, Custody};
 use crate::host::{Component, Factory, Hosted, host};
 use crate::instance::{Context, Provider, Runtime};
 use crate::journal::Journal;
@@ -67,6 +70,8 @@ pub struct Options {
     pub log_lines: usize,
     /// How long a stopped component's handler may go on.
     pub grace: Duration,
+    /// How often a target may refuse an event that is delivered at least once.
+    pub delivery_tries: u32,
 }
 
 /// The agent of one node.
@@ -76,6 +81,7 @@ pub struct Agent {
     offers: Vec<Offer>,
     states: StateStore,
     journal: Journal,
+    records: Records,
     options: Options,
     cancel: CancellationToken,
     /// Told when events pile up for an instance whose load is reported.
@@ -119,6 +125,8 @@ impl Release {
     }
 }
 
+/// How long a node that stops waits for what was sent and must arrive.
+const LAST_EVENTS: Duration = Duration::from_secs(1);
 /// Stops that are remembered.
 const STOPPED: usize = 1024;
 /// Releases that are remembered: so many, so long, and so many bytes of saved states.
@@ -165,7 +173,8 @@ impl Agent {
             runtimes,
             offers,
             states: StateStore::new(records.clone()),
-            journal: Journal::new(records),
+            journal: Journal::new(records.clone()),
+            records,
             options,
             cancel,
             pressed: Arc::default(),
@@ -229,6 +238,7 @@ impl Agent {
             std::mem::take(&mut table.running)
         });
         join_all(all.values().map(|hosted| hosted.stop())).await;
+        join_all(all.values().map(|hosted| hosted.component().outputs.drained(LAST_EVENTS))).await;
         self.router.clear_rows();
     }
 
@@ -288,8 +298,17 @@ impl Agent {
 
     async fn create(&self, spec: ComponentSpec, context: &StartContext, is_untold: bool) -> Result<Arc<Hosted>, Error> {
         let id = InstanceId::random(self.router.node());
+        let (past, state) = match context.state.clone() {
+            Some(belongings) => Past::of(Belongings::decode(belongings)?),
+            None => (Past::default(), None),
+        };
+        let context = &StartContext { state, ..context.clone() };
+        let changes = past.changes(id.function.as_bytes());
+        if !changes.is_empty() {
+            self.records.write(changes).await?;
+        }
         let record = (!is_untold).then(|| record(&spec, context, id));
-        let (component, factory) = self.prepare(id, spec, context, is_untold).await?;
+        let (component, factory) = self.prepare(id, spec, context, past, is_untold).await?;
         let hosted = Arc::new(host(component, factory, self.router.clone(), self.options.grace).await?);
         if let Some(record) = record
             && let Err(error) = self.journal.add(record).await
@@ -306,12 +325,22 @@ impl Agent {
         id: InstanceId,
         spec: ComponentSpec,
         context: &StartContext,
+        past: Past,
         is_untold: bool,
     ) -> Result<(Component, Factory), Error> {
+        let deliveries = Deliveries::parse(spec.annotations()).map_err(Error::rejected)?;
         let cancel = self.cancel.child_token();
         let samples = self.router.metrics().samples().clone();
         let log = Log::new(&context.name, self.options.log_lines).with_samples(id.function, samples);
         let outputs = Outputs::new(id, self.router.clone(), cancel.clone());
+        outputs.keep(Custody::new(
+            id,
+            self.records.clone(),
+            deliveries,
+            self.options.delivery_tries,
+            past,
+            outputs.ledger(),
+        ));
         let base = Context {
             id,
             component: context.component,
@@ -469,9 +498,14 @@ impl Agent {
         let (slot, replaced) = self.place(&context)?;
         // Whoever repeats the request while it is under way waits for the same result.
         let created = slot.get_or_try_init(|| async {
+            let mut context = context.clone();
             if let Some(replaced) = replaced {
                 replaced.stop().await;
+                // Unless it comes from elsewhere, the new one goes on where the old one ends.
+                let belongings = replaced.component().outputs.pack(None);
+                context.state = context.state.or(belongings);
                 self.strike(&replaced).await;
+                self.forget_events(&replaced);
             }
             self.create(start.spec, &context, is_untold).await
         });
@@ -537,7 +571,16 @@ impl Agent {
 
     /// Removes what is kept of a component.
     async fn forget(&self, hosted: &Hosted) {
+        self.forget_events(hosted);
         tokio::join!(self.strike(hosted), self.forget_state(hosted));
+    }
+
+    /// Removes what is kept of its events, once they are handled: that may take a while.
+    fn forget_events(&self, hosted: &Hosted) {
+        let (outputs, node) = (hosted.component().outputs.clone(), self.cancel.clone());
+        self.router.spawn(async move {
+            node.run_until_cancelled(outputs.forget_events()).await;
+        });
     }
 
     async fn forget_state(&self, hosted: &Hosted) {
@@ -560,7 +603,7 @@ impl Agent {
             let Some(hosted) = hosted else { return Ok::<_, Error>(None) };
             hosted.release(grace).await;
             let component = hosted.component();
-            let state = component.state.load().await?;
+            let state = component.outputs.pack(component.state.load().await?);
             // It is found until here, so that its outputs can be changed.
             self.take(component.kind, id)?;
             self.forget(&hosted).await;
@@ -684,6 +727,7 @@ impl NodeManagement for Agent {
         }
         self.stop_all().await;
         self.journal.clear().await?;
+        delivery::past::forget_all(&self.records).await?;
         self.states.forget_all().await
     }
 }

@@ -130,6 +130,14 @@ impl Entry {
         self
     }
 
+    /// The event is entered elsewhere: here it never was.
+    pub fn withdraw(mut self) {
+        if let Some(books) = self.books.take() {
+            leave(&books, self.place);
+            books.produced.0.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     /// A handler has the event.
     pub fn begin(&mut self) {
         self.move_to(Place::InHand);

@@ -231,6 +231,8 @@ pub struct Limits {
     /// How long a caller waits for a reply.
     #[serde(with = "humantime_serde")]
     pub call_timeout: Duration,
+    /// How often the target of an event that is delivered at least once may fail at it, before it is a dead letter.
+    pub delivery_tries: u32,
     /// How long handlers may go on once their component, or the node, is being stopped.
     #[serde(with = "humantime_serde")]
     pub grace: Duration,
@@ -253,6 +255,7 @@ impl Default for Limits {
             move_wait: Duration::from_secs(30),
             peer_lost_after: Duration::from_secs(10),
             call_timeout: Duration::from_secs(30),
+            delivery_tries: 10,
             grace: Duration::from_secs(5),
             log_lines: 200,
             components: 10_000,
@@ -538,6 +541,8 @@ has_tpm = false
 # peer_lost_after = "10s"
 # How long a caller waits for a reply.
 # call_timeout = "30s"
+# How often the target of an event that is delivered at least once may fail at it, before it is a dead letter.
+# delivery_tries = 10
 # How long handlers may go on once they are being stopped.
 # grace = "5s"
 # Lines of log that are kept of each component.

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use edgeless_api::InstanceId;
 use edgeless_api::event::Trace;
+use edgeless_api::{EventId, InstanceId};
 
 /// The content of an event.
 pub type Payload = Bytes;
@@ -38,4 +38,6 @@ pub struct Incoming {
     pub payload: Payload,
     /// What it follows from.
     pub cause: Cause,
+    /// What a repeat of it is known by; `None`: it is not repeated. Most are not, and have the room.
+    pub id: Option<Box<EventId>>,
 }

@@ -57,7 +57,8 @@ impl From<Fate> for peer::Fate {
                 | Dropped::SelfFull
                 | Dropped::HeldFull
                 | Dropped::DelayedFull
-                | Dropped::OutboxFull,
+                | Dropped::OutboxFull
+                | Dropped::NotKept,
             ) => Self::MailboxFull,
             Fate::Dropped(Dropped::TooLarge) => Self::TooLarge,
             Fate::Dropped(Dropped::TargetFailed | Dropped::DeadLetter) => Self::TargetFailed,

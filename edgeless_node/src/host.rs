@@ -24,10 +24,12 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
+use crate::delivery::Transaction;
+use crate::delivery::inbox::Arrival;
 use crate::fate::Fate;
 use crate::instance::{Controls, EventKind, Instance, InstanceError};
 use crate::log::Log;
-use crate::mailbox::{Delivery, Mailbox, Receiver, Told, watched};
+use crate::mailbox::{Delivery, Mailbox, Receiver, Replier, Told, watched};
 use crate::metrics::{Dropped, InstanceMetrics};
 use crate::outputs::Outputs;
 use crate::router::Router;
@@ -44,6 +46,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// Time in handlers after which others have their turn, also when more events wait.
 const TURN: Duration = Duration::from_micros(200);
+/// The longest wait is reached by then.
+const MOST_DOUBLINGS: u32 = 6;
 /// How long what comes for an instance that has moved is passed on, once it is known where to.
 const FORWARDING: Duration = Duration::from_secs(10);
 /// Lines of log that a status shows.
@@ -145,6 +149,11 @@ fn begin(
     };
     let status = Arc::new(Mutex::new(status));
     let (end, ended) = watch::channel(false);
+    if component.max_in_flight <= 1
+        && let Some(custody) = component.outputs.custody()
+    {
+        custody.set_single();
+    }
     let host = Host {
         receiver,
         factory,
@@ -153,10 +162,18 @@ fn begin(
         id: component.id,
         row: router.row(component.component),
         is_released: is_released.clone(),
-        hand: Hand { router, metrics: metrics.clone(), log: component.log.clone(), limit: component.handler_limit },
+        hand: Hand {
+            router,
+            metrics: metrics.clone(),
+            log: component.log.clone(),
+            limit: component.handler_limit,
+            outputs: component.outputs.clone(),
+            state: component.state.clone(),
+        },
         cancel: component.cancel.clone(),
         status: status.clone(),
         failures: 0,
+        undone: 0,
     };
     let node = component.node.clone();
     tokio::spawn(async move {
@@ -273,14 +290,16 @@ struct Host {
     status: Arc<Mutex<(State, String)>>,
     /// Instances that broke since the last event was handled.
     failures: u32,
+    /// How often in a row what it did could not be written down.
+    undone: u32,
 }
 
 /// Whether a handler took an event.
 enum Handled {
     /// After so much time.
     Yes(Duration),
-    /// Its time was up before.
-    Expired,
+    /// Its time was up before, or it was here before.
+    No,
 }
 
 /// What an instance died of.
@@ -296,6 +315,8 @@ enum End {
     CutOff,
     /// It broke.
     Broken(String),
+    /// What it did cannot be written down, and so is undone.
+    Undone(String),
 }
 
 impl Host {
@@ -312,6 +333,9 @@ impl Host {
         while let Some((instance, token)) = current.take() {
             let since = Instant::now();
             let end = self.serve(instance.as_ref()).await;
+            if let Some(custody) = self.hand.outputs.custody() {
+                custody.begin_anew().await;
+            }
             if since.elapsed() >= SETTLED {
                 self.failures = 0;
             }
@@ -331,6 +355,13 @@ impl Host {
                     // Its place is free before its replacement wants one.
                     drop((instance, token));
                     current = self.replace(reason).await;
+                    if current.is_none() {
+                        self.refuse().await;
+                    }
+                }
+                End::Undone(reason) => {
+                    drop((instance, token));
+                    current = self.repeat(reason).await;
                     if current.is_none() {
                         self.refuse().await;
                     }
@@ -373,6 +404,13 @@ impl Host {
         let mut cancelled = pin!(cancel.cancelled());
         // Made once and watched only while no event waits: it costs the events nothing.
         let mut broken = instance.broken();
+        let outputs = self.hand.outputs.clone();
+        let mut undone = pin!(async {
+            match outputs.custody() {
+                Some(custody) => custody.failed().await,
+                None => std::future::pending().await,
+            }
+        });
         let mut busy = Duration::ZERO;
         loop {
             if busy > TURN {
@@ -388,6 +426,7 @@ impl Host {
                 () = &mut cancelled => return End::Stopped,
                 delivery = self.receiver.take() => delivery,
                 reason = &mut broken => return End::Broken(reason),
+                reason = &mut undone => return End::Undone(reason),
             };
             let Some(delivery) = delivery else { return End::Drained };
             let mut handling = pin!(self.hand.handle(instance, delivery));
@@ -404,9 +443,10 @@ impl Host {
             match handled {
                 Ok(Handled::Yes(time)) => {
                     self.failures = 0;
+                    self.undone = 0;
                     busy += time;
                 }
-                Ok(Handled::Expired) => {}
+                Ok(Handled::No) => {}
                 Err(Broken(reason)) => return End::Broken(reason),
             }
         }
@@ -423,7 +463,7 @@ impl Host {
                 () = &mut cancelled => break End::Stopped,
                 Some(handled) = in_flight.next(), if !in_flight.is_empty() => match handled {
                     Ok(Handled::Yes(_)) => self.failures = 0,
-                    Ok(Handled::Expired) => {}
+                    Ok(Handled::No) => {}
                     Err(Broken(reason)) => return End::Broken(reason),
                 },
                 delivery = self.receiver.take(), if in_flight.len() < self.max_in_flight => {
@@ -483,6 +523,20 @@ impl Host {
                 Err(error) => reason = error.to_string(),
             }
         }
+    }
+
+    /// Makes a replacement that begins where what is on the disk ends; `None`: the component is failed or stopped. That
+    /// the disk takes no more is no fault of the component.
+    async fn repeat(&mut self, reason: String) -> Option<(Box<dyn Instance>, DropGuard)> {
+        self.hand.log.push(Level::Error, "edgeless", format!("what it did is undone: {reason}"));
+        self.set_status(State::Restarting, &reason);
+        self.undone = (self.undone + 1).min(MOST_DOUBLINGS);
+        let back_off = FIRST_BACK_OFF.saturating_mul(1 << self.undone).min(LONGEST_WAIT);
+        let cancel = self.cancel.clone();
+        cancel.run_until_cancelled(tokio::time::sleep(back_off)).await?;
+        let replacement = self.bring_back().await?;
+        self.set_status(State::Running, &reason);
+        Some(replacement)
     }
 
     /// Makes one replacement of what broke for this reason. While something that it needs is away,
@@ -598,6 +652,8 @@ struct Hand {
     log: Log,
     /// How long a handler may take; `None`: the runtime sees to it.
     limit: Option<Duration>,
+    outputs: Outputs,
+    state: SavedState,
 }
 
 impl Hand {
@@ -618,8 +674,20 @@ impl Hand {
         let started = Instant::now();
         if delivery.incoming.cause.deadline.is_some_and(|deadline| deadline <= started) {
             self.lose(delivery, Dropped::Expired);
-            return Ok(Handled::Expired);
+            return Ok(Handled::No);
         }
+        let transaction = match self.outputs.begin(delivery.incoming.id.as_deref()) {
+            Ok(transaction) => transaction,
+            Err(Arrival::Handled) => {
+                delivery.fate.settle(Fate::Handled);
+                return Ok(Handled::No);
+            }
+            // Its sender asks again, and is told when it is certain.
+            Err(Arrival::New | Arrival::InHand) => {
+                delivery.fate.settle(Fate::Dropped(Dropped::MailboxFull));
+                return Ok(Handled::No);
+            }
+        };
         let Delivery { incoming, sent, reply, fate } = delivery;
         let in_hand = InHand::new(&self.metrics, fate, started.saturating_duration_since(sent));
         let kind = incoming.kind;
@@ -630,21 +698,94 @@ impl Hand {
         };
         let result = AssertUnwindSafe(within(deadline, instance.handle(incoming))).catch_unwind().await;
         let time = started.elapsed();
-        in_hand.end(kind, time);
-        let (answer, broken) = match result {
-            Ok(Ok(Some(payload))) => (Reply::Message(payload), Ok(Handled::Yes(time))),
-            Ok(Ok(None)) => (Reply::Empty, Ok(Handled::Yes(time))),
+        let fate = in_hand.end(kind, time);
+        let (answer, outcome) = match result {
+            Ok(Ok(Some(payload))) => (Reply::Message(payload), Outcome::Handled),
+            Ok(Ok(None)) => (Reply::Empty, Outcome::Handled),
             Ok(Err(InstanceError::Failed(reason))) => {
                 self.log.push(Level::Warn, "edgeless", format!("an event was not handled: {reason}"));
-                (Reply::Error, Ok(Handled::Yes(time)))
+                // A function that answers a call with an error has handled it.
+                let is_call = kind == EventKind::Call;
+                (Reply::Error, if is_call { Outcome::Handled } else { Outcome::Failed })
             }
-            Ok(Err(InstanceError::Broken(reason))) => (Reply::Error, Err(Broken(reason))),
-            Err(_) => (Reply::Error, Err(Broken("its handler panicked: this is a fault of the node".to_string()))),
+            Ok(Err(InstanceError::Broken(reason))) => (Reply::Error, Outcome::Broken(reason)),
+            Err(_) => (Reply::Error, Outcome::Broken("its handler panicked: this is a fault of the node".to_string())),
         };
-        if let Some(reply) = reply {
-            reply.send(answer);
+        let end = Ending { fate, reply, answer };
+        match transaction {
+            None => end.come(Fate::Handled),
+            Some(transaction) => return self.commit(transaction, outcome, end, time).await,
         }
-        broken
+        match outcome {
+            Outcome::Handled | Outcome::Failed => Ok(Handled::Yes(time)),
+            Outcome::Broken(reason) => Err(Broken(reason)),
+        }
+    }
+
+    /// Has what a handler did written down, if it has come to its end; else it has done nothing.
+    async fn commit(
+        &self,
+        transaction: Transaction,
+        outcome: Outcome,
+        end: Ending,
+        time: Duration,
+    ) -> Result<Handled, Broken> {
+        let outcome = match outcome {
+            Outcome::Handled if transaction.is_too_much() => {
+                Outcome::Broken("it sent more at once than may wait to be delivered at least once".to_string())
+            }
+            outcome => outcome,
+        };
+        let refused = Fate::Dropped(Dropped::TargetFailed);
+        match outcome {
+            Outcome::Handled => {
+                let written = move |written: Result<(), Error>| match written {
+                    Ok(()) => end.come(Fate::Handled),
+                    Err(_) => end.undo(),
+                };
+                transaction.commit(&self.state, Box::new(written)).await;
+                Ok(Handled::Yes(time))
+            }
+            Outcome::Failed => {
+                drop(transaction);
+                end.come(refused);
+                Ok(Handled::Yes(time))
+            }
+            Outcome::Broken(reason) => {
+                drop(transaction);
+                end.come(refused);
+                Err(Broken(reason))
+            }
+        }
+    }
+}
+
+/// How a handler ended.
+enum Outcome {
+    Handled,
+    /// The event could not be handled, and the instance goes on.
+    Failed,
+    Broken(String),
+}
+
+/// What its sender and its caller wait for.
+struct Ending {
+    fate: Told,
+    reply: Option<Replier>,
+    answer: Reply,
+}
+
+impl Ending {
+    fn come(self, fate: Fate) {
+        self.fate.settle(fate);
+        if let Some(reply) = self.reply {
+            reply.send(self.answer);
+        }
+    }
+
+    /// What the handler did is undone, and so is its answer.
+    fn undo(self) {
+        Self { answer: Reply::Error, ..self }.come(Fate::Dropped(Dropped::NotKept));
     }
 }
 
@@ -662,11 +803,10 @@ impl<'m> InHand<'m> {
         Self { metrics, fate: Some(fate) }
     }
 
-    fn end(mut self, kind: EventKind, execution: Duration) {
+    /// The handler is through with it: what its sender is to be told with.
+    fn end(mut self, kind: EventKind, execution: Duration) -> Told {
         self.metrics.end(kind, execution);
-        if let Some(fate) = self.fate.take() {
-            fate.settle(Fate::Handled);
-        }
+        self.fate.take().unwrap_or(Told::Nobody)
     }
 }
 

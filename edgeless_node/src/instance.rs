@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use edgeless_api::component::{Annotations, FunctionSpec, ResourceSpec};
 use edgeless_api::status::{Limit, Usage};
 use edgeless_api::{ComponentId, Error, InstanceId, WorkflowId};
@@ -65,6 +66,23 @@ pub struct Context {
     pub log: Log,
     /// Tells it, and whatever it spawned, to end.
     pub cancel: CancellationToken,
+}
+
+impl Context {
+    /// Replaces what was saved. When it returns that is on the disk; in a handler that counts at its end, it is then.
+    ///
+    /// # Errors
+    /// It cannot be written, or the component has a newer instance, or none any more.
+    pub async fn save(&self, state: Bytes) -> Result<(), Error> {
+        let staged = match self.outputs.custody().filter(|_| self.state.is_here()) {
+            Some(custody) => custody.stage_state(state),
+            None => Some(state),
+        };
+        match staged {
+            Some(state) => self.state.save(state).await,
+            None => Ok(()),
+        }
+    }
 }
 
 /// Runs functions of one type: a file in `runtimes/`.

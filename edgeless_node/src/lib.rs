@@ -33,6 +33,7 @@ pub mod budget;
 pub mod calls;
 pub mod capabilities;
 pub mod config;
+pub mod delivery;
 pub mod event;
 pub mod fate;
 pub mod host;
@@ -275,6 +276,7 @@ impl Node {
             mailbox: config.limits.mailbox,
             log_lines: config.limits.log_lines,
             grace: config.limits.grace,
+            delivery_tries: config.limits.delivery_tries,
         };
         tracing::info!("Starting Edgeless Agent");
         let agent =

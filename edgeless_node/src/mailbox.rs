@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::books::Entry;
 use crate::calls::Answer;
+use crate::delivery::Receipt;
 use crate::event::Incoming;
 use crate::fate::{Fate, Ticket};
 use crate::metrics::{Dropped, InstanceMetrics};
@@ -49,6 +50,8 @@ impl Delivery {
 pub enum Told {
     /// The books of an output of this node.
     Here(Entry),
+    /// The outbox of a component of this node.
+    Outbox(Receipt),
     /// The node of the sender.
     There(Settler),
     /// Nobody: the sender is an EDGELESS 1.x node.
@@ -60,7 +63,7 @@ impl Told {
     pub fn begin(&mut self) {
         match self {
             Self::Here(entry) => entry.begin(),
-            Self::There(_) | Self::Nobody => {}
+            Self::Outbox(_) | Self::There(_) | Self::Nobody => {}
         }
     }
 
@@ -68,6 +71,7 @@ impl Told {
     pub fn settle(self, fate: Fate) {
         match self {
             Self::Here(entry) => entry.settle(fate),
+            Self::Outbox(receipt) => receipt.settle(fate),
             Self::There(settler) => settler.settle(fate),
             Self::Nobody => {}
         }

@@ -64,6 +64,9 @@ pub enum Dropped {
     /// Its sender has too many events that must arrive and have not.
     #[error("too many events wait in the outbox")]
     OutboxFull,
+    /// It cannot be written down, and so it is not sent.
+    #[error("it cannot be written down")]
+    NotKept,
     /// It was tried as often as events are, and put aside.
     #[error("it is a dead letter")]
     DeadLetter,
@@ -71,7 +74,7 @@ pub enum Dropped {
 
 impl Dropped {
     /// All causes.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::UnknownTarget,
         Self::UnknownPeer,
         Self::PeerLost,
@@ -87,6 +90,7 @@ impl Dropped {
         Self::Stopping,
         Self::Expired,
         Self::OutboxFull,
+        Self::NotKept,
         Self::DeadLetter,
     ];
 
@@ -108,6 +112,7 @@ impl Dropped {
             Self::Stopping => "Stopping",
             Self::Expired => "Expired",
             Self::OutboxFull => "OutboxFull",
+            Self::NotKept => "NotKept",
             Self::DeadLetter => "DeadLetter",
         }
     }

@@ -19,6 +19,7 @@ pub use crate::router::CallError;
 
 use crate::books::{Books, Entry, Ledger};
 use crate::budget::{Budget, Share};
+use crate::delivery::Custody;
 use crate::event::{Cause, Payload};
 use crate::fate::{Fate, Ticket};
 use crate::router::{Route, Router};
@@ -58,6 +59,8 @@ struct Shared {
     delayed: AtomicUsize,
     /// Bounds what is held back and what is delayed.
     budget: Budget,
+    /// What is kept of events, if anything is.
+    custody: OnceLock<Arc<Custody>>,
 }
 
 /// Where one output leads, and its books.
@@ -65,6 +68,8 @@ struct Shared {
 struct Output {
     route: Route,
     books: Arc<Books>,
+    /// What is sent is kept until it is handled.
+    is_kept: bool,
 }
 
 impl Drop for Shared {
@@ -107,6 +112,7 @@ impl Outputs {
             is_opening: AtomicBool::new(false),
             held: Mutex::default(),
             delayed: AtomicUsize::new(0),
+            custody: OnceLock::new(),
         };
         Self { shared: Arc::new(shared), cancel }
     }
@@ -115,6 +121,34 @@ impl Outputs {
     #[must_use]
     pub fn until(&self, cancel: CancellationToken) -> Self {
         Self { shared: self.shared.clone(), cancel }
+    }
+
+    /// Keeps events here from now on. Called before anything is sent.
+    pub fn keep(&self, custody: Custody) {
+        // There is one: a second one changes nothing.
+        self.shared.custody.get_or_init(|| Arc::new(custody));
+    }
+
+    /// What is kept of events, if anything is.
+    pub fn custody(&self) -> Option<&Arc<Custody>> {
+        self.shared.custody.get()
+    }
+
+    pub(crate) fn router(&self) -> &Arc<Router> {
+        &self.shared.router
+    }
+
+    pub(crate) fn id(&self) -> InstanceId {
+        self.shared.id
+    }
+
+    /// Where an output leads.
+    pub(crate) fn route_of(&self, output: &str) -> Option<Route> {
+        self.output(output).map(|output| output.route.clone())
+    }
+
+    fn keeps(&self, output: &str) -> bool {
+        self.custody().is_some_and(|custody| custody.keeps(output))
     }
 
     /// The books of all outputs.
@@ -134,8 +168,8 @@ impl Outputs {
             }
         };
         let output = |(name, target): (String, Target)| {
-            let books = self.shared.ledger.of(&name);
-            (name, Arc::new(Output { route: route(target), books }))
+            let (books, is_kept) = (self.shared.ledger.of(&name), self.keeps(&name));
+            (name, Arc::new(Output { route: route(target), books, is_kept }))
         };
         // In the order of their names.
         self.shared.mapped.store(Arc::new(outputs.into_iter().map(output).collect()));
@@ -147,6 +181,7 @@ impl Outputs {
         if self.shared.is_opening.swap(true, Ordering::Relaxed) {
             return;
         }
+        self.resume();
         if self.open() {
             return;
         }
@@ -210,7 +245,12 @@ impl Outputs {
         if !self.is_active() {
             return Box::pin(self.hold(To::Output(output.to_string()), payload, cause)).await;
         }
-        let Some(output) = self.output(output) else { return Err(self.lost(Dropped::Unmapped)) };
+        let Some(found) = self.output(output) else { return Err(self.lost(Dropped::Unmapped)) };
+        if found.is_kept {
+            // Seldom, and large.
+            return Box::pin(self.cast_surely(output, payload, cause)).await;
+        }
+        let output = found;
         tokio::select! {
             biased;
             sent = self.shared.router.cast(self.shared.id, &output.route, output.books.open(), payload, cause) => sent,
@@ -262,6 +302,7 @@ impl Outputs {
         match to {
             To::Instance(target) => router.cast(id, &Route::Instance(target), self.raw().open(), payload, cause).await,
             To::Output(output) => match self.output(&output) {
+                Some(found) if found.is_kept => self.cast_surely(&output, payload, cause).await,
                 Some(output) => router.cast(id, &output.route, output.books.open(), payload, cause).await,
                 None => Err(self.lost(Dropped::Unmapped)),
             },
@@ -295,6 +336,11 @@ impl Outputs {
                 None => Err(Dropped::SenderGone),
             };
             match found {
+                Ok(found) if found.is_kept => {
+                    // It is in the outbox from here on, and in the books as sent then.
+                    entry.withdraw();
+                    outputs.cast_surely(&output, payload, cause).await.ok();
+                }
                 Ok(output) => {
                     let (id, router) = (outputs.shared.id, &outputs.shared.router);
                     // What gets lost is counted by the router.
@@ -373,7 +419,10 @@ impl Outputs {
 
     fn itself(&self) -> &Arc<Output> {
         let shared = &self.shared;
-        let make = || Arc::new(Output { route: Route::Instance(shared.id), books: shared.ledger.of(SELF) });
+        let make = || {
+            let (route, books) = (Route::Instance(shared.id), shared.ledger.of(SELF));
+            Arc::new(Output { route, books, is_kept: self.keeps(SELF) })
+        };
         shared.itself.get_or_init(make)
     }
 
@@ -381,7 +430,7 @@ impl Outputs {
         self.shared.raw.get_or_init(|| self.shared.ledger.of(RAW))
     }
 
-    fn books(&self, output: &str) -> Arc<Books> {
+    pub(crate) fn books(&self, output: &str) -> Arc<Books> {
         match self.output(output) {
             Some(output) => output.books.clone(),
             None if output == RAW => self.raw().clone(),

@@ -123,6 +123,14 @@ impl Records {
         self.read(move |store| store.keys(table)).await
     }
 
+    /// The keys of a table that begin with these bytes, in order.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub async fn keys_from(&self, table: Table, prefix: Bytes) -> Result<Vec<Bytes>, Error> {
+        self.read(move |store| store.keys_from(table, &prefix)).await
+    }
+
     async fn read<T: Send + 'static>(
         &self,
         look: impl Fn(&Store) -> Result<T, Error> + Clone + Send + 'static,

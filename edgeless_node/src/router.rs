@@ -14,12 +14,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use edgeless_api::component::Row;
 use edgeless_api::event::{Kind, Reply, Trace};
-use edgeless_api::{ComponentId, Error, Event, InstanceId, NodeId, Url};
+use edgeless_api::{ComponentId, Error, Event, EventId, InstanceId, NodeId, Url};
 use tokio::sync::{Semaphore, oneshot};
 use uuid::Uuid;
 
 use crate::books::Entry;
 use crate::calls::{Answer, Calls, Expected, Taken};
+use crate::delivery::Receipt;
 use crate::event::{Cause, EventKind, Incoming, Payload};
 use crate::fate::{Fate, Ticket};
 use crate::mailbox::{Delivery, Mailbox, Replier, Told};
@@ -127,6 +128,8 @@ pub struct Sent {
 enum Teller {
     /// The books of an output of this node.
     Books(Entry),
+    /// The outbox of a component of this node.
+    Outbox(Receipt),
     /// Another node, which it was forwarded for: seldom, and large.
     Node(Box<Settler>),
     /// Nobody.
@@ -137,6 +140,7 @@ impl From<Told> for Teller {
     fn from(told: Told) -> Self {
         match told {
             Told::Here(entry) => Self::Books(entry),
+            Told::Outbox(receipt) => Self::Outbox(receipt),
             Told::There(settler) => Self::Node(Box::new(settler)),
             Told::Nobody => Self::Nobody,
         }
@@ -160,6 +164,7 @@ impl Ticket for Sent {
         }
         match self.teller {
             Teller::Books(entry) => entry.settle(fate),
+            Teller::Outbox(receipt) => receipt.settle(fate),
             Teller::Node(settler) => settler.settle(fate),
             Teller::Nobody => {}
         }
@@ -382,8 +387,33 @@ impl Router {
         payload: Payload,
         cause: Cause,
     ) -> Result<(), Dropped> {
-        let sending = Sending { source, entry, payload, kind: EventKind::Cast, cause, reply: None };
-        self.send(route, Sending { cause: Cause { deadline: None, ..cause }, ..sending }).await.map(|_| ())
+        let told = Told::Here(entry);
+        let cause = Cause { deadline: None, ..cause };
+        let sending = Sending { source, told, payload, kind: EventKind::Cast, cause, reply: None, id: None };
+        self.send(route, sending).await.map(|_| ())
+    }
+
+    /// Sends an event that is kept until it is handled, and that its target knows a repeat of by its id.
+    ///
+    /// # Errors
+    /// It did not arrive, as its receipt was told.
+    pub async fn cast_kept(
+        &self,
+        source: InstanceId,
+        route: &Route,
+        receipt: Receipt,
+        payload: Payload,
+        cause: Cause,
+        id: EventId,
+    ) -> Result<(), Dropped> {
+        let told = Told::Outbox(receipt);
+        let id = Some(Box::new(id));
+        let sending = Sending { source, told, payload, kind: EventKind::Cast, cause, reply: None, id };
+        // It is not lost yet, and not counted as such.
+        match self.send_now(route, sending) {
+            Ok(sent) => sent,
+            Err(waits) => Box::pin(self.send_later(*waits)).await.map(|_| ()),
+        }
     }
 
     /// Sends an event and waits for the reply, until the deadline of its cause or the limit of this
@@ -403,7 +433,8 @@ impl Router {
         let deadline = cause.deadline.map_or(limit, |deadline| deadline.min(limit));
         let cause = Cause { deadline: Some(deadline), ..cause };
         let (sender, reply) = oneshot::channel();
-        let sending = Sending { source, entry, payload, kind: EventKind::Call, cause, reply: Some(sender) };
+        let (told, reply_to) = (Told::Here(entry), Some(sender));
+        let sending = Sending { source, told, payload, kind: EventKind::Call, cause, reply: reply_to, id: None };
         let answered = async {
             // Keeps the call known until it is answered or given up.
             let _expected = self.send(route, sending).await?;
@@ -436,7 +467,7 @@ impl Router {
     /// Sends an event as far as that takes no waiting.
     fn send_now(&self, route: &Route, sending: Sending) -> Result<Result<(), Dropped>, Box<Waits>> {
         if sending.payload.len() > self.options.max_payload {
-            return Ok(Err(refuse(sending.entry, Dropped::TooLarge)));
+            return Ok(Err(refuse(sending.told, Dropped::TooLarge)));
         }
         let target = match route {
             Route::Instance(target) => *target,
@@ -451,11 +482,11 @@ impl Router {
     /// Puts an event into a mailbox of this node.
     fn put(&self, target: InstanceId, sending: Sending) -> Result<Result<(), Dropped>, Box<Waits>> {
         let Some(mailbox) = self.mailbox(target.function) else {
-            return Ok(Err(refuse(sending.entry, Dropped::UnknownTarget)));
+            return Ok(Err(refuse(sending.told, Dropped::UnknownTarget)));
         };
-        let Sending { source, entry, payload, kind, cause, reply } = sending;
-        let incoming = Incoming { source, kind, payload, cause };
-        let (reply, fate) = (reply.map(Replier::here), Told::Here(entry));
+        let Sending { source, told: fate, payload, kind, cause, reply, id } = sending;
+        let incoming = Incoming { source, kind, payload, cause, id };
+        let reply = reply.map(Replier::here);
         let delivery = Delivery { incoming, sent: Instant::now(), reply, fate };
         if source == target {
             return Ok(mailbox.put_own(delivery));
@@ -475,7 +506,7 @@ impl Router {
             Waits::Instance(cell, sending) => {
                 let pick = || cell.pick(sending.source, &sending.payload);
                 match self.resolve(&cell, self.moved_by(), sending.cause.deadline, pick).await {
-                    Err(cause) => Err(refuse(sending.entry, cause)),
+                    Err(cause) => Err(refuse(sending.told, cause)),
                     Ok(target) if target.node != self.node => self.send_to_peer(target, sending).await,
                     Ok(target) => match self.put(target, sending) {
                         Ok(sent) => sent.map(|()| None),
@@ -487,7 +518,8 @@ impl Router {
     }
 
     async fn send_to_peer(&self, target: InstanceId, sending: Sending) -> Result<Option<Expected<'_>>, Dropped> {
-        let Sending { source, entry, payload, cause, reply, .. } = sending;
+        let Sending { source, told, payload, cause, reply, id, .. } = sending;
+        let id = id.map(|id| *id);
         let expected = reply.map(|reply| self.outgoing.calls.expect(source, target, reply));
         let kind = match &expected {
             None => Kind::Cast(payload),
@@ -496,9 +528,9 @@ impl Router {
                 Kind::Call { payload, stream: expected.stream(), remaining }
             }
         };
-        let event = Event { source, target, kind, created: SystemTime::now(), trace: cause.trace };
+        let event = Event { source, target, kind, created: SystemTime::now(), trace: cause.trace, id };
         let call = expected.as_ref().map(Expected::stream);
-        let sent = Sent { teller: Teller::Books(entry), call, outgoing: self.outgoing.clone() };
+        let sent = Sent { teller: told.into(), call, outgoing: self.outgoing.clone() };
         self.send_event(event, sent).await.map(|()| expected)
     }
 
@@ -562,7 +594,7 @@ impl Router {
 
     async fn forward_to_peer(&self, target: InstanceId, delivery: Delivery) -> Result<(), Dropped> {
         let Delivery { incoming, sent, reply, fate } = delivery;
-        let Incoming { source, kind: _, payload, cause } = incoming;
+        let Incoming { source, kind: _, payload, cause, id } = incoming;
         let mut call = None;
         let kind = match reply {
             None => Kind::Cast(payload),
@@ -575,7 +607,7 @@ impl Router {
         };
         let now = SystemTime::now();
         let created = now.checked_sub(sent.elapsed()).unwrap_or(now);
-        let event = Event { source, target, kind, created, trace: cause.trace };
+        let event = Event { source, target, kind, created, trace: cause.trace, id: id.map(|id| *id) };
         self.send_event(event, Sent { teller: fate.into(), call, outgoing: self.outgoing.clone() }).await
     }
 
@@ -640,7 +672,7 @@ impl Router {
     /// An event of another node as a handler will see it; a reply is taken at once. The node that sends it
     /// gets the reply to a call, also if it passes it on for another.
     fn delivery(&self, from: NodeId, event: Event, fate: Told) -> Option<Delivery> {
-        let Event { source, target, kind, created, trace } = event;
+        let Event { source, target, kind, created, trace, id } = event;
         let (kind, payload, deadline, reply) = match kind {
             Kind::Reply { reply, stream } => {
                 self.take_reply(source, target, stream, reply);
@@ -654,7 +686,7 @@ impl Router {
                 (EventKind::Call, payload, Some(Instant::now() + time), Some(reply))
             }
         };
-        let incoming = Incoming { source, kind, payload, cause: Cause { trace, deadline } };
+        let incoming = Incoming { source, kind, payload, cause: Cause { trace, deadline }, id: id.map(Box::new) };
         Some(Delivery { incoming, sent: made(created), reply, fate })
     }
 
@@ -707,11 +739,12 @@ impl Router {
 #[derive(Debug)]
 struct Sending {
     source: InstanceId,
-    entry: Entry,
+    told: Told,
     payload: Payload,
     kind: EventKind,
     cause: Cause,
     reply: Option<oneshot::Sender<Answer>>,
+    id: Option<Box<EventId>>,
 }
 
 /// What an event waits for before it is on its way.
@@ -731,8 +764,8 @@ fn made(created: SystemTime) -> Instant {
     now.checked_sub(created.elapsed().unwrap_or_default()).unwrap_or(now)
 }
 
-/// Closes the entry of an event that is lost.
-fn refuse(entry: Entry, cause: Dropped) -> Dropped {
-    entry.settle(if cause == Dropped::Expired { Fate::Expired } else { Fate::Dropped(cause) });
+/// Says that an event is lost.
+fn refuse(told: Told, cause: Dropped) -> Dropped {
+    told.settle(if cause == Dropped::Expired { Fate::Expired } else { Fate::Dropped(cause) });
     cause
 }

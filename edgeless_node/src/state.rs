@@ -211,20 +211,34 @@ impl Cell {
 
     async fn save(&self, epoch: u64, state: Bytes) -> Result<(), Error> {
         let mut held = self.held.lock().await;
+        let about = self.next(&mut held, epoch).await?;
+        // Unknown, should it be given up in the middle.
+        held.stored = None;
+        self.records.write(put(self.id, about, state)).await?;
+        held.stored = Some(Some(about));
+        Ok(())
+    }
+
+    /// What is to be written so that the state is saved. Whoever asks for it writes it, or says that it [could not
+    /// be](State::unsure).
+    async fn prepare(&self, epoch: u64, state: Bytes) -> Result<Vec<Change>, Error> {
+        let mut held = self.held.lock().await;
+        let about = self.next(&mut held, epoch).await?;
+        held.stored = Some(Some(about));
+        Ok(put(self.id, about, state))
+    }
+
+    /// What is known of the state once this epoch has saved it once more.
+    async fn next(&self, held: &mut MutexGuard<'_, Held>, epoch: u64) -> Result<SavedState, Error> {
         if held.is_over {
             return Err(Error::rejected("its component was stopped"));
         }
         if epoch < held.epoch {
             return Err(older(epoch, held.epoch));
         }
-        let before = self.stored(&mut held).await?;
+        let before = self.stored(held).await?;
         let syncs = before.map_or(0, |before| before.syncs).saturating_add(1);
-        let about = SavedState { epoch, syncs, at: SystemTime::now() };
-        // Unknown, should it be given up in the middle.
-        held.stored = None;
-        self.records.write(put(self.id, about, state)).await?;
-        held.stored = Some(Some(about));
-        Ok(())
+        Ok(SavedState { epoch, syncs, at: SystemTime::now() })
     }
 }
 
@@ -258,6 +272,31 @@ impl State {
         match &self.place {
             Place::Nowhere(_) => None,
             Place::Kept { cell, epoch } => Some((cell.id, *epoch)),
+        }
+    }
+
+    /// Whether it can be saved together with something else that is written down on this node.
+    pub fn is_here(&self) -> bool {
+        matches!(self.place, Place::Kept { .. })
+    }
+
+    /// What is to be written on this node so that the state is saved.
+    ///
+    /// # Errors
+    /// The component has a newer instance, or none any more.
+    pub(crate) async fn prepare(&self, state: Bytes) -> Result<Vec<Change>, Error> {
+        match &self.place {
+            Place::Nowhere(_) => Ok(Vec::new()),
+            Place::Kept { cell, epoch } => {
+                cell.prepare(*epoch, state).await.map_err(|error| error.context("cannot save the state"))
+            }
+        }
+    }
+
+    /// What was [prepared](Self::prepare) could not be written.
+    pub(crate) async fn unsure(&self) {
+        if let Place::Kept { cell, .. } = &self.place {
+            cell.held.lock().await.stored = None;
         }
     }
 

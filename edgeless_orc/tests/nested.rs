@@ -305,7 +305,7 @@ impl Controller {
 }
 
 fn event(source: InstanceId, target: InstanceId, kind: Kind) -> Event {
-    Event { source, target, kind, created: SystemTime::UNIX_EPOCH, trace: Trace::default() }
+    Event { source, target, kind, created: SystemTime::UNIX_EPOCH, trace: Trace::default(), id: None }
 }
 
 fn cast(text: &'static str) -> Kind {

@@ -185,6 +185,7 @@ pub(crate) async fn cast(cast: Cast, console: &Console) -> Result<(), Failure> {
         kind: Kind::Cast(Bytes::from(cast.payload)),
         created: SystemTime::now(),
         trace: Trace::default(),
+        id: None,
     };
     let options = Options { deadline: CAST_DEADLINE, ..Options::default() };
     let sent: Result<(), Error> = Invocation::new(Connection::lazy(&cast.url, options)?).handle(event).await;

@@ -49,6 +49,7 @@ pub(crate) async fn cast(cluster: &Cluster, target: InstanceId, payload: &str) {
         kind: Kind::Cast(payload.to_string().into()),
         created: SystemTime::now(),
         trace: Trace::default(),
+        id: None,
     };
     invocation.handle(event).await.unwrap();
 }

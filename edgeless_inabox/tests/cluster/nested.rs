@@ -97,7 +97,7 @@ impl Tree {
         for payload in &expected {
             let kind = Kind::Cast(payload.clone().into());
             let (source, created, trace) = (InstanceId::NONE, SystemTime::now(), Trace::default());
-            invocation.handle(Event { source, target: first, kind, created, trace }).await.unwrap();
+            invocation.handle(Event { source, target: first, kind, created, trace, id: None }).await.unwrap();
         }
         wait_until("all events are logged", async || self.log().len() == expected.len()).await;
         assert_eq!(self.log(), expected, "events keep their order");

@@ -19,6 +19,7 @@ use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 
 use super::Agent;
+use crate::delivery::{self, past::Past};
 use crate::host::{Component, Factory, Hosted, host_again};
 
 /// How long the code of something may take to be loaded before the node does without it.
@@ -42,7 +43,17 @@ impl Agent {
         for record in older {
             self.journal.remove(record.instance).await?;
         }
-        let revived: Vec<_> = join_all(newest.into_iter().map(|record| self.revive_one(record))).await;
+        let mut events = delivery::past::read(&self.records).await?;
+        let with_events = |record: InstanceRecord| {
+            let past = events.remove(record.instance.as_bytes()).unwrap_or_default();
+            self.revive_one(record, past)
+        };
+        let reviving: Vec<_> = newest.into_iter().map(with_events).collect();
+        let revived: Vec<_> = join_all(reviving).await;
+        for key in events.keys() {
+            // Nobody is left who could send them.
+            delivery::past::forget(&self.records, key).await?;
+        }
         let revived: Vec<_> = revived.into_iter().flatten().collect();
         for (hosted, record) in &revived {
             hosted.set_outputs(record.outputs.clone());
@@ -61,8 +72,8 @@ impl Agent {
         Ok(())
     }
 
-    async fn revive_one(&self, record: InstanceRecord) -> Option<(Arc<Hosted>, InstanceRecord)> {
-        let prepared = tokio::time::timeout(PATIENCE, self.prepare_again(&record)).await;
+    async fn revive_one(&self, record: InstanceRecord, past: Past) -> Option<(Arc<Hosted>, InstanceRecord)> {
+        let prepared = tokio::time::timeout(PATIENCE, self.prepare_again(&record, past)).await;
         let prepared = prepared.unwrap_or_else(|_| Err(Error::unavailable("it could not be loaded in time")));
         let name = &record.context.name;
         let (component, factory) = match prepared {
@@ -86,14 +97,14 @@ impl Agent {
         Some((hosted, record))
     }
 
-    async fn prepare_again(&self, record: &InstanceRecord) -> Result<(Component, Factory), Error> {
+    async fn prepare_again(&self, record: &InstanceRecord, past: Past) -> Result<(Component, Factory), Error> {
         let id = InstanceId { node: self.router.node(), function: record.instance };
-        match self.prepare(id, record.spec.clone(), &record.context, false).await {
+        match self.prepare(id, record.spec.clone(), &record.context, past.clone(), false).await {
             Err(error) if error.code == Code::NeedsCode => {
                 let mut spec = record.spec.clone();
                 let ComponentSpec::Function(function) = &mut spec else { return Err(error) };
                 function.class.binary = self.journal.code(function.class.binary.digest()).await?.ok_or(error)?;
-                self.prepare(id, spec, &record.context, false).await
+                self.prepare(id, spec, &record.context, past, false).await
             }
             prepared => prepared,
         }

@@ -208,7 +208,8 @@ fn wire_event(node: NodeId, event: Event) -> Option<peer::Event> {
     };
     let (source, target) = (event.source.function, event.target.function);
     let source_node = (event.source.node != node).then_some(event.source.node);
-    Some(peer::Event { source, source_node, target, payload, call, created: event.created, trace: event.trace })
+    let Event { created, trace, id, .. } = event;
+    Some(peer::Event { source, source_node, target, payload, call, created, trace, id })
 }
 
 /// An event as it goes to a node that sends replies to the source of a call, wherever that is: that of a
@@ -229,6 +230,7 @@ fn event_between(source: NodeId, target: NodeId, event: peer::Event) -> Event {
         kind,
         created: event.created,
         trace: event.trace,
+        id: event.id,
     }
 }
 
@@ -381,6 +383,7 @@ fn reply_between(node: NodeId, peer: NodeId, reply: peer::Reply) -> Event {
         kind: Kind::Reply { reply: reply.reply, stream: reply.stream },
         created: std::time::SystemTime::UNIX_EPOCH,
         trace: reply.trace,
+        id: None,
     }
 }
 

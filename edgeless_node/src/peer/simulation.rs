@@ -135,7 +135,7 @@ impl World {
         let call = self.rng.one_in(3).then_some(Call { stream: number, remaining: None });
         let (created, trace) = (SystemTime::UNIX_EPOCH, Trace::default());
         let payload = Bytes::from(payload);
-        let event = Event { source, source_node: None, target, payload, call, created, trace };
+        let event = Event { source, source_node: None, target, payload, call, created, trace, id: None };
         let session = &mut self.sides[side].session;
         if session.check_room(&event, false).is_ok() {
             session.push(event, Slip((side, number), self.books.clone()));

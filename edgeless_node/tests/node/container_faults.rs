@@ -509,6 +509,7 @@ impl Program {
             kind: Kind::Call { payload, stream, remaining: None },
             created: std::time::SystemTime::now(),
             trace: Trace::default(),
+            id: None,
         };
         let reply = self.peer.expect_reply(stream).await;
         self.invocation.handle(event).await.unwrap();

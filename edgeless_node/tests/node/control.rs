@@ -147,6 +147,7 @@ async fn events_that_cannot_be_delivered_are_refused_or_counted() {
         kind,
         created: SystemTime::now(),
         trace: Trace::default(),
+        id: None,
     };
     let elsewhere = event(InstanceId::random(NodeId::random()), Kind::Cast(Bytes::new()));
     let error = node.invocation.handle(elsewhere).await.unwrap_err();

@@ -165,7 +165,8 @@ impl Hosting {
             peer_lost_after: PATIENCE,
         };
         let router = Router::new(node, options, Arc::new(Metrics::new(node, 10)));
-        let options = Options { components: 1, mailbox: 8, log_lines: 100, grace: Duration::from_secs(1) };
+        let options =
+            Options { components: 1, mailbox: 8, log_lines: 100, grace: Duration::from_secs(1), delivery_tries: 3 };
         let (directory, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let records = Records::open(directory.path(), node).await.unwrap();
         let runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(Is(elsewhere.clone()))];

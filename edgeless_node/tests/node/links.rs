@@ -154,6 +154,7 @@ impl End {
             kind: Kind::Cast(Bytes::copy_from_slice(&number.to_be_bytes())),
             created: SystemTime::now(),
             trace: Trace::default(),
+            id: None,
         };
         self.peers.send(event, Slip(self.books.clone())).await
     }
@@ -368,7 +369,8 @@ async fn calls_are_answered_over_the_link_they_came_by() {
     let [ours, theirs] = ends;
     let (caller, callee) = (InstanceId::random(ours.id), InstanceId::random(theirs.id));
     let kind = Kind::Call { payload: Bytes::from(vec![0; 8]), stream: 7, remaining: None };
-    let event = Event { source: caller, target: callee, kind, created: SystemTime::now(), trace: Trace::default() };
+    let event =
+        Event { source: caller, target: callee, kind, created: SystemTime::now(), trace: Trace::default(), id: None };
     ours.peers.send(event, Slip(ours.books.clone())).await.unwrap();
     wait_until("it came", || async { theirs.targets.came() == 1 }).await;
     let answer = Reply::Message(Bytes::from_static(b"yes"));
@@ -460,6 +462,7 @@ async fn whoever_does_what_it_must_not_loses_its_link_and_is_counted() {
             call: None,
             created: SystemTime::UNIX_EPOCH,
             trace: Trace::default(),
+            id: None,
         })
     };
     let with = |first, items| Frame { first, items, ..Frame::default() };
@@ -509,6 +512,7 @@ async fn an_event_beyond_the_window_is_dropped_and_its_sender_told() {
         call: None,
         created: SystemTime::UNIX_EPOCH,
         trace: Trace::default(),
+        id: None,
     };
     let items = vec![Item::Event(event); 18];
     let hello = Frame { hello: Some(rude.hello()), ..Frame::default() };

@@ -104,7 +104,7 @@ impl World {
     pub(crate) async fn reply(&self, caller: Caller, reply: Reply) {
         let Caller { source: target, stream, trace } = caller;
         let (source, created) = (self.node.peer.id, SystemTime::UNIX_EPOCH);
-        let event = Event { source, target, kind: Kind::Reply { reply, stream }, created, trace };
+        let event = Event { source, target, kind: Kind::Reply { reply, stream }, created, trace, id: None };
         self.node.invocation.handle(event).await.unwrap();
     }
 
@@ -524,7 +524,7 @@ mod http_ingress {
         let stopping = tokio::spawn(world.node.stop_node());
         wait_until("it takes no more connections", || async { TcpStream::connect(ingress).await.is_err() }).await;
         let kind = Kind::Reply { reply: response(200, "late", json!({})), stream };
-        let reply = Event { source, target, kind, created: SystemTime::UNIX_EPOCH, trace };
+        let reply = Event { source, target, kind, created: SystemTime::UNIX_EPOCH, trace, id: None };
         invocation.handle(reply).await.unwrap();
         let answer = Answer::read(&mut client).await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "late"));

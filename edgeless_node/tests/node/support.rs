@@ -235,6 +235,7 @@ impl TestNode {
             kind: Kind::Cast(payload.into()),
             created: SystemTime::now(),
             trace: Trace::default(),
+            id: None,
         };
         self.invocation.handle(event).await.unwrap();
     }
@@ -258,6 +259,7 @@ impl TestNode {
             kind: Kind::Call { payload: payload.into(), stream, remaining },
             created: SystemTime::now(),
             trace: Trace { trace_id: 7, span_id: 8 },
+            id: None,
         };
         let reply = self.peer.expect_reply(stream).await;
         self.invocation.handle(event).await.unwrap();
@@ -268,7 +270,8 @@ impl TestNode {
     pub(crate) async fn answer(&self, call: &Event, source: InstanceId, reply: Reply) {
         let Kind::Call { stream, .. } = call.kind else { panic!("{call:?} is no call") };
         let kind = Kind::Reply { reply, stream };
-        let event = Event { source, target: call.source, kind, created: SystemTime::UNIX_EPOCH, trace: call.trace };
+        let event =
+            Event { source, target: call.source, kind, created: SystemTime::UNIX_EPOCH, trace: call.trace, id: None };
         self.invocation.handle(event).await.unwrap();
     }
 

@@ -149,7 +149,15 @@ impl Forwarder {
         let reply = Kind::Reply { reply: Reply::Error, stream };
         let called = InstanceId { node: self.me.node, function: called };
         let created = SystemTime::UNIX_EPOCH;
-        self.answer(Event { source: called, target: source, kind: reply, created, trace: Default::default() }).await;
+        self.answer(Event {
+            source: called,
+            target: source,
+            kind: reply,
+            created,
+            trace: Default::default(),
+            id: None,
+        })
+        .await;
     }
 
     /// Sends an event on whose target and source are already those of the other side.
@@ -326,6 +334,7 @@ fn failed(event: &Event) -> Option<Event> {
             kind: Kind::Reply { reply: Reply::Error, stream },
             created: SystemTime::UNIX_EPOCH,
             trace: event.trace,
+            id: None,
         }),
         _ => None,
     }

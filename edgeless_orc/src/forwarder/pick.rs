@@ -41,7 +41,7 @@ mod tests {
     fn event(payload: &'static str) -> Event {
         let id = InstanceId::random(NodeId::random());
         let kind = Kind::Cast(payload.into());
-        Event { source: id, target: id, kind, created: SystemTime::UNIX_EPOCH, trace: Trace::default() }
+        Event { source: id, target: id, kind, created: SystemTime::UNIX_EPOCH, trace: Trace::default(), id: None }
     }
 
     fn row(partition_by: &str, count: usize) -> Row {

@@ -166,7 +166,7 @@ impl World {
 
 fn event(source: InstanceId, target: InstanceId, kind: Kind) -> Event {
     let trace = Trace { trace_id: 1, span_id: 2 };
-    Event { source, target, kind, created: SystemTime::UNIX_EPOCH + Duration::from_secs(7), trace }
+    Event { source, target, kind, created: SystemTime::UNIX_EPOCH + Duration::from_secs(7), trace, id: None }
 }
 
 fn cast(text: &str) -> Kind {

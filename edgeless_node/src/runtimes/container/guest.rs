@@ -220,10 +220,9 @@ impl Guest {
 
     /// Does what it waits for.
     pub(super) async fn ask(&self, ask: Ask, cause: Cause) -> Result<Reply, Error> {
-        let Context { outputs, state, .. } = &self.context;
         match ask {
-            Ask::Sync(bytes) => state.save(bytes).await.map(|()| Reply::Empty),
-            Ask::Call(goal, payload) => call(outputs, goal, payload, cause).await,
+            Ask::Sync(bytes) => self.context.save(bytes).await.map(|()| Reply::Empty),
+            Ask::Call(goal, payload) => call(&self.context.outputs, goal, payload, cause).await,
         }
     }
 
@@ -339,7 +338,7 @@ impl Events {
             event.cause.deadline.map_or(self.limit, |deadline| self.limit.min(deadline.saturating_duration_since(now)));
         let handled = match &self.way {
             Way::Stream => {
-                let Incoming { source, kind, payload, cause } = event;
+                let Incoming { source, kind, payload, cause, .. } = event;
                 let request = match kind {
                     EventKind::Cast => Request::Cast { source, payload },
                     EventKind::Call => Request::Call { source, payload },
@@ -368,7 +367,7 @@ impl Events {
     }
 
     async fn by_call(&self, client: &client::Guest, event: Incoming, limit: Duration) -> Result<Reply, Trouble> {
-        let Incoming { source, kind, payload, cause } = event;
+        let Incoming { source, kind, payload, cause, .. } = event;
         self.guest.hand(|hand| hand.cause = cause);
         let handled = async {
             match kind {

@@ -585,7 +585,7 @@ async fn answer(
 async fn sync(caller: Caller<'_, Data>, (pointer, length): (u32, u32)) -> Result<()> {
     let args = Args::new(&caller)?;
     let state = Bytes::copy_from_slice(args.bytes(pointer, length)?);
-    args.data.context.state.save(state).await.map_err(|error| format_err!("{error}"))
+    args.data.context.save(state).await.map_err(|error| format_err!("{error}"))
 }
 
 fn telemetry_log(
