@@ -4,10 +4,13 @@
 //!  churn: start, later stop; what was answered is in the ledger -+
 //!  killer: SIGKILL, start again, time until it serves            +-> quiet -> the ledger against what there is
 //! ```
-//! What was acknowledged must be there at the end, and nothing else: the controller is asked for its workflows and
-//! the nodes for what they run.
+//! What was acknowledged must be there at the end, and nothing else: the controller is asked for its workflows, the
+//! nodes for what they run, and the files of [`events`] for what arrived.
+
+mod events;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use self::events::{Count, Line};
 use crate::modules::module;
 use crate::node::class;
 use crate::programs::{Daemon, configure, free_port};
@@ -52,6 +56,9 @@ pub(crate) struct Storm {
     /// Workflows that stay, each of three functions.
     #[arg(long, value_name = "N", default_value = "100", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     workflows: u32,
+    /// Events each second that are delivered at least once.
+    #[arg(long, value_name = "N", default_value = "2000", value_parser = clap::value_parser!(u32).range(..=100_000))]
+    events: u32,
     /// Chooses which daemon is killed when.
     #[arg(long, value_name = "N", default_value = "1")]
     seed: u64,
@@ -107,6 +114,13 @@ impl Place {
         Ok(Self { kind, directory, daemon: None })
     }
 
+    /// The id of a node, as its configuration has it.
+    fn node_id(&self) -> Result<String> {
+        let text = std::fs::read_to_string(self.directory.join(self.kind.file()))?;
+        let id = text.lines().find_map(|line| line.strip_prefix("node_id = "));
+        Ok(id.context("a node without an id")?.trim_matches('"').to_string())
+    }
+
     async fn start(&mut self) -> Result<()> {
         self.daemon = Some(Daemon::start(self.kind.program(), &self.directory).await?);
         Ok(())
@@ -117,11 +131,17 @@ impl Place {
     }
 }
 
+/// A node: its id, where it takes requests, and where it writes.
+type Node = (String, SocketAddr, PathBuf);
+
 /// The platform: its daemons, and how they are asked.
 struct World {
     places: Vec<Place>,
     workflows: Workflows,
     metrics: Vec<Url>,
+    lines: Vec<Line>,
+    /// Of the lines that were started.
+    resources: usize,
 }
 
 impl World {
@@ -132,19 +152,28 @@ impl World {
             Place::new(root, "controller", Kind::Controller, &[(7001, controller), (7011, orchestrator)]).await?,
             Place::new(root, "orchestrator", Kind::Orchestrator, &[(7011, orchestrator)]).await?,
         ];
-        let mut metrics = Vec::new();
+        let (mut metrics, mut nodes) = (Vec::new(), Vec::new());
         for number in 1..=NODES {
             let (own, seen) = ([free_port()?, free_port()?, free_port()?, free_port()?], orchestrator);
             let [agent, invocation, shown, http] = own;
             let ports = [(7021, agent), (7002, invocation), (7003, shown), (7035, http), (7011, seen)];
-            places.push(Place::new(root, &format!("node-{number}"), Kind::Node, &ports).await?);
+            let place = Place::new(root, &format!("node-{number}"), Kind::Node, &ports).await?;
             metrics.push(url(shown)?);
+            nodes.push((place.node_id()?, SocketAddr::from(([127, 0, 0, 1], http)), place.directory.clone()));
+            places.push(place);
         }
         for place in &mut places {
             place.start().await?;
         }
         let workflows = Workflows::new(Connection::lazy(&url(controller)?, Dial::default())?);
-        let world = Self { places, workflows, metrics };
+        let line = |(number, (from, to)): (usize, (&Node, &Node))| {
+            let name = format!("line-{number}");
+            let file = to.2.join(format!("{name}.log"));
+            Line { name, from: (from.0.clone(), from.1), to: (to.0.clone(), file) }
+        };
+        let next = nodes.iter().cycle().skip(1);
+        let lines = nodes.iter().zip(next).enumerate().map(line).collect();
+        let world = Self { places, workflows, metrics, lines, resources: 0 };
         world.has_nodes().await.context("the nodes do not become part of the domain")?;
         Ok(world)
     }
@@ -181,7 +210,7 @@ impl World {
             }
             Kind::Node => {
                 // The orchestrator may not have noticed anything yet: the nodes themselves know what they run.
-                let wanted = (base.len() * FUNCTIONS) as u64;
+                let wanted = self.wanted(base.len());
                 let run = async || self.instances().await.is_ok_and(|instances| instances >= wanted);
                 until(PATIENCE, run).await.context("not all instances run again")?;
                 for status in base {
@@ -193,10 +222,15 @@ impl World {
         }
     }
 
+    /// How many instances so many workflows have, among them those of the lines.
+    fn wanted(&self, workflows: usize) -> u64 {
+        (workflows * FUNCTIONS + self.resources) as u64
+    }
+
     /// Whether every component of a workflow runs.
     async fn runs(&self, id: WorkflowId) -> Result<bool, Error> {
         let components = self.workflows.status(id).await?;
-        Ok(components.len() == FUNCTIONS && components.iter().all(|component| component.state == State::Running))
+        Ok(components.len() >= FUNCTIONS && components.iter().all(|component| component.state == State::Running))
     }
 
     /// How many instances the nodes say that they run.
@@ -309,9 +343,10 @@ async fn churn(workflows: &Workflows, workflow: Workflow, mut ledger: Ledger, en
 }
 
 pub(crate) async fn measure(storm: Storm) -> Result<Report> {
-    let Storm { workflows: count, seed, options } = storm;
+    let Storm { workflows: count, events, seed, options } = storm;
     let bench = Bench::from(options);
-    let workflow = workflow(&module(&bench, "relay").await?)?;
+    let relay = module(&bench, "relay").await?;
+    let workflow = workflow(&relay)?;
     let directory = tempfile::tempdir()?;
     bench.progress.say("starting the daemons");
     let mut world = World::start(directory.path()).await?;
@@ -320,6 +355,11 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
     let mut base = Vec::new();
     for _ in 0..count {
         base.push(world.workflows.start(workflow.clone(), None).await?);
+    }
+    let lines = std::mem::take(&mut world.lines);
+    for line in lines.iter().filter(|_| events > 0) {
+        base.push(world.workflows.start(line.workflow(&relay, FUNCTIONS)?, None).await?);
+        world.resources += Line::RESOURCES;
     }
     let ledger = Ledger { running: base.iter().map(|status| status.workflow).collect(), ..Ledger::default() };
 
@@ -346,19 +386,39 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
         }
         anyhow::Ok((recovered, kills))
     };
-    let (ledger, stormed) = tokio::join!(churn(&clients, workflow.clone(), ledger, &end), storm);
+    let per_line = f64::from(events) / lines.len().max(1) as f64;
+    let sending = async {
+        match events {
+            0 => Vec::new(),
+            _ => futures_util::future::join_all(lines.iter().map(|line| line.send(per_line, &end))).await,
+        }
+    };
+    let (ledger, sent, stormed) = tokio::join!(churn(&clients, workflow.clone(), ledger, &end), sending, storm);
     let (recovered, kills) = stormed?;
 
     bench.progress.say("waiting until all is quiet");
     tokio::time::sleep(QUIET).await;
+    let mut counted = Count::default();
+    for (line, sent) in lines.iter().zip(&sent) {
+        // What waits for a longer time than that is not lost, but it is not there.
+        until(PATIENCE, async || line.count(sent).await.lost == 0).await.ok();
+        let Count { acknowledged, lost, repeated } = line.count(sent).await;
+        counted.acknowledged += acknowledged;
+        counted.lost += lost;
+        counted.repeated += repeated;
+    }
     let verdict = Verdict::now(&world, &ledger).await?;
     let mut report = Report::new("chaos");
     report.add(Row::new("daemons killed", Figure::count("kills", kills)));
     report.add(Row::new("workflows started meanwhile", Figure::count("started", ledger.started)));
     report.add(Row::new("workflows stopped meanwhile", Figure::count("stopped", ledger.stopped)));
+    report.add(Row::new("events acknowledged meanwhile", Figure::count("events", counted.acknowledged)));
+    report
+        .add(Row::new("events that are in a file more than once", Figure::count("repeated_events", counted.repeated)));
     for (what, key, value) in [
         ("acknowledged workflows that do not run at the end", "lost_workflows", verdict.lost),
         ("workflows that nobody has asked for, or that were stopped", "ghost_workflows", verdict.ghosts),
+        ("acknowledged events that are in no file", "lost_events", counted.lost),
         ("requests without an answer in 30 s", "stuck", ledger.stuck.len() as u64),
         ("instances at the nodes beyond those of the workflows", "duplicate_instances", verdict.duplicates),
         ("instances of the workflows that the nodes lack", "missing_instances", verdict.missing),
@@ -401,7 +461,7 @@ impl Verdict {
             lost += u64::from(!runs);
         }
         let ghosts = listed.iter().filter(|id| !ledger.running.contains(id) && !ledger.unsure.contains(id)).count();
-        let (wanted, instances) = ((listed.len() * FUNCTIONS) as u64, world.instances().await?);
+        let (wanted, instances) = (world.wanted(listed.len()), world.instances().await?);
         Ok(Self {
             lost,
             ghosts: ghosts as u64,

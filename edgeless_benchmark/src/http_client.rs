@@ -82,7 +82,8 @@ async fn client(mut stream: TcpStream, request: Arc<[u8]>, until: Instant) -> Re
     }
 }
 
-async fn exchange(stream: &mut TcpStream, request: &[u8], response: &mut Vec<u8>) -> Result<()> {
+/// Sends a request, and reads the response, which has to be 200.
+pub(crate) async fn exchange(stream: &mut TcpStream, request: &[u8], response: &mut Vec<u8>) -> Result<()> {
     stream.write_all(request).await?;
     response.clear();
     while !is_whole(response)? {

@@ -91,7 +91,13 @@ enum Measurement {
         wasm: PathBuf,
     },
     /// Events between two functions of one node, and on wasmtime alone.
-    Ring(Options),
+    Ring {
+        /// How surely the events arrive.
+        #[arg(long, value_enum, default_value_t)]
+        delivery: ring::Delivery,
+        #[command(flatten)]
+        options: Options,
+    },
     /// Events between two functions of two nodes, and over a bare stream.
     PeerRing(Options),
     /// Casts from one node to another, as fast as they are taken, and over a bare stream.
@@ -163,7 +169,7 @@ impl From<Options> for Bench {
 async fn measure(measurement: Measurement) -> Result<Report> {
     match measurement {
         Measurement::Footprint { wasm } => footprint::measure(&Progress::new(), &wasm).await,
-        Measurement::Ring(options) => ring::measure(&options.into()).await,
+        Measurement::Ring { delivery, options } => ring::measure(&options.into(), delivery).await,
         Measurement::PeerRing(options) => peer_ring::measure(&options.into()).await,
         Measurement::Flood(options) => flood::measure(&options.into()).await,
         Measurement::Http(options) => http::measure(&options.into()).await,

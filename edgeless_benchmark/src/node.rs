@@ -201,10 +201,15 @@ pub(crate) fn cast(target: InstanceId, payload: impl Into<Bytes>) -> Event {
 pub(crate) struct LocalNode {
     pub(crate) access: Access,
     node: Node,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl LocalNode {
+    /// Where it keeps what it writes.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     pub(crate) async fn start(size: &Size) -> Result<Self> {
         let (config, directory) = Self::config(size)?;
         Self::of(Node::start(config).await?, directory)
@@ -230,7 +235,7 @@ impl LocalNode {
 
     fn of(node: Node, directory: TempDir) -> Result<Self> {
         let access = Access::new(node.id(), node.addr(), node.invocation_url())?;
-        Ok(Self { access, node, _directory: directory })
+        Ok(Self { access, node, directory })
     }
 
     pub(crate) async fn stop(self) {

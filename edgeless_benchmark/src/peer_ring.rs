@@ -14,7 +14,7 @@ use crate::bare_stream;
 use crate::modules::module;
 use crate::node::{Access, LocalNode, Size};
 use crate::report::{Figure, Report, Row, Unit};
-use crate::ring::{TOKEN, hops_per_second};
+use crate::ring::{Delivery, TOKEN, hops_per_second};
 use crate::stats::{micros, quantile, warm_up};
 use crate::watched::{Watcher, watched};
 
@@ -78,7 +78,7 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
 
 async fn between(here: &LocalNode, there: &LocalNode, relay: &Bytes, tokens: usize, window: Duration) -> Result<f64> {
     meet(&here.access, &there.access).await?;
-    hops_per_second(&here.access, &there.access, relay, tokens, window).await
+    hops_per_second((&here.access, &there.access), relay, tokens, window, Delivery::AtMostOnce).await
 }
 
 /// Lets two nodes send each other events.

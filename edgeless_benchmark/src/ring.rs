@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
+use clap::ValueEnum;
 use edgeless_api::InstanceId;
 use edgeless_api::component::ComponentKind::Function;
+use edgeless_api::component::FunctionClass;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use wasmtime::InstancePre;
@@ -19,9 +21,10 @@ use wasmtime::InstancePre;
 use crate::Bench;
 use crate::bare::{self, Guest, Guests};
 use crate::modules::module;
-use crate::node::{Access, LocalNode, Size};
+use crate::node::{Access, LocalNode, Size, class, start_class};
 use crate::report::{Figure, Report, Row, Unit};
-use crate::stats;
+use crate::start::flushes;
+use crate::stats::{self, millis, quantile};
 
 /// How many tokens go round.
 const TOKENS: [usize; 2] = [1, 64];
@@ -30,7 +33,57 @@ const ROOM: usize = 512;
 /// What is passed round.
 pub(crate) const TOKEN: &str = "token";
 
-pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
+/// How surely the events of the ring arrive.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Delivery {
+    /// In memory.
+    #[default]
+    AtMostOnce,
+    /// On the disk until they are handled.
+    AtLeastOnce,
+}
+
+impl Delivery {
+    fn name(self) -> &'static str {
+        match self {
+            Self::AtMostOnce => "at-most-once",
+            Self::AtLeastOnce => "at-least-once",
+        }
+    }
+}
+
+pub(crate) async fn measure(bench: &Bench, delivery: Delivery) -> Result<Report> {
+    match delivery {
+        Delivery::AtMostOnce => in_memory(bench).await,
+        Delivery::AtLeastOnce => on_disk(bench).await,
+    }
+}
+
+/// What is written down at each hop: beside it stands a flush of the disk, which one hop at a time cannot go below.
+async fn on_disk(bench: &Bench) -> Result<Report> {
+    let relay = module(bench, "relay").await?;
+    let mut report = Report::new("ring");
+    for tokens in TOKENS {
+        bench.progress.say(&format!("ring of two functions, delivered at least once, tokens: {tokens}"));
+        let node = LocalNode::start(&Size::default()).await?;
+        let flush = millis(quantile(&flushes(node.directory())?, 0.5));
+        let ring = (&node.access, &node.access);
+        let hops = hops_per_second(ring, &relay, tokens, bench.seconds, Delivery::AtLeastOnce).await?;
+        node.stop().await;
+        let row = Row::new(
+            format!("hops between two functions of one node, delivered at least once, tokens: {tokens}"),
+            Figure::new(format!("sure_hops_per_s_{tokens}"), hops, Unit::PerSecond),
+        );
+        report.add(if tokens == 1 { row } else { row.aim("20,000") });
+        report.add(Row::new(
+            "a flush of the disk at that time, p50".to_string(),
+            Figure::new(format!("flush_ms_{tokens}"), flush, Unit::Milliseconds),
+        ));
+    }
+    Ok(report)
+}
+
+async fn in_memory(bench: &Bench) -> Result<Report> {
     let relay = module(bench, "relay").await?;
     let mut report = Report::new("ring");
     let bare = |guests| bare::prepare(&bare::plain_engine(), &relay, guests).map_err(bare::error);
@@ -38,7 +91,8 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
     for tokens in TOKENS {
         bench.progress.say(&format!("ring of two functions, tokens: {tokens}"));
         let node = LocalNode::start(&Size::default()).await?;
-        let hops = hops_per_second(&node.access, &node.access, &relay, tokens, bench.seconds).await?;
+        let ring = (&node.access, &node.access);
+        let hops = hops_per_second(ring, &relay, tokens, bench.seconds, Delivery::AtMostOnce).await?;
         node.stop().await;
         bench.progress.say(&format!("the limit: wasmtime alone, tokens: {tokens}"));
         let reached = limit(&waiting, Guests::CanWait, tokens, bench.seconds).await?;
@@ -64,14 +118,18 @@ pub(crate) async fn measure(bench: &Bench) -> Result<Report> {
 
 /// Two relays, on one node or on two, that send each other tokens.
 pub(crate) async fn hops_per_second(
-    here: &Access,
-    there: &Access,
+    (here, there): (&Access, &Access),
     relay: &Bytes,
     tokens: usize,
     window: Duration,
+    delivery: Delivery,
 ) -> Result<f64> {
-    let one = here.function("one", relay, "").await?;
-    let other = there.function("other", relay, "").await?;
+    let start = |name: &str| {
+        let class = FunctionClass { binary: relay.clone().into(), ..class(name) };
+        start_class(class, &[("delivery", delivery.name())])
+    };
+    let one = here.start(start("one")).await?;
+    let other = there.start(start("other")).await?;
     here.wire(Function, one, &[("next", other)]).await?;
     there.wire(Function, other, &[("next", one)]).await?;
     for _ in 0..tokens {

@@ -71,7 +71,7 @@ async fn starts(workflows: Workflows, workflow: Workflow, window: Duration) -> R
 }
 
 /// How long it takes until a few bytes are on the disk.
-fn flushes(directory: &Path) -> Result<Vec<Duration>> {
+pub(crate) fn flushes(directory: &Path) -> Result<Vec<Duration>> {
     let mut file = std::fs::File::create(directory.join("flush"))?;
     let mut flush = || {
         let began = Instant::now();

@@ -387,12 +387,23 @@ impl File {
 
 fn commit<'c>(database: &Database, changes: impl Iterator<Item = &'c Change>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
-    for Change { table, key, value } in changes {
-        let mut records = transaction.open_table(definition(table))?;
-        match value {
-            Some(value) => records.insert(key.as_ref(), value.as_ref())?,
-            None => records.remove(key.as_ref())?,
-        };
+    {
+        // Opened once each, which costs more than a change. They are few.
+        let mut tables: Vec<(Table, redb::Table<&'static [u8], &'static [u8]>)> = Vec::new();
+        for Change { table, key, value } in changes {
+            let at = match tables.iter().position(|(known, _)| known == table) {
+                Some(at) => at,
+                None => {
+                    tables.push((*table, transaction.open_table(definition(table))?));
+                    tables.len() - 1
+                }
+            };
+            let Some((_, records)) = tables.get_mut(at) else { continue };
+            match value {
+                Some(value) => records.insert(key.as_ref(), value.as_ref())?,
+                None => records.remove(key.as_ref())?,
+            };
+        }
     }
     Ok(transaction.commit()?)
 }

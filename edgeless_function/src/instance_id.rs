@@ -23,6 +23,15 @@ pub struct InstanceId {
     pub function: Uuid,
 }
 
+/// What a repeat of an event is known by: no two events have the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId {
+    /// Of the component that sent it, wherever that runs.
+    pub outbox: Uuid,
+    /// Which of its events it is; later ones have larger numbers.
+    pub number: u64,
+}
+
 impl Uuid {
     /// Makes a UUID from its 16 bytes, the most significant first.
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {

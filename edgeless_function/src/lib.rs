@@ -9,12 +9,12 @@
 //!              handle_init, handle_cast, handle_call, handle_stop
 //!   the node  --------------------------------------------------->  the function
 //!             <---------------------------------------------------
-//!              cast, call, delayed_cast, sync, slf, log
+//!              cast, call, delayed_cast, sync, slf, event_id, log
 //! ```
 //!
 //! - [`Function`] is the struct form, [`Edgefunction`] the form with four static handlers. [`export!`]
 //!   makes the module's exports from either.
-//! - [`cast`], [`call`], [`delayed_cast`], [`cast_raw`], [`call_raw`], [`sync`] and [`slf`] are what a
+//! - [`cast`], [`call`], [`delayed_cast`], [`cast_raw`], [`call_raw`], [`sync`], [`slf`] and [`event_id`] are what a
 //!   function may ask of its node. There is nothing else: no clock, no files, no sockets.
 //! - [`log`]'s macros log through the node, and so does the message of a panic.
 //! - [`Random`] makes up data: the same for the same seed.
@@ -68,8 +68,8 @@ pub mod rt;
 pub mod testing;
 
 pub use crate::function::{CallRet, Edgefunction, Function};
-pub use crate::host::{call, call_raw, cast, cast_raw, delayed_cast, slf, sync};
-pub use crate::instance_id::{InstanceId, ParseUuidError, Uuid};
+pub use crate::host::{call, call_raw, cast, cast_raw, delayed_cast, event_id, slf, sync};
+pub use crate::instance_id::{EventId, InstanceId, ParseUuidError, Uuid};
 pub use crate::logger::init_logger;
 pub use crate::message::{Message, ParseError};
 pub use crate::params::Params;

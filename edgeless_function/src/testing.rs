@@ -24,7 +24,7 @@ use std::cell::RefCell;
 use std::fmt;
 use std::time::Duration;
 
-use crate::{CallRet, InstanceId, Message, Uuid};
+use crate::{CallRet, EventId, InstanceId, Message, Uuid};
 
 /// The instance under test, as [`slf`](crate::slf) gives it.
 pub const SLF: InstanceId = InstanceId { node: Uuid::from_bytes([0xaa; 16]), function: Uuid::from_bytes([0xbb; 16]) };
@@ -147,6 +147,11 @@ impl From<&str> for Target {
     }
 }
 
+/// From now on the events in hand have this id, as [`event_id`](crate::event_id) gives it.
+pub fn set_event_id(id: Option<EventId>) {
+    HOST.with_borrow_mut(|host| host.event_id = id);
+}
+
 impl From<InstanceId> for Target {
     fn from(instance: InstanceId) -> Self {
         Target::Instance(instance)
@@ -159,16 +164,18 @@ struct Host {
     effects: Vec<Effect>,
     logs: Vec<LogLine>,
     answer: Option<Answer>,
+    event_id: Option<EventId>,
 }
 
 thread_local! {
-    static HOST: RefCell<Host> = const { RefCell::new(Host { effects: Vec::new(), logs: Vec::new(), answer: None }) };
+    static HOST: RefCell<Host> =
+        const { RefCell::new(Host { effects: Vec::new(), logs: Vec::new(), answer: None, event_id: None }) };
 }
 
 /// Stands in for the imports of the module.
 pub(crate) mod node {
     use super::{Duration, Effect, HOST, LogLine, SLF, Target};
-    use crate::{CallRet, InstanceId, Message};
+    use crate::{CallRet, EventId, InstanceId, Message};
 
     pub(crate) fn cast(output: &str, payload: &[u8]) {
         remember(Effect::cast(output, payload));
@@ -196,6 +203,10 @@ pub(crate) mod node {
 
     pub(crate) fn slf() -> InstanceId {
         SLF
+    }
+
+    pub(crate) fn event_id() -> Option<EventId> {
+        HOST.with_borrow(|host| host.event_id)
     }
 
     pub(crate) fn log(level: log::Level, target: &str, text: &str) {
@@ -239,6 +250,10 @@ mod tests {
         assert_eq!(effects(), expected);
         assert_eq!(effects(), []);
         assert_eq!(slf(), SLF);
+        assert_eq!(event_id(), None);
+        let id = Some(EventId { outbox: SLF.node, number: 7 });
+        set_event_id(id);
+        assert_eq!(event_id(), id);
     }
 
     #[test]

@@ -149,7 +149,9 @@ fn begin(
     };
     let status = Arc::new(Mutex::new(status));
     let (end, ended) = watch::channel(false);
-    if component.max_in_flight <= 1
+    // A resource may emit at any moment, and a function only in its handlers.
+    if component.kind == ComponentKind::Function
+        && component.max_in_flight <= 1
         && let Some(custody) = component.outputs.custody()
     {
         custody.set_single();

@@ -72,7 +72,7 @@ pub enum CallError {
 impl From<Dropped> for CallError {
     fn from(cause: Dropped) -> Self {
         match cause {
-            Dropped::MailboxFull | Dropped::SelfFull | Dropped::HeldFull => Self::Overloaded,
+            Dropped::MailboxFull | Dropped::SelfFull | Dropped::HeldFull | Dropped::OutboxFull => Self::Overloaded,
             Dropped::TargetFailed => Self::Failed,
             Dropped::Expired => Self::Timeout,
             cause => Self::Unreachable(cause),

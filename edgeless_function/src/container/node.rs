@@ -7,7 +7,7 @@ use super::link::Answer;
 use super::pb::{CallRetType, GuestDelayed, GuestLog, GuestOutput, GuestOutputRaw, guest_message::Message};
 use super::{Guest, wire_id};
 use crate::testing::node as testing;
-use crate::{CallRet, InstanceId, Uuid};
+use crate::{CallRet, EventId, InstanceId, Uuid};
 
 pub(crate) fn cast(output: &str, payload: &[u8]) {
     match Guest::get() {
@@ -60,6 +60,13 @@ pub(crate) fn slf() -> InstanceId {
     match Guest::get() {
         Some(guest) => guest.session().map_or(nobody, |session| session.instance()),
         None => testing::slf(),
+    }
+}
+
+pub(crate) fn event_id() -> Option<EventId> {
+    match Guest::get() {
+        Some(_) => None,
+        None => testing::event_id(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::testing::node;
 
 use std::time::Duration;
 
-use crate::{CallRet, InstanceId};
+use crate::{CallRet, EventId, InstanceId};
 
 /// Sends an event to wherever the workflow leads `output`, and does not wait.
 ///
@@ -61,6 +61,14 @@ pub fn sync(state: impl AsRef<[u8]>) {
 /// The id of this very instance.
 pub fn slf() -> InstanceId {
     node::slf()
+}
+
+/// What a repeat of the event in hand is known by: for a function that must do something outside the platform only once.
+///
+/// Only events that are delivered at least once have one; in a container it is never known. Nodes of EDGELESS 1.x do not
+/// run modules that ask for it.
+pub fn event_id() -> Option<EventId> {
+    node::event_id()
 }
 
 /// Logs a line.

@@ -1,11 +1,11 @@
 //! The imports of the module: the node's side of the guest ABI.
 //!
-//! Module `env`, names and parameters as every EDGELESS node has them. Ids are 16 bytes, the most
+//! Module `env`, and `edgeless` for what EDGELESS 1.x nodes do not have; names and parameters as every EDGELESS node has them. Ids are 16 bytes, the most
 //! significant first; lengths and pointers are 32 bit; the result of a call is 0 for no reply, 1 for a
 //! reply and anything else for an error. The node copies what it is given before it returns.
 #![allow(unsafe_code, reason = "the node is reached through foreign functions")]
 
-use crate::{CallRet, InstanceId, Uuid, memory};
+use crate::{CallRet, EventId, InstanceId, Uuid, memory};
 
 #[link(wasm_import_module = "env")]
 unsafe extern "C" {
@@ -31,6 +31,18 @@ unsafe extern "C" {
     fn slf_asm(out_node_id: *mut u8, out_component_id: *mut u8);
     fn delayed_cast_asm(delay_ms: u64, target: *const u8, target_len: usize, payload: *const u8, payload_len: usize);
     fn sync_asm(state: *const u8, state_len: usize);
+}
+
+#[link(wasm_import_module = "edgeless")]
+unsafe extern "C" {
+    fn event_id_asm(out_outbox: *mut u8, out_number: *mut u64) -> i32;
+}
+
+pub(super) fn event_id() -> Option<EventId> {
+    let (mut outbox, mut number) = ([0; 16], 0);
+    // SAFETY: the node writes 16 bytes and a number of 64 bits, which is what there is room for.
+    let has_one = unsafe { event_id_asm(outbox.as_mut_ptr(), &raw mut number) } == 1;
+    has_one.then(|| EventId { outbox: Uuid::from_bytes(outbox), number })
 }
 
 pub(super) fn cast(output: &str, payload: &[u8]) {

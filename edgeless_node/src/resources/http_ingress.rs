@@ -683,7 +683,9 @@ impl From<CallError> for Refusal {
             CallError::Timeout => StatusCode::GATEWAY_TIMEOUT,
             CallError::Overloaded | CallError::Stopping => StatusCode::SERVICE_UNAVAILABLE,
             // It is being moved or started again.
-            CallError::Unreachable(Dropped::NoInstance | Dropped::Stopping) => StatusCode::SERVICE_UNAVAILABLE,
+            CallError::Unreachable(Dropped::NoInstance | Dropped::Stopping | Dropped::NotKept) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             CallError::Unreachable(Dropped::TooLarge) => StatusCode::PAYLOAD_TOO_LARGE,
             CallError::Failed | CallError::Unreachable(_) => StatusCode::BAD_GATEWAY,
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgeless_api::status::Level;
-use edgeless_api::{Error, InstanceId, NodeId};
+use edgeless_api::{Error, EventId, InstanceId, NodeId};
 use uuid::Uuid;
 use wasmtime::{
     AsContextMut, Caller, Engine, ExternType, Instance, InstancePre, Linker, Memory, PoolConcurrencyLimitError,
@@ -66,6 +66,8 @@ pub(super) struct Data {
     alloc: Option<TypedFunc<u32, u32>>,
     /// The event that is to be placed in the memory of the guest.
     event: Option<Incoming>,
+    /// What a repeat of the event in hand is known by.
+    id: Option<Box<EventId>>,
     /// What the guest answered to it.
     reply: Option<std::result::Result<Payload, InstanceError>>,
     /// What everything that the guest emits now follows from.
@@ -281,6 +283,8 @@ impl Guest {
         linker.func_wrap("env", "telemetry_log_asm", telemetry_log)?;
         linker.func_wrap("env", "slf_asm", slf)?;
         linker.func_wrap("env", "delayed_cast_asm", delayed_cast)?;
+        // Ours: what EDGELESS 1.x nodes do not have.
+        linker.func_wrap("edgeless", "event_id_asm", event_id)?;
         Ok(linker)
     }
 
@@ -299,6 +303,7 @@ impl Guest {
             memory: None,
             alloc: None,
             event: None,
+            id: None,
             reply: None,
             cause: Cause::default(),
             slices_left: slices(limits.time),
@@ -377,10 +382,13 @@ impl Guest {
     pub(super) async fn handle(&mut self, event: Incoming) -> std::result::Result<Option<Payload>, InstanceError> {
         self.begin(event.cause);
         let (kind, size) = (event.kind, event.payload.len());
-        self.store.data_mut().event = Some(event);
+        let data = self.store.data_mut();
+        data.id.clone_from(&event.id);
+        data.event = Some(event);
         let handled = self.enter(kind, size).await;
         let data = self.store.data_mut();
         data.event = None;
+        data.id = None;
         let reply = data.reply.take();
         match handled {
             Err(error) => Err(self.broken(&error)),
@@ -621,6 +629,15 @@ fn slf(mut caller: Caller<'_, Data>, node: u32, component: u32) -> Result<()> {
     slice_mut(memory, node, 16)?.copy_from_slice(id.node.0.as_bytes());
     slice_mut(memory, component, 16)?.copy_from_slice(id.function.as_bytes());
     Ok(())
+}
+
+/// Whether a repeat of the event in hand is known by an id, and which: an outbox, and a number in it.
+fn event_id(mut caller: Caller<'_, Data>, outbox: u32, number: u32) -> Result<i32> {
+    let (memory, data) = caller.data().memory()?.data_and_store_mut(&mut caller);
+    let Some(id) = data.id.as_deref() else { return Ok(0) };
+    slice_mut(memory, outbox, 16)?.copy_from_slice(id.outbox.as_bytes());
+    slice_mut(memory, number, 8)?.copy_from_slice(&id.number.to_le_bytes());
+    Ok(1)
 }
 
 fn delayed_cast(
