@@ -18,6 +18,8 @@
 pub mod inbox;
 pub mod outbox;
 pub mod past;
+#[cfg(test)]
+mod simulation;
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
