@@ -18,6 +18,7 @@ mod control;
 mod docker;
 mod durable;
 mod fairness;
+mod global_state;
 mod guest_abi;
 mod host;
 mod identity;
