@@ -6,6 +6,7 @@ use std::fmt;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::annotation::AnnotationError;
 use crate::binary::Binary;
 use crate::error::Error;
 use crate::id::{ComponentId, InstanceId, NodeId, StateId, WorkflowId};
@@ -90,6 +91,24 @@ pub enum StatePolicy {
     NodeLocal,
     /// Kept outside the nodes.
     Global,
+}
+
+/// The annotation that says where a function's saved state is kept.
+pub const STATE: &str = "state";
+
+impl StatePolicy {
+    /// Reads the annotation [`STATE`].
+    ///
+    /// # Errors
+    /// It has a value that cannot be understood.
+    pub fn parse(annotations: &Annotations) -> Result<Self, AnnotationError> {
+        match annotations.get(STATE).map(String::as_str) {
+            None | Some("node-local") => Ok(Self::NodeLocal),
+            Some("transient") => Ok(Self::Transient),
+            Some("global") => Ok(Self::Global),
+            Some(other) => Err(AnnotationError::value(STATE, other, "write transient, node-local or global")),
+        }
+    }
 }
 
 /// The state of one component.
@@ -315,5 +334,21 @@ impl Patch {
     /// The outputs of what only its own domain sends events to.
     pub fn new(id: Uuid, outputs: BTreeMap<String, Target>) -> Self {
         Self { id, outputs, exported: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_annotation_is_understood_or_refused() {
+        let parse = |value: &str| StatePolicy::parse(&BTreeMap::from([(STATE.to_string(), value.to_string())]));
+        assert_eq!(StatePolicy::parse(&BTreeMap::new()), Ok(StatePolicy::NodeLocal));
+        assert_eq!(parse("node-local"), Ok(StatePolicy::NodeLocal));
+        assert_eq!(parse("transient"), Ok(StatePolicy::Transient));
+        assert_eq!(parse("global"), Ok(StatePolicy::Global));
+        let error = parse("elsewhere").unwrap_err().to_string();
+        assert!(error.starts_with("annotation 'state' has the value 'elsewhere': write transient,"), "{error}");
     }
 }

@@ -32,6 +32,8 @@ pub struct DomainCapabilities {
     pub num_gpus: u32,
     /// Sum over the nodes, MiB.
     pub mem_size_gpu: u32,
+    /// Number of nodes that keep the state of functions outside the nodes.
+    pub num_global_state: u32,
     /// Every provider that some node has.
     pub resource_providers: BTreeSet<String>,
     /// Every resource class that some node offers.
@@ -51,6 +53,7 @@ impl DomainCapabilities {
         sum(&mut self.disk_tot_space, node.disk_tot_space);
         sum(&mut self.num_gpus, node.num_gpus);
         sum(&mut self.mem_size_gpu, node.mem_size_gpu);
+        sum(&mut self.num_global_state, u32::from(node.has_global_state));
         self.labels.extend(node.labels.iter().cloned());
         self.runtimes.extend(node.runtimes.iter().cloned());
         self.resource_providers.extend(providers.iter().map(|provider| provider.id.clone()));

@@ -38,6 +38,8 @@ pub struct Capabilities {
     pub model_name_gpu: String,
     /// MiB.
     pub mem_size_gpu: u32,
+    /// It reaches what keeps the state of functions outside the nodes. No EDGELESS 1.x node does.
+    pub has_global_state: bool,
 }
 
 impl Capabilities {

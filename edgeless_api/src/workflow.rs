@@ -5,7 +5,7 @@ use std::fmt;
 
 use crate::annotation::AnnotationError;
 use crate::binary::Binary;
-use crate::component::{Annotations, FunctionClass, is_of_container};
+use crate::component::{Annotations, FunctionClass, StatePolicy, is_of_container};
 use crate::delivery::{self, Deliveries};
 use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::relocate;
@@ -200,6 +200,9 @@ impl Workflow {
             if function.class.id.is_empty() {
                 found(format!("{place}.id"), "must not be empty".into());
             }
+            if let Err(error) = StatePolicy::parse(&function.annotations) {
+                found(format!("functions[{index}].annotations"), error.to_string());
+            }
             if function.class.function_type.is_empty() {
                 found(format!("{place}.function_type"), "must not be empty: RUST_WASM, for example".into());
             }
@@ -355,6 +358,7 @@ mod tests {
             "partition_by" => "payload",
             "spread" => "node",
             "delivery" | "delivery:<output>" => "at-least-once",
+            "state" => "transient",
             _ => "",
         };
         let mut annotations: Annotations =

@@ -16,6 +16,7 @@ use edgeless_node::config::Limits;
 use edgeless_node::metrics::Metrics;
 use edgeless_node::records::Records;
 use edgeless_node::router::{Options as RouterOptions, Router};
+use edgeless_node::state::StateStore;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -144,7 +145,15 @@ impl Core {
             delivery_tries: limits.delivery_tries,
         };
         let records = Records::open(state.path(), id).await?;
-        let agent = Agent::new(router.clone(), vec![runtime], Vec::new(), records, options, CancellationToken::new());
+        let agent = Agent::new(
+            router.clone(),
+            vec![runtime],
+            Vec::new(),
+            StateStore::new(records.clone(), None),
+            records,
+            options,
+            CancellationToken::new(),
+        );
         Ok(Self { agent, router, handled, _state: state })
     }
 

@@ -18,6 +18,8 @@ use edgeless_api::workflow::Workflow;
 pub struct Needs {
     runtimes: BTreeMap<String, String>,
     resource_classes: BTreeMap<String, String>,
+    /// One that keeps its state outside the nodes.
+    global_state: Option<String>,
 }
 
 impl Needs {
@@ -26,6 +28,9 @@ impl Needs {
         let mut needs = Self::default();
         for function in workflow.functions() {
             needs.runtimes.entry(function.class.function_type.clone()).or_insert_with(|| function.name.clone());
+            if StatePolicy::parse(&function.annotations) == Ok(StatePolicy::Global) {
+                needs.global_state.get_or_insert_with(|| function.name.clone());
+            }
         }
         for resource in workflow.resources() {
             needs.resource_classes.entry(resource.class_type.clone()).or_insert_with(|| resource.name.clone());
@@ -35,6 +40,9 @@ impl Needs {
 
     /// Adds what one more component needs.
     pub fn add(&mut self, name: &str, spec: &ComponentSpec) {
+        if matches!(spec, ComponentSpec::Function(function) if function.state.policy == StatePolicy::Global) {
+            self.global_state.get_or_insert_with(|| name.to_string());
+        }
         let (needs, what) = match spec {
             ComponentSpec::Function(function) => (&mut self.runtimes, &function.class.function_type),
             ComponentSpec::Resource(resource) => (&mut self.resource_classes, &resource.class_type),
@@ -62,6 +70,9 @@ impl Needs {
         };
         let mut lacking = missing("runtime", &self.runtimes, &domain.runtimes);
         lacking.extend(missing("resource class", &self.resource_classes, &domain.resource_classes));
+        if let Some(component) = self.global_state.as_ref().filter(|_| domain.num_global_state == 0) {
+            lacking.push(format!("a node with a state_url, which '{component}' needs (state=global)"));
+        }
         lacking
     }
 }
@@ -145,25 +156,6 @@ pub fn miss(error: Error) -> Miss {
     }
 }
 
-/// Where the state of a function is kept: what its annotation `state` asks for.
-///
-/// # Errors
-/// The annotation asks for something that there is not, or not yet.
-pub fn state_policy(annotations: &Annotations) -> Result<StatePolicy, Error> {
-    let known = "write node-local or transient";
-    match annotations.get("state").map(String::as_str) {
-        None | Some("node-local") => Ok(StatePolicy::NodeLocal),
-        Some("transient") => Ok(StatePolicy::Transient),
-        Some(later @ ("replicated" | "global")) => {
-            Err(Error::rejected(format!("annotation 'state' has the value '{later}': not available yet: {known}")))
-        }
-        Some(other) => {
-            let other: String = other.chars().take(80).collect();
-            Err(Error::rejected(format!("annotation 'state' has the value '{other}': {known}")))
-        }
-    }
-}
-
 /// Checks that several instances do not overwrite each other's state.
 ///
 /// # Errors
@@ -217,6 +209,13 @@ mod tests {
         assert_eq!(needs.lacking(&domain(&["RUST_WASM"], &[])), ["the resource class redis, which 'store' needs"]);
         assert_eq!(needs.lacking(&domain(&["CONTAINER"], &["redis"])), ["the runtime RUST_WASM, which 'resize' needs"]);
         assert_eq!(needs.lacking(&domain(&[], &[])).len(), 2);
+        let annotations = Annotations::from([("state".into(), "global".into())]);
+        let mut global = workflow();
+        global.annotate("resize", &annotations).unwrap();
+        let (needs_it, mut has) = (Needs::of(&global), domain(&["RUST_WASM"], &["redis"]));
+        assert_eq!(needs_it.lacking(&has), ["a node with a state_url, which 'resize' needs (state=global)"]);
+        has.num_global_state = 1;
+        assert!(needs_it.lacking(&has).is_empty());
         let poor = DomainCapabilities { num_nodes: 1, ..domain(&[], &["redis"]) };
         assert_eq!(needs.miss(&poor), Some(Miss::Lacks(needs.lacking(&poor))));
         assert_eq!(needs.miss(&DomainCapabilities { num_nodes: 1, ..domain(&["RUST_WASM"], &["redis"]) }), None);
@@ -265,18 +264,6 @@ mod tests {
         assert_eq!(error, Error::unavailable(format!("no orchestration domain is ready: {no_node}")));
         let error = refusal(vec![away, bare]).message;
         assert!(error.contains(&format!("{no_node}; d is out of reach: silent; start its orchestrator")), "{error}");
-    }
-
-    #[test]
-    fn the_state_annotation_is_understood_or_refused() {
-        let policy = |value: &str| state_policy(&BTreeMap::from([("state".to_string(), value.to_string())]));
-        assert_eq!(state_policy(&BTreeMap::new()).unwrap(), StatePolicy::NodeLocal);
-        assert_eq!(policy("node-local").unwrap(), StatePolicy::NodeLocal);
-        assert_eq!(policy("transient").unwrap(), StatePolicy::Transient);
-        for later in ["replicated", "global"] {
-            assert!(policy(later).unwrap_err().message.contains("not available yet"));
-        }
-        assert!(policy("elsewhere").unwrap_err().message.contains("'elsewhere'"));
     }
 
     #[test]

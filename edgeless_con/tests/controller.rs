@@ -545,8 +545,8 @@ async fn the_cause_of_a_refusal_reaches_the_user_and_nothing_stays() {
     let f = orc.started()[0].context.clone().unwrap().component;
     assert_eq!(orc.stopped(), [f]);
     assert!(user.list().await.unwrap().is_empty());
-    let error = user.start(workflow(&[("state", "replicated")]), None).await.unwrap_err();
-    assert!(error.message.contains("not available yet"), "{error}");
+    let error = user.start(workflow(&[("state", "global")]), None).await.unwrap_err();
+    assert!(error.message.contains("lacks a node with a state_url, which 'f' needs"), "{error}");
 }
 
 #[tokio::test]

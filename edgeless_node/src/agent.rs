@@ -164,6 +164,7 @@ impl Agent {
         router: Arc<Router>,
         runtimes: Vec<Arc<dyn Runtime>>,
         offers: Vec<Offer>,
+        states: StateStore,
         records: Records,
         options: Options,
         cancel: CancellationToken,
@@ -172,7 +173,7 @@ impl Agent {
             router,
             runtimes,
             offers,
-            states: StateStore::new(records.clone()),
+            states,
             journal: Journal::new(records.clone()),
             records,
             options,
@@ -468,7 +469,7 @@ impl Agent {
 /// What the journal says of something that was just started.
 fn record(spec: &ComponentSpec, context: &StartContext, id: InstanceId) -> InstanceRecord {
     // What it came with was saved by then, and is replaced by what it saves itself.
-    let is_saved = matches!(spec, ComponentSpec::Function(spec) if spec.state.policy == StatePolicy::NodeLocal);
+    let is_saved = matches!(spec, ComponentSpec::Function(spec) if spec.state.policy != StatePolicy::Transient);
     let state = context.state.clone().filter(|_| !is_saved);
     InstanceRecord {
         spec: spec.clone(),
@@ -476,6 +477,13 @@ fn record(spec: &ComponentSpec, context: &StartContext, id: InstanceId) -> Insta
         instance: id.function,
         outputs: BTreeMap::new(),
         is_active: false,
+    }
+}
+
+/// Says if the state of a component could not be removed.
+async fn forgotten(hosted: &Hosted, removal: impl Future<Output = Result<(), Error>>) {
+    if let Err(error) = removal.await {
+        tracing::warn!(name = %hosted.component().name, %error, "a state could not be removed");
     }
 }
 
@@ -569,10 +577,10 @@ impl Agent {
         }
     }
 
-    /// Removes what is kept of a component.
+    /// Removes what is kept of a component that is stopped.
     async fn forget(&self, hosted: &Hosted) {
         self.forget_events(hosted);
-        tokio::join!(self.strike(hosted), self.forget_state(hosted));
+        tokio::join!(self.strike(hosted), forgotten(hosted, self.states.forget(&hosted.component().state)));
     }
 
     /// Removes what is kept of its events, once they are handled: that may take a while.
@@ -583,12 +591,10 @@ impl Agent {
         });
     }
 
-    async fn forget_state(&self, hosted: &Hosted) {
-        let component = hosted.component();
-        let Some((id, epoch)) = component.state.kept() else { return };
-        if let Err(error) = self.states.forget(id, epoch).await {
-            tracing::warn!(name = %component.name, %error, "a state could not be removed");
-        }
+    /// Removes what is kept here of a component that has moved.
+    async fn hand_over(&self, hosted: &Hosted) {
+        self.forget_events(hosted);
+        tokio::join!(self.strike(hosted), forgotten(hosted, self.states.hand_over(&hosted.component().state)));
     }
 
     async fn release_now(self: Arc<Self>, id: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
@@ -606,7 +612,7 @@ impl Agent {
             let state = component.outputs.pack(component.state.load().await?);
             // It is found until here, so that its outputs can be changed.
             self.take(component.kind, id)?;
-            self.forget(&hosted).await;
+            self.hand_over(&hosted).await;
             if let Some(controls) = &component.controls {
                 controls.forget().await;
             }

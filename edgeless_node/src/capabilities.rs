@@ -78,6 +78,7 @@ pub fn capabilities(found: Capabilities, said: &Overrides, runtimes: Vec<String>
         num_gpus: number(said.num_gpus, found.num_gpus),
         model_name_gpu: text(&said.model_name_gpu, found.model_name_gpu),
         mem_size_gpu: number(said.mem_size_gpu, found.mem_size_gpu),
+        has_global_state: false,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::resources::{CLASSES, Class, Settings};
 use crate::runtimes::container::limits::Limits as ContainerLimits;
 use crate::runtimes::container::options::{Ports, Reach, Subnet};
 use crate::runtimes::wasm::cache::Disk;
+use crate::shared;
 
 /// A node's configuration.
 #[derive(Clone, Debug, Deserialize)]
@@ -81,6 +82,16 @@ pub struct General {
     /// Where the key of the node and functions' saved state are kept.
     #[serde(default = "default_state_directory")]
     pub state_directory: PathBuf,
+    /// The Redis server that keeps the state of functions that ask for `state=global`; empty: none.
+    #[serde(default)]
+    pub state_url: String,
+}
+
+impl General {
+    /// Where global state is kept, if anywhere.
+    pub fn state_url(&self) -> Option<&str> {
+        Some(self.state_url.as_str()).filter(|url| !url.is_empty())
+    }
 }
 
 fn default_refresh() -> u64 {
@@ -376,6 +387,9 @@ impl edgeless_daemon::config::Config for Config {
                 return Err(format!("general.{key}: CoAP is not available: leave it empty"));
             }
         }
+        if let Some(Err(reason)) = general.state_url().map(shared::client) {
+            return Err(format!("general.state_url: {reason}"));
+        }
         if self.container_runtime.max_containers == 0 {
             return Err(
                 "container_runtime.max_containers: must be at least 1; `enabled = false` turns the runtime off".into(),
@@ -451,6 +465,9 @@ metrics_url = "http://127.0.0.1:7003"
 orchestrator_url = "http://127.0.0.1:7011"
 # Where the key by which the orchestrator knows this node, and functions' saved state, are kept.
 # state_directory = "function_state"
+# The Redis server that keeps the state of functions with the annotation state=global, the same for all nodes; empty:
+# this node runs none of those. redis://[[<user>]:<password>@]<host>[:<port>][/<database>]
+# state_url = ""
 
 # Whether the orchestrator is told of each measurement of an instance and of each line that it logs, for
 # the [proxy] or [collector] of its configuration.

@@ -22,7 +22,7 @@
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
 //!   [`samples`]: what the orchestrator is told of single measurements.
 //! - [`records`]: what the node goes on with when its process has ended; [`journal`]: what runs; [`state`]: what
-//!   functions save.
+//!   functions save, [`shared`]: what they save outside the node.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node; [`key`]: what it knows the
 //!   node by.
 
@@ -54,6 +54,7 @@ pub mod router;
 pub mod rows;
 pub mod runtimes;
 pub mod samples;
+pub mod shared;
 pub mod starts;
 pub mod state;
 
@@ -61,7 +62,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use edgeless_api::node::Registration;
+use edgeless_api::node::{Capabilities, Registration};
 use edgeless_api::server::{Invocation, Server};
 use edgeless_api::{Error, Event, NodeId, Url};
 use edgeless_daemon::config::Config as _;
@@ -82,7 +83,9 @@ use router::{Options as RouterOptions, Router};
 use runtimes::container::{self, Containers};
 use runtimes::wasm::{Limits as WasmLimits, Wasm};
 use samples::Samples;
+use shared::Shared;
 use starts::StartTimes;
+use state::StateStore;
 
 /// A node that runs.
 pub struct Node {
@@ -238,6 +241,7 @@ impl Node {
         let directory = &config.general.state_directory;
         let key = KeyPair::of_directory(directory, id)?;
         let records = Records::open(directory, id).await?;
+        let shared = config.general.state_url().map(Shared::new).transpose()?;
         let limits = config.limits.api();
         let metrics = {
             let samples = Samples::new(config.telemetry.performance_samples);
@@ -263,7 +267,10 @@ impl Node {
         let containers = containers(config, base, &metrics, &backends).await?;
         runtimes.extend(containers.iter().flat_map(Containers::runtimes));
         let kinds = runtimes.iter().map(|runtime| runtime.kind().to_string()).collect();
-        let capabilities = capabilities::capabilities(capabilities::detect(), &config.user_node_capabilities, kinds);
+        let capabilities = Capabilities {
+            has_global_state: shared.is_some(),
+            ..capabilities::capabilities(capabilities::detect(), &config.user_node_capabilities, kinds)
+        };
         let (agent_listener, agent_url) = listen(&config.general.agent_url).await?;
         let metrics_listener = match config.metrics_url() {
             Some(url) => Some(listen(url).await?),
@@ -279,8 +286,16 @@ impl Node {
             delivery_tries: config.limits.delivery_tries,
         };
         tracing::info!("Starting Edgeless Agent");
-        let agent =
-            Agent::new(router.clone(), runtimes, offers, records.clone(), agent_options, base.cancel().child_token());
+        let states = StateStore::new(records.clone(), shared);
+        let agent = Agent::new(
+            router.clone(),
+            runtimes,
+            offers,
+            states,
+            records.clone(),
+            agent_options,
+            base.cancel().child_token(),
+        );
 
         let general = &config.general;
         let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;

@@ -2,7 +2,8 @@
 //!
 //! A state is saved when it is on the disk, and it survives the node. It belongs to the newest instance of its
 //! component: an older one, which may still be about, changes it no more. Former versions kept each state in a file of
-//! its own, which becomes a record when it is first asked for.
+//! its own, which becomes a record when it is first asked for. States that outlive the node as well are
+//! [elsewhere](crate::shared).
 
 use std::collections::HashMap;
 use std::io::ErrorKind;
@@ -18,6 +19,7 @@ use edgeless_daemon::store::{Change, Table};
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
 use crate::records::Records;
+use crate::shared::Shared;
 
 /// What is known of each state.
 const STATES: Table = "state";
@@ -28,6 +30,8 @@ const CONTENTS: Table = "state_bytes";
 #[derive(Clone, Debug)]
 pub struct StateStore {
     records: Records,
+    /// Where those are that are not kept on this node, if it can reach them.
+    shared: Option<Shared>,
     /// Those that somebody has in hand.
     cells: Arc<Mutex<HashMap<StateId, Weak<Cell>>>>,
 }
@@ -44,6 +48,21 @@ enum Place {
     Nowhere(Option<Bytes>),
     /// In the store.
     Kept { cell: Arc<Cell>, epoch: u64 },
+    /// Outside the node.
+    Global(Arc<Global>),
+}
+
+/// A state outside the node, for one instance.
+#[derive(Debug)]
+struct Global {
+    id: StateId,
+    shared: Shared,
+    /// `None`: whoever starts the instance counts none.
+    epoch: Option<u64>,
+    /// What the component had saved where it ran before.
+    moved: Option<Bytes>,
+    /// One writes at a time. The epoch, and how often it was saved, once that was asked for.
+    held: AsyncMutex<Option<(u64, u64)>>,
 }
 
 #[derive(Debug)]
@@ -74,9 +93,9 @@ fn remove(key: &[u8]) -> Vec<Change> {
 }
 
 impl StateStore {
-    /// The states among these records.
-    pub fn new(records: Records) -> Self {
-        Self { records, cells: Arc::default() }
+    /// The states among these records, and those that are kept outside the node.
+    pub fn new(records: Records, shared: Option<Shared>) -> Self {
+        Self { records, shared, cells: Arc::default() }
     }
 
     /// The state of a component, for its instance of this epoch. `None`: whoever starts it counts none.
@@ -91,7 +110,12 @@ impl StateStore {
                 Ok(State { place: Place::Kept { cell, epoch } })
             }
             StatePolicy::Global => {
-                Err(Error::unimplemented("global state is not available yet: use the annotation state=node-local"))
+                let shared = self.shared.clone().ok_or_else(|| {
+                    Error::rejected("state=global: this node does not say where that is: write its state_url")
+                })?;
+                // Nobody asks before an instance is made: the server may be away, and is tried again then.
+                let global = Global { id: spec.id, shared, epoch, moved: None, held: AsyncMutex::default() };
+                Ok(State { place: Place::Global(Arc::new(global)) })
             }
         }
     }
@@ -136,11 +160,32 @@ impl StateStore {
         }
     }
 
-    /// Forgets a state, if it does not belong to an instance newer than this epoch. Nobody saves it from here on.
+    /// Forgets the state of a component that is stopped, if it does not belong to a newer instance. Nobody saves it
+    /// from here on.
     ///
     /// # Errors
-    /// It cannot be removed from the disk.
-    pub async fn forget(&self, id: StateId, epoch: u64) -> Result<(), Error> {
+    /// It cannot be removed.
+    pub async fn forget(&self, state: &State) -> Result<(), Error> {
+        match &state.place {
+            Place::Nowhere(_) => Ok(()),
+            Place::Kept { cell, epoch } => self.forget_kept(cell.id, *epoch).await,
+            Place::Global(global) => global.remove().await,
+        }
+    }
+
+    /// Forgets the state of a component that runs elsewhere from now on, with what it saved here.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub async fn hand_over(&self, state: &State) -> Result<(), Error> {
+        match &state.place {
+            // It is where it was.
+            Place::Nowhere(_) | Place::Global(_) => Ok(()),
+            Place::Kept { cell, epoch } => self.forget_kept(cell.id, *epoch).await,
+        }
+    }
+
+    async fn forget_kept(&self, id: StateId, epoch: u64) -> Result<(), Error> {
         let cell = self.cell(id);
         let mut held = cell.held.lock().await;
         // What cannot be read is removed all the same.
@@ -158,7 +203,7 @@ impl StateStore {
         removed
     }
 
-    /// Forgets all states. Nobody who has one in hand saves it from here on.
+    /// Forgets all states that are kept on this node. Nobody who has one in hand saves it from here on.
     ///
     /// # Errors
     /// They cannot be removed from the disk.
@@ -242,6 +287,50 @@ impl Cell {
     }
 }
 
+impl Global {
+    async fn load(&self) -> Result<Option<Bytes>, Error> {
+        let mut held = self.held.lock().await;
+        // Also when it was asked for before: a newer instance may have it by now.
+        let claimed = self.shared.claim(self.id, held.map(|(epoch, _)| epoch).or(self.epoch)).await?;
+        *held = Some((claimed.epoch, claimed.syncs));
+        match (claimed.state, &self.moved) {
+            // Wherever the component ran before, it saved it there, unless that was another server.
+            (Some(state), _) => Ok(Some(state)),
+            (None, None) => Ok(None),
+            (None, Some(moved)) => {
+                self.write(&mut held, moved).await?;
+                Ok(Some(moved.clone()))
+            }
+        }
+    }
+
+    async fn save(&self, state: &[u8]) -> Result<(), Error> {
+        let mut held = self.held.lock().await;
+        self.write(&mut held, state).await
+    }
+
+    async fn write(&self, held: &mut MutexGuard<'_, Option<(u64, u64)>>, state: &[u8]) -> Result<(), Error> {
+        let (epoch, syncs) = match **held {
+            Some(held) => held,
+            None => {
+                let claimed = self.shared.claim(self.id, self.epoch).await?;
+                (claimed.epoch, claimed.syncs)
+            }
+        };
+        let syncs = syncs.saturating_add(1);
+        self.shared.save(self.id, epoch, syncs, state).await?;
+        **held = Some((epoch, syncs));
+        Ok(())
+    }
+
+    async fn remove(&self) -> Result<(), Error> {
+        let held = self.held.lock().await;
+        // One that has never had an instance has nothing to remove.
+        let Some(epoch) = held.map(|(epoch, _)| epoch).or(self.epoch) else { return Ok(()) };
+        self.shared.remove(self.id, epoch).await
+    }
+}
+
 fn older(epoch: u64, newest: u64) -> Error {
     Error::rejected(format!("its component was placed here again meanwhile: epoch {epoch} is older than {newest}"))
 }
@@ -264,14 +353,12 @@ impl State {
         match &self.place {
             Place::Kept { .. } => self.save(state).await.map(|()| self),
             Place::Nowhere(_) => Ok(Self { place: Place::Nowhere(Some(state)) }),
-        }
-    }
-
-    /// What is kept, and for which epoch.
-    pub fn kept(&self) -> Option<(StateId, u64)> {
-        match &self.place {
-            Place::Nowhere(_) => None,
-            Place::Kept { cell, epoch } => Some((cell.id, *epoch)),
+            Place::Global(global) => {
+                let Global { id, shared, epoch, .. } = &**global;
+                let (shared, held) = (shared.clone(), AsyncMutex::default());
+                let global = Global { id: *id, shared, epoch: *epoch, moved: Some(state), held };
+                Ok(Self { place: Place::Global(Arc::new(global)) })
+            }
         }
     }
 
@@ -286,7 +373,7 @@ impl State {
     /// The component has a newer instance, or none any more.
     pub(crate) async fn prepare(&self, state: Bytes) -> Result<Vec<Change>, Error> {
         match &self.place {
-            Place::Nowhere(_) => Ok(Vec::new()),
+            Place::Nowhere(_) | Place::Global(_) => Ok(Vec::new()),
             Place::Kept { cell, epoch } => {
                 cell.prepare(*epoch, state).await.map_err(|error| error.context("cannot save the state"))
             }
@@ -308,6 +395,7 @@ impl State {
         let cell = match &self.place {
             Place::Nowhere(moved) => return Ok(moved.clone()),
             Place::Kept { cell, .. } => cell,
+            Place::Global(global) => return global.load().await,
         };
         let mut held = cell.held.lock().await;
         match cell.stored(&mut held).await? {
@@ -316,17 +404,17 @@ impl State {
         }
     }
 
-    /// Replaces what was saved. When it returns that is on the disk.
+    /// Replaces what was saved. When it returns that is on the disk, or where the policy says.
     ///
     /// # Errors
     /// It cannot be written, or the component has a newer instance, or none any more.
     pub async fn save(&self, state: Bytes) -> Result<(), Error> {
-        match &self.place {
+        let saved = match &self.place {
             Place::Nowhere(_) => Ok(()),
-            Place::Kept { cell, epoch } => {
-                cell.save(*epoch, state).await.map_err(|error| error.context("cannot save the state"))
-            }
-        }
+            Place::Kept { cell, epoch } => cell.save(*epoch, state).await,
+            Place::Global(global) => global.save(&state).await,
+        };
+        saved.map_err(|error| error.context("cannot save the state"))
     }
 }
 
@@ -342,7 +430,7 @@ mod tests {
     const NODE: NodeId = NodeId(Uuid::from_u128(1));
 
     async fn states(directory: &Path) -> StateStore {
-        StateStore::new(Records::open(directory, NODE).await.unwrap())
+        StateStore::new(Records::open(directory, NODE).await.unwrap(), None)
     }
 
     fn kept() -> StateSpec {
@@ -374,9 +462,9 @@ mod tests {
         assert!(saved.at >= began && saved.at <= SystemTime::now());
         let state = states.state(&spec, Some(3)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), &[1, 0xff][..]);
-        states.forget(spec.id, 2).await.unwrap();
+        states.forget_kept(spec.id, 2).await.unwrap();
         assert_eq!(about(&states, &spec).await, Some(saved), "it belongs to a newer instance");
-        states.forget(spec.id, 3).await.unwrap();
+        states.forget_kept(spec.id, 3).await.unwrap();
         assert_eq!(about(&states, &spec).await, None);
         assert_eq!(states.state(&spec, Some(1)).await.unwrap().load().await.unwrap(), None);
         let error = state.save(Bytes::from_static(b"late")).await.unwrap_err();
@@ -443,7 +531,7 @@ mod tests {
         drop(state);
         let state = states.state(&spec, Some(2)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), "saved since");
-        states.forget(other.id, 0).await.unwrap();
+        states.forget_kept(other.id, 0).await.unwrap();
         assert!(!file(&other).exists(), "a component that is stopped leaves nothing");
         assert_eq!(about(&states, &other).await, None);
     }
@@ -452,7 +540,7 @@ mod tests {
     async fn nodes_may_share_a_directory() {
         let directory = tempfile::tempdir().unwrap();
         let (states, spec) = (states(directory.path()).await, kept());
-        let other = StateStore::new(Records::open(directory.path(), NodeId::random()).await.unwrap());
+        let other = StateStore::new(Records::open(directory.path(), NodeId::random()).await.unwrap(), None);
         states.state(&spec, Some(1)).await.unwrap().save(Bytes::from_static(b"here")).await.unwrap();
         assert_eq!(other.state(&spec, Some(1)).await.unwrap().load().await.unwrap(), None);
     }

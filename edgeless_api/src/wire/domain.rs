@@ -23,6 +23,7 @@ impl From<DomainCapabilities> for pb::DomainCapabilities {
             disk_tot_space: own.disk_tot_space,
             num_gpus: own.num_gpus,
             mem_size_gpu: own.mem_size_gpu,
+            num_global_state: own.num_global_state,
             resource_providers: own.resource_providers.into_iter().collect(),
             resource_classes: own.resource_classes.into_iter().collect(),
         }
@@ -43,6 +44,7 @@ impl From<pb::DomainCapabilities> for DomainCapabilities {
             disk_tot_space: own.disk_tot_space,
             num_gpus: own.num_gpus,
             mem_size_gpu: own.mem_size_gpu,
+            num_global_state: own.num_global_state,
             resource_providers: own.resource_providers.into_iter().collect(),
             resource_classes: own.resource_classes.into_iter().collect(),
         }

@@ -31,6 +31,7 @@ impl From<Capabilities> for pb::NodeCapabilities {
             num_gpus: own.num_gpus,
             model_name_gpu: own.model_name_gpu,
             mem_size_gpu: own.mem_size_gpu,
+            has_global_state: own.has_global_state,
         }
     }
 }
@@ -51,6 +52,7 @@ impl From<pb::NodeCapabilities> for Capabilities {
             num_gpus: own.num_gpus,
             model_name_gpu: own.model_name_gpu,
             mem_size_gpu: own.mem_size_gpu,
+            has_global_state: own.has_global_state,
         }
     }
 }

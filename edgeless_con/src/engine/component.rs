@@ -46,7 +46,7 @@ pub(super) fn components(workflow: &Workflow, mut id: impl FnMut() -> Uuid) -> R
     let mut all = Vec::with_capacity(places.len());
     for function in workflow.functions() {
         let in_component = |error: Error| error.context(format!("component '{}'", function.name));
-        let policy = placement::state_policy(&function.annotations).map_err(in_component)?;
+        let policy = StatePolicy::parse(&function.annotations).map_err(|error| in_component(Error::rejected(error)))?;
         placement::check_scale(&function.annotations, policy).map_err(in_component)?;
         let state = StateSpec { id: StateId(id()), policy };
         let own = ComponentId(id());

@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use edgeless_api::component::ComponentSpec;
+use edgeless_api::component::{ComponentSpec, StatePolicy};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{DomainId, NodeId, WorkflowId};
@@ -144,7 +144,10 @@ impl Search {
 /// Whether a domain as a whole has what a component needs.
 fn fits(spec: &ComponentSpec, domain: &DomainCapabilities) -> bool {
     let offers = match spec {
-        ComponentSpec::Function(function) => domain.runtimes.contains(&function.class.function_type),
+        ComponentSpec::Function(function) => {
+            let is_global = function.state.policy == StatePolicy::Global;
+            domain.runtimes.contains(&function.class.function_type) && (!is_global || domain.num_global_state > 0)
+        }
         ComponentSpec::Resource(resource) => domain.resource_classes.contains(&resource.class_type),
     };
     let has = |needs: Requirements| {

@@ -607,8 +607,9 @@ fn the_state_of_a_function_is_kept_as_its_annotation_says() {
     );
     assert_ne!(states[0].id, states[1].id);
 
-    let error = world.refusal_of(workflow_of(vec![function("f", &[], &[("state", "global")])]), &mut obey);
-    assert!(error.message.starts_with("component 'f': ") && error.message.contains("not available yet"), "{error}");
+    let global = || workflow_of(vec![function("f", &[], &[("state", "global")])]);
+    let error = world.refusal_of(global(), &mut obey);
+    assert!(error.message.ends_with("d lacks a node with a state_url, which 'f' needs (state=global)"), "{error}");
 }
 
 #[test]

@@ -25,5 +25,6 @@ mod nested;
 mod programs;
 mod restarts;
 mod sites;
+mod states;
 mod support;
 mod world;

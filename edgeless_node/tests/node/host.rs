@@ -19,6 +19,7 @@ use edgeless_node::metrics::Metrics;
 use edgeless_node::outputs::Outputs;
 use edgeless_node::records::Records;
 use edgeless_node::router::{self, Router};
+use edgeless_node::state::StateStore;
 use tokio::sync::{Barrier, mpsc};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -170,7 +171,15 @@ impl Hosting {
         let (directory, cancel) = (tempfile::tempdir().unwrap(), CancellationToken::new());
         let records = Records::open(directory.path(), node).await.unwrap();
         let runtimes: Vec<Arc<dyn Runtime>> = vec![Arc::new(Is(elsewhere.clone()))];
-        let agent = Agent::new(router.clone(), runtimes, vec![], records, options, cancel.clone());
+        let agent = Agent::new(
+            router.clone(),
+            runtimes,
+            vec![],
+            StateStore::new(records.clone(), None),
+            records,
+            options,
+            cancel.clone(),
+        );
         let mut spec = function(b"code", &[]);
         if let edgeless_api::ComponentSpec::Function(function) = &mut spec {
             function.class.function_type = "ELSEWHERE".into();

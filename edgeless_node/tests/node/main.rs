@@ -19,6 +19,7 @@ mod delivery;
 mod docker;
 mod durable;
 mod fairness;
+mod global_state;
 mod guest_abi;
 mod host;
 mod identity;

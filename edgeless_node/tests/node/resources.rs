@@ -742,7 +742,7 @@ mod file_log {
 }
 
 /// A Redis server.
-struct Redis {
+pub(crate) struct Redis {
     addr: SocketAddr,
     server: Child,
     _directory: tempfile::TempDir,
@@ -757,7 +757,7 @@ impl Drop for Redis {
 
 impl Redis {
     /// `None`: there is no Redis on this machine, which is said, or a failure if it is required.
-    async fn start() -> Option<Self> {
+    pub(crate) async fn start() -> Option<Self> {
         if Command::new("redis-server").arg("--version").stdout(Stdio::null()).status().is_err() {
             let required = std::env::var("EDGELESS_REQUIRE").unwrap_or_default();
             assert!(!required.split(',').any(|name| name == "redis"), "redis-server is required and not installed");
@@ -789,17 +789,25 @@ impl Redis {
     }
 
     async fn restart(&mut self) {
+        self.stop();
+        self.come_back().await;
+    }
+
+    pub(crate) fn stop(&mut self) {
         self.server.kill().unwrap();
         self.server.wait().unwrap();
+    }
+
+    pub(crate) async fn come_back(&mut self) {
         self.server = Self::spawn(self.addr, &self._directory);
         self.ready().await;
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("redis://{}", self.addr)
     }
 
-    fn command(&self, command: &[&str]) -> redis::Value {
+    pub(crate) fn command(&self, command: &[&str]) -> redis::Value {
         let mut connection = redis::Client::open(self.url()).unwrap().get_connection().unwrap();
         redis::cmd(command[0]).arg(&command[1..]).query(&mut connection).unwrap()
     }

@@ -102,6 +102,13 @@ impl TestNode {
         Self::with_config(values, "").await
     }
 
+    /// A node with this line in `[general]`.
+    pub(crate) async fn with_general(line: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let text = config_text(directory.path()).replacen("[general]\n", &format!("[general]\n{line}\n"), 1);
+        Self::run(directory, text).await
+    }
+
     async fn with_config(values: &[(&str, &str)], resources: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let resources = resources.replace("{dir}", &directory.path().display().to_string());

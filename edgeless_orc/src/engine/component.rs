@@ -109,12 +109,17 @@ impl Component {
         self.spec.kind()
     }
 
+    /// Where its state is kept, if it is a function.
+    pub(super) fn state_policy(&self) -> Option<StatePolicy> {
+        match &self.spec {
+            ComponentSpec::Function(function) => Some(function.state.policy),
+            ComponentSpec::Resource(_) => None,
+        }
+    }
+
     /// Whether two instances of it may run at once for a while.
     pub(super) fn may_overlap(&self) -> bool {
-        match &self.spec {
-            ComponentSpec::Function(function) => function.state.policy == StatePolicy::Transient,
-            ComponentSpec::Resource(_) => true,
-        }
+        self.state_policy().is_none_or(|policy| policy == StatePolicy::Transient)
     }
 
     /// Whether it leaves for another domain, or a replica of it has left its node, or is about to, and has another

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
+use edgeless_api::component::StatePolicy;
 use edgeless_api::domain_record as record;
 use edgeless_api::error::Error;
 use edgeless_api::id::ComponentId;
@@ -254,6 +255,14 @@ impl Engine {
     pub(super) fn give_back(&mut self, id: ComponentId, component: &Component) {
         if let Some(state) = &component.state {
             self.left.keep(self.now, id, component.wanted_epoch, Ok(Some(state.clone())));
+        }
+    }
+
+    /// A replica that moves is gone before it was asked for its state.
+    pub(super) fn state_is_gone(&mut self, id: ComponentId, replica: u32, why: impl std::fmt::Display) {
+        // What is kept outside the nodes is still there.
+        if self.components.get(&id).is_some_and(|component| component.state_policy() != Some(StatePolicy::Global)) {
+            self.state_is_lost(id, replica, why);
         }
     }
 

@@ -302,7 +302,7 @@ impl Engine {
     }
 
     fn vanish(&mut self, id: ComponentId, replica: u32, error: Error) {
-        self.state_is_lost(id, replica, &error);
+        self.state_is_gone(id, replica, &error);
         self.leave_home(id, replica);
         let Some(component) = self.components.get_mut(&id) else { return };
         let is_replaced = component.successor(replica).is_some();
@@ -471,7 +471,7 @@ impl Engine {
                 self.gone(id, replica);
             }
             Err(error) if error.code == Code::NotFound => {
-                self.state_is_lost(id, replica, &error);
+                self.state_is_gone(id, replica, &error);
                 self.gone(id, replica);
             }
             Err(error) => {

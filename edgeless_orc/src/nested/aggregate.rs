@@ -66,6 +66,7 @@ pub(crate) fn capabilities(domain: &DomainId, nodes: &[NodeInfo]) -> Capabilitie
         num_gpus: sum(|node| node.num_gpus),
         model_name_gpu: first(|node| &node.model_name_gpu),
         mem_size_gpu: sum(|node| node.mem_size_gpu),
+        has_global_state: members.iter().any(|node| node.has_global_state),
     }
 }
 

@@ -82,6 +82,7 @@ pub(super) struct Facts {
     pub(super) classes: Names,
     pub(super) tee: FixedBitSet,
     pub(super) tpm: FixedBitSet,
+    pub(super) global_state: FixedBitSet,
     /// A node without any core hosts resources only.
     pub(super) with_core: FixedBitSet,
     /// How much work each can do, to the strategy that draws.
@@ -112,6 +113,7 @@ impl Facts {
         self.about(slot).is_some_and(|known| known.has_names_of(about))
             && self.tee.contains(slot) == own.is_tee_running
             && self.tpm.contains(slot) == own.has_tpm
+            && self.global_state.contains(slot) == has_global_state(about)
             && self.with_core.contains(slot) == (own.num_cpus > 0 && own.num_cores > 0)
             && self.weight(slot) == random::weight(own)
     }
@@ -142,6 +144,7 @@ impl Facts {
         };
         put(&mut self.tee, slot, own.is_tee_running);
         put(&mut self.tpm, slot, own.has_tpm);
+        put(&mut self.global_state, slot, has_global_state(about));
         put(&mut self.with_core, slot, own.num_cpus > 0 && own.num_cores > 0);
         if let Some(place) = self.about.get_mut(slot) {
             *place = Some(known);
@@ -156,7 +159,7 @@ impl Facts {
     pub(super) fn remove(&mut self, node: NodeId) -> Option<Slot> {
         let slot = self.by_node.remove(&node)?;
         self.forget_names(slot);
-        for set in [&mut self.tee, &mut self.tpm, &mut self.with_core] {
+        for set in [&mut self.tee, &mut self.tpm, &mut self.global_state, &mut self.with_core] {
             put(set, slot, false);
         }
         self.vacant.push(slot);
@@ -172,6 +175,11 @@ impl Facts {
             self.classes.remove(class, slot);
         }
     }
+}
+
+/// An EDGELESS 1.x node keeps no state outside, whatever it says.
+fn has_global_state(about: &Registration) -> bool {
+    about.native && about.capabilities.has_global_state
 }
 
 /// Puts a slot into a set, or out of it.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use edgeless_api::component::ComponentSpec;
+use edgeless_api::component::{ComponentSpec, StatePolicy};
 use edgeless_api::requirements::Requirement;
 use fixedbitset::FixedBitSet;
 
@@ -20,6 +20,8 @@ pub(super) enum Rule<'q> {
     Offers(&'q str),
     /// It has a processor core.
     HasCore,
+    /// It reaches the states that are kept outside the nodes.
+    HasGlobalState,
     /// What the component asks for.
     Asked(Requirement<'q>),
     /// It takes new components.
@@ -29,7 +31,11 @@ pub(super) enum Rule<'q> {
 /// The rules for a component, those first that nothing changes but another node.
 pub(super) fn rules<'q>(question: &Question<'q>) -> Vec<Rule<'q>> {
     let mut rules = match question.spec {
-        ComponentSpec::Function(function) => vec![Rule::Runs(&function.class.function_type), Rule::HasCore],
+        ComponentSpec::Function(function) => {
+            let mut rules = vec![Rule::Runs(&function.class.function_type), Rule::HasCore];
+            rules.extend((function.state.policy == StatePolicy::Global).then_some(Rule::HasGlobalState));
+            rules
+        }
         ComponentSpec::Resource(resource) => vec![Rule::Offers(&resource.class_type)],
     };
     rules.extend(question.requirements.each().into_iter().map(Rule::Asked));
@@ -50,6 +56,7 @@ impl Rule<'_> {
             Self::Runs(kind) => facts.runtimes.keep_in(kind, left),
             Self::Offers(class) => facts.classes.keep_in(class, left),
             Self::HasCore => left.intersect_with(&facts.with_core),
+            Self::HasGlobalState => left.intersect_with(&facts.global_state),
             Self::IsOpen => left.difference_with(index.cordoned()),
             Self::Asked(Requirement::Node(nodes)) => keep(left, nodes.iter().filter_map(|node| facts.slot(*node))),
             Self::Asked(Requirement::Label(label)) => facts.labels.keep_in(label, left),
@@ -78,6 +85,7 @@ impl Rule<'_> {
             Self::Runs(kind) => format!("does not run {kind}"),
             Self::Offers(class) => format!("does not offer {class}"),
             Self::HasCore => "has no processor core".into(),
+            Self::HasGlobalState => "has no state_url (state=global)".into(),
             Self::IsOpen => "is cordoned".into(),
             Self::Asked(Requirement::Node(_)) => "is not named by node_id_match_any".into(),
             Self::Asked(Requirement::Label(label)) => format!("lacks the label '{label}'"),
@@ -104,6 +112,7 @@ impl fmt::Display for Rule<'_> {
             Self::Runs(kind) => write!(f, "run {kind}"),
             Self::Offers(class) => write!(f, "offer {class}"),
             Self::HasCore => f.write_str("have a processor core"),
+            Self::HasGlobalState => f.write_str("have a state_url (state=global)"),
             Self::Asked(requirement) => requirement.fmt(f),
             Self::IsOpen => f.write_str("are not cordoned"),
         }

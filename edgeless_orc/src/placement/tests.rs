@@ -213,6 +213,25 @@ fn every_requirement_restricts_functions_and_resources() {
     assert_eq!(who(&placer, &function(&[("tee", "no")])), Ok(vec![1, 2]));
 }
 
+/// A node that speaks only EDGELESS 1.x keeps no state outside, whatever it says.
+#[test]
+fn global_state_needs_a_node_of_ours_that_reaches_it() {
+    let mut reaching = wasm();
+    reaching.capabilities.has_global_state = true;
+    let mut placer = placer(Strategy::random(), 0, &[wasm(), reaching.clone()]);
+    placer.nodes.upsert(&Registration { native: false, ..registration(3, &reaching) });
+    placer.nodes.set_ready(id(3), true);
+    let mut spec = function(&[]);
+    assert_eq!(who(&placer, &spec), Ok(vec![1, 2, 3]));
+    if let ComponentSpec::Function(function) = &mut spec {
+        function.state.policy = edgeless_api::component::StatePolicy::Global;
+    }
+    assert_eq!(who(&placer, &spec), Ok(vec![2]));
+    placer.nodes.upsert(&registration(2, &wasm()));
+    let error = who(&placer, &spec).unwrap_err();
+    assert!(error.contains("0 of 3 have a state_url (state=global)"), "{error}");
+}
+
 #[test]
 fn a_node_without_a_core_runs_no_function_but_opens_resources() {
     let mut coreless = offering(wasm(), "redis-1", "redis");
