@@ -357,7 +357,7 @@ mod tests {
             "memory" => "64MiB",
             "partition_by" => "payload",
             "spread" => "node",
-            "delivery" | "delivery:<output>" => "at-least-once",
+            "delivery" | "delivery:<output>" | "input_delivery" => "at-least-once",
             "state" => "transient",
             _ => "",
         };

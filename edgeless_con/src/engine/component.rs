@@ -2,7 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use edgeless_api::component::{ComponentKind, ComponentSpec, FunctionSpec, ResourceSpec, StatePolicy, StateSpec};
+use edgeless_api::component::{
+    Annotations, ComponentKind, ComponentSpec, FunctionSpec, ResourceSpec, StatePolicy, StateSpec,
+};
+use edgeless_api::delivery::{Deliveries, Delivery};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, StateId, WorkflowId};
 use edgeless_api::workflow::Workflow;
@@ -71,23 +74,50 @@ pub(super) fn edges(components: &[Component]) -> BTreeSet<(usize, usize)> {
     outputs.flat_map(|(from, component)| component.outputs.iter().map(move |(_, to)| (from, *to))).collect()
 }
 
+/// What the user asks of the component at a place.
+fn annotations(workflow: &Workflow, place: usize) -> Option<&Annotations> {
+    let resource = || workflow.resources().get(place.checked_sub(workflow.functions().len())?);
+    match workflow.functions().get(place) {
+        Some(function) => Some(&function.annotations),
+        None => resource().map(|resource| &resource.configuration),
+    }
+}
+
+/// Whether an output that delivers at least once leads to the component at a place.
+fn is_sure_target(workflow: &Workflow, place: usize, component: &Component, all: &[Component]) -> bool {
+    component.senders.iter().any(|sender| {
+        let deliveries = annotations(workflow, *sender).and_then(|annotations| Deliveries::parse(annotations).ok());
+        let outputs = all.get(*sender).map(|sender| sender.outputs.as_slice()).unwrap_or_default();
+        let leads_here = |output: &&(String, usize)| output.1 == place;
+        deliveries.is_some_and(|deliveries| {
+            outputs.iter().filter(leads_here).any(|(output, _)| deliveries.of(output) == Delivery::AtLeastOnce)
+        })
+    })
+}
+
 /// The specification of the component at a place.
-pub(super) fn spec(workflow: &Workflow, id: WorkflowId, place: usize, component: &Component) -> Option<ComponentSpec> {
-    if let Some(state) = component.state {
+pub(super) fn spec(workflow: &Workflow, id: WorkflowId, place: usize, all: &[Component]) -> Option<ComponentSpec> {
+    let component = all.get(place)?;
+    let mut spec = if let Some(state) = component.state {
         let function = workflow.functions().get(place)?;
-        return Some(ComponentSpec::Function(FunctionSpec {
+        ComponentSpec::Function(FunctionSpec {
             class: function.class.clone(),
             annotations: function.annotations.clone(),
             state,
             workflow: id,
-        }));
+        })
+    } else {
+        let resource = workflow.resources().get(place.checked_sub(workflow.functions().len())?)?;
+        ComponentSpec::Resource(ResourceSpec {
+            class_type: resource.class_type.clone(),
+            configuration: resource.configuration.clone(),
+            workflow: id,
+        })
+    };
+    if is_sure_target(workflow, place, component, all) {
+        Deliveries::mark_target(spec.annotations_mut());
     }
-    let resource = workflow.resources().get(place.checked_sub(workflow.functions().len())?)?;
-    Some(ComponentSpec::Resource(ResourceSpec {
-        class_type: resource.class_type.clone(),
-        configuration: resource.configuration.clone(),
-        workflow: id,
-    }))
+    Some(spec)
 }
 
 /// Some components with their specifications, to be planned.
@@ -99,7 +129,7 @@ pub(super) fn items(
 ) -> Vec<(String, ComponentSpec)> {
     let item = |place: &usize| {
         let component = components.get(*place)?;
-        Some((component.name.clone(), spec(workflow, id, *place, component)?))
+        Some((component.name.clone(), spec(workflow, id, *place, components)?))
     };
     places.iter().filter_map(item).collect()
 }
@@ -135,5 +165,32 @@ impl Component {
 
     pub(super) fn has_outputs(&self) -> bool {
         !self.outputs.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use edgeless_api::FunctionClass;
+    use edgeless_api::workflow::{Function, Resource};
+
+    use super::*;
+
+    /// Where its events may come twice, a component must run on a node that knows it.
+    #[test]
+    fn the_targets_of_sure_outputs_are_marked() {
+        let class = FunctionClass { id: "f".into(), function_type: "RUST_WASM".into(), ..FunctionClass::default() };
+        let outputs = [("sure".into(), "log".into()), ("quick".into(), "b".into())].into();
+        let annotations = [("delivery:sure".into(), "at-least-once".into())].into();
+        let a = Function { name: "a".into(), class: class.clone(), outputs, annotations };
+        let b = Function { name: "b".into(), class, outputs: [].into(), annotations: [].into() };
+        let (class_type, configuration) = ("file-log".to_string(), Annotations::new());
+        let log = Resource { name: "log".into(), class_type, outputs: [].into(), configuration };
+        let workflow = Workflow::new(vec![a, b], vec![log], [].into()).unwrap();
+        let all = components(&workflow, Uuid::new_v4).unwrap();
+        let marked = |place| {
+            let spec = spec(&workflow, WorkflowId::random(), place, &all).unwrap();
+            spec.annotations().contains_key("input_delivery")
+        };
+        assert_eq!([0, 1, 2].map(marked), [false, false, true]);
     }
 }

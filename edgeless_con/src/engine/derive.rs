@@ -150,7 +150,7 @@ impl Run {
         let component = self.components.get(place)?;
         let context =
             StartContext { state: own.state.clone(), ..StartContext::new(component.id, own.epoch, &component.name) };
-        let mut spec = spec(self.workflow.as_ref()?, self.id, place, component)?;
+        let mut spec = spec(self.workflow.as_ref()?, self.id, place, &self.components)?;
         if is_exported {
             never_to_zero(spec.annotations_mut());
         }

@@ -83,6 +83,8 @@ pub(super) struct Facts {
     pub(super) tee: FixedBitSet,
     pub(super) tpm: FixedBitSet,
     pub(super) global_state: FixedBitSet,
+    /// Not of EDGELESS 1.x.
+    pub(super) native: FixedBitSet,
     /// A node without any core hosts resources only.
     pub(super) with_core: FixedBitSet,
     /// How much work each can do, to the strategy that draws.
@@ -114,6 +116,7 @@ impl Facts {
             && self.tee.contains(slot) == own.is_tee_running
             && self.tpm.contains(slot) == own.has_tpm
             && self.global_state.contains(slot) == has_global_state(about)
+            && self.native.contains(slot) == about.native
             && self.with_core.contains(slot) == (own.num_cpus > 0 && own.num_cores > 0)
             && self.weight(slot) == random::weight(own)
     }
@@ -145,6 +148,7 @@ impl Facts {
         put(&mut self.tee, slot, own.is_tee_running);
         put(&mut self.tpm, slot, own.has_tpm);
         put(&mut self.global_state, slot, has_global_state(about));
+        put(&mut self.native, slot, about.native);
         put(&mut self.with_core, slot, own.num_cpus > 0 && own.num_cores > 0);
         if let Some(place) = self.about.get_mut(slot) {
             *place = Some(known);
@@ -159,7 +163,7 @@ impl Facts {
     pub(super) fn remove(&mut self, node: NodeId) -> Option<Slot> {
         let slot = self.by_node.remove(&node)?;
         self.forget_names(slot);
-        for set in [&mut self.tee, &mut self.tpm, &mut self.global_state, &mut self.with_core] {
+        for set in [&mut self.tee, &mut self.tpm, &mut self.global_state, &mut self.native, &mut self.with_core] {
             put(set, slot, false);
         }
         self.vacant.push(slot);

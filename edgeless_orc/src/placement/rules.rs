@@ -4,6 +4,7 @@
 use std::fmt;
 
 use edgeless_api::component::{ComponentSpec, StatePolicy};
+use edgeless_api::delivery::Deliveries;
 use edgeless_api::requirements::Requirement;
 use fixedbitset::FixedBitSet;
 
@@ -22,6 +23,8 @@ pub(super) enum Rule<'q> {
     HasCore,
     /// It reaches the states that are kept outside the nodes.
     HasGlobalState,
+    /// It knows an event that is repeated.
+    KnowsRepeats,
     /// What the component asks for.
     Asked(Requirement<'q>),
     /// It takes new components.
@@ -38,6 +41,8 @@ pub(super) fn rules<'q>(question: &Question<'q>) -> Vec<Rule<'q>> {
         }
         ComponentSpec::Resource(resource) => vec![Rule::Offers(&resource.class_type)],
     };
+    let deliveries = Deliveries::parse(question.spec.annotations());
+    rules.extend(deliveries.is_ok_and(|deliveries| deliveries.needs_repeats()).then_some(Rule::KnowsRepeats));
     rules.extend(question.requirements.each().into_iter().map(Rule::Asked));
     rules.push(Rule::IsOpen);
     rules
@@ -57,6 +62,7 @@ impl Rule<'_> {
             Self::Offers(class) => facts.classes.keep_in(class, left),
             Self::HasCore => left.intersect_with(&facts.with_core),
             Self::HasGlobalState => left.intersect_with(&facts.global_state),
+            Self::KnowsRepeats => left.intersect_with(&facts.native),
             Self::IsOpen => left.difference_with(index.cordoned()),
             Self::Asked(Requirement::Node(nodes)) => keep(left, nodes.iter().filter_map(|node| facts.slot(*node))),
             Self::Asked(Requirement::Label(label)) => facts.labels.keep_in(label, left),
@@ -86,6 +92,7 @@ impl Rule<'_> {
             Self::Offers(class) => format!("does not offer {class}"),
             Self::HasCore => "has no processor core".into(),
             Self::HasGlobalState => "has no state_url (state=global)".into(),
+            Self::KnowsRepeats => "is of EDGELESS 1.x, which cannot deliver at least once (delivery)".into(),
             Self::IsOpen => "is cordoned".into(),
             Self::Asked(Requirement::Node(_)) => "is not named by node_id_match_any".into(),
             Self::Asked(Requirement::Label(label)) => format!("lacks the label '{label}'"),
@@ -113,6 +120,7 @@ impl fmt::Display for Rule<'_> {
             Self::Offers(class) => write!(f, "offer {class}"),
             Self::HasCore => f.write_str("have a processor core"),
             Self::HasGlobalState => f.write_str("have a state_url (state=global)"),
+            Self::KnowsRepeats => f.write_str("can deliver at least once (delivery)"),
             Self::Asked(requirement) => requirement.fmt(f),
             Self::IsOpen => f.write_str("are not cordoned"),
         }

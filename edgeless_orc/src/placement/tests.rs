@@ -232,6 +232,21 @@ fn global_state_needs_a_node_of_ours_that_reaches_it() {
     assert!(error.contains("0 of 3 have a state_url (state=global)"), "{error}");
 }
 
+/// One that speaks only EDGELESS 1.x knows no repeat, whether it would send or take one.
+#[test]
+fn delivery_at_least_once_needs_nodes_of_ours() {
+    let mut placer = placer(Strategy::random(), 0, &[wasm()]);
+    placer.nodes.upsert(&Registration { native: false, ..registration(2, &wasm()) });
+    placer.nodes.set_ready(id(2), true);
+    assert_eq!(who(&placer, &function(&[("delivery", "at-most-once")])), Ok(vec![1, 2]));
+    for annotation in ["delivery", "delivery:out", "input_delivery"] {
+        assert_eq!(who(&placer, &function(&[(annotation, "at-least-once")])), Ok(vec![1]), "{annotation}");
+    }
+    placer.nodes.remove(id(1));
+    let error = who(&placer, &function(&[("delivery", "at-least-once")])).unwrap_err();
+    assert!(error.contains("can deliver at least once (delivery)"), "{error}");
+}
+
 #[test]
 fn a_node_without_a_core_runs_no_function_but_opens_resources() {
     let mut coreless = offering(wasm(), "redis-1", "redis");
