@@ -5,11 +5,12 @@ WASM_TARGET := wasm32-unknown-unknown
 BENCHMARKS := ring peer-ring flood http start cold density neighbour containers orchestrate domains
 export CARGO_TERM_PROGRESS_WHEN ?= auto
 
-.PHONY: help demo test check bench build functions setup clean
+.PHONY: help demo test nightly check bench build functions setup clean
 
 help: ## Say what there is.
 	@echo "make demo    bring the platform up, send requests through a function, take it down again"
 	@echo "make test    run all tests"
+	@echo "make nightly run the simulations with ten thousand seeds each, and a minute of chaos"
 	@echo "make check   check format and lints"
 	@echo "make bench   measure the platform; updates the tables in README.md and docs/benchmarks.md"
 	@echo "make build   build the programs into target/debug; make functions also the example functions"
@@ -34,6 +35,13 @@ demo: functions
 test: setup
 	@./scripts/programs.sh curl redis-server python3 busybox:busybox-static iptables ip:iproute2
 	@./scripts/test.sh
+
+# What is too long for every change. A seed that fails is printed: make it a test.
+nightly: setup
+	$(CARGO) test --workspace --lib --release -- --ignored
+	$(CARGO) build --workspace --bins --release
+	target/release/edgeless_cli function build functions/relay/function.json
+	target/release/edgeless_benchmark chaos --seconds 60
 
 check: setup
 	$(CARGO) fmt --all --check

@@ -510,7 +510,7 @@ impl Agent {
             if let Some(replaced) = replaced {
                 replaced.stop().await;
                 // Unless it comes from elsewhere, the new one goes on where the old one ends.
-                let belongings = replaced.component().outputs.pack(None);
+                let belongings = replaced.component().outputs.pack(None).await;
                 context.state = context.state.or(belongings);
                 self.strike(&replaced).await;
                 self.forget_events(&replaced);
@@ -609,7 +609,7 @@ impl Agent {
             let Some(hosted) = hosted else { return Ok::<_, Error>(None) };
             hosted.release(grace).await;
             let component = hosted.component();
-            let state = component.outputs.pack(component.state.load().await?);
+            let state = component.outputs.pack(component.state.load().await?).await;
             // It is found until here, so that its outputs can be changed.
             self.take(component.kind, id)?;
             self.hand_over(&hosted).await;

@@ -678,6 +678,17 @@ impl Hand {
             self.lose(delivery, Dropped::Expired);
             return Ok(Handled::No);
         }
+        if let Some(custody) = self.outputs.custody() {
+            let options = self.router.options();
+            // Its sender tries again, or is told: nothing is lost, and nothing waits for ever.
+            if !custody.is_open(options.queued, options.emit_wait).await {
+                match delivery.incoming.id {
+                    Some(_) => delivery.fate.settle(Fate::Dropped(Dropped::OutboxFull)),
+                    None => self.lose(delivery, Dropped::OutboxFull),
+                }
+                return Ok(Handled::No);
+            }
+        }
         let transaction = match self.outputs.begin(delivery.incoming.id.as_deref()) {
             Ok(transaction) => transaction,
             Err(Arrival::Handled) => {

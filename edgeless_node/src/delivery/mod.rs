@@ -34,7 +34,7 @@ use edgeless_api::{Error, EventId, InstanceId};
 use edgeless_daemon::store::{Change, Table};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, SemaphorePermit, watch};
 
 use crate::books::Ledger;
 use crate::event::Cause;
@@ -57,7 +57,7 @@ pub(crate) const HANDLED: Table = "handled";
 pub(crate) const DEAD: Table = "dead";
 
 /// Handlers that have come to their end and are not on the disk yet, of one component.
-const COMMITS: usize = 64;
+const COMMITS: u32 = 64;
 /// Events that are settled and whose records are still there, of one component.
 const SETTLED: usize = 64;
 /// How long these may stay, if there is nothing else to be written.
@@ -190,7 +190,7 @@ impl Custody {
             room: Notify::new(),
             stage: Mutex::default(),
             order: AsyncMutex::default(),
-            commits: Arc::new(Semaphore::new(COMMITS)),
+            commits: Arc::new(Semaphore::new(COMMITS as usize)),
             queue: Mutex::default(),
             lanes: Mutex::default(),
             failure: watch::Sender::new(None),
@@ -252,12 +252,26 @@ impl Custody {
 
     /// Waits until all that was done is on the disk, or is undone. The component begins anew from there.
     pub async fn begin_anew(&self) {
-        if let Ok(count) = u32::try_from(COMMITS) {
-            // Nobody closes it.
-            let _all = self.commits.acquire_many(count).await;
-            *self.order.lock().await = Chain::default();
-            self.failure.send_replace(None);
-        }
+        let _all = self.all_commits().await;
+        *self.order.lock().await = Chain::default();
+        self.failure.send_replace(None);
+    }
+
+    /// Returns when all that was done is on the disk, or is undone. Nothing is done while what it returns is held.
+    async fn all_commits(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it.
+        self.commits.acquire_many(COMMITS).await.ok()
+    }
+
+    /// From here on nothing is sent, and nothing is taken in.
+    async fn close(&self) {
+        let _all = self.all_commits().await;
+        self.is_closed.store(true, Ordering::Release);
+    }
+
+    /// Whether there may be room for what a handler sends, or is in time.
+    pub async fn is_open(&self, most: usize, wait: Duration) -> bool {
+        !self.deliveries.is_any_sure() || self.has_room(most, wait).await
     }
 
     async fn has_room(&self, most: usize, wait: Duration) -> bool {
@@ -378,6 +392,15 @@ impl Outputs {
     async fn commit(&self, saved: Option<(State, Bytes)>, events: Vec<Outgoing>, handled: Option<EventId>, end: End) {
         let Some(custody) = self.custody() else { return end(Ok(())) };
         let Ok(permit) = custody.commits.clone().acquire_owned().await else { return };
+        if custody.is_closed.load(Ordering::Acquire) {
+            if let Some(id) = &handled {
+                lock(&custody.inbox).give_up(id);
+            }
+            for Outgoing { entry, .. } in events {
+                entry.settle(Fate::Dropped(Dropped::NotKept));
+            }
+            return end(Err(Error::unavailable("its component was stopped or moved")));
+        }
         let chain = custody.order.lock().await;
         let (mut changes, mut state, mut failed) = (Vec::new(), None, None);
         if let Some((place, bytes)) = saved {
@@ -594,9 +617,9 @@ impl Outputs {
     }
 
     /// What the component takes along, with the state that it saved. From here on nothing is sent.
-    pub fn pack(&self, state: Option<Bytes>) -> Option<Bytes> {
+    pub async fn pack(&self, state: Option<Bytes>) -> Option<Bytes> {
         let Some(custody) = self.custody() else { return state };
-        custody.is_closed.store(true, Ordering::Release);
+        custody.close().await;
         let outbox = lock(&custody.outbox);
         let (numbers, events) = if outbox.is_used() { Some(outbox.contents()) } else { None }.unzip();
         let handled = lock(&custody.inbox).handled().map(|(outbox, handled)| (outbox, handled.clone())).collect();
@@ -608,7 +631,7 @@ impl Outputs {
         let Some(custody) = self.custody() else { return };
         if !custody.is_closed.load(Ordering::Acquire) {
             self.drained(LAST_WORDS).await;
-            custody.is_closed.store(true, Ordering::Release);
+            custody.close().await;
             let lost = lock(&custody.outbox).lose(Dropped::Stopping);
             if lost > 0 {
                 tracing::warn!(component = %self.id().function, lost, "events of a component that was stopped were not handled");

@@ -235,7 +235,17 @@ impl World {
 
 #[test]
 fn what_is_on_the_senders_disk_is_handled_once() {
-    for seed in 0..RUNS {
+    simulate(0..RUNS);
+}
+
+#[test]
+#[ignore = "ten thousand seeds take minutes: make nightly"]
+fn it_is_in_any_of_many_runs() {
+    simulate(1000..11_000);
+}
+
+fn simulate(seeds: Range<u64>) {
+    for seed in seeds {
         let mut world = World::new(seed);
         for _ in 0..world.rng.random_range(50..800) {
             world.step(false);

@@ -799,7 +799,7 @@ fn it_forgets_nothing_either_with_nodes_that_cannot_tell_what_they_run() {
 }
 
 #[test]
-#[ignore = "ten thousand seeds take minutes"]
+#[ignore = "ten thousand seeds take minutes: make nightly"]
 fn it_forgets_nothing_in_any_of_many_runs() {
     simulate_kills(1000..7000, 0, 0);
     simulate_kills(7000..9000, 0, 2);

@@ -603,3 +603,12 @@ fn the_same_is_true_of_a_controller_that_crashes_at_any_event() {
         Simulation::run(seed, true);
     }
 }
+
+#[test]
+#[ignore = "ten thousand seeds take minutes: make nightly"]
+fn the_same_is_true_in_any_of_many_runs() {
+    for seed in 1000..6000 {
+        Simulation::run(seed, false);
+        Simulation::run(seed, true);
+    }
+}
