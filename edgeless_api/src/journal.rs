@@ -9,6 +9,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use crate::component::{ComponentSpec, StartContext, Target};
+use crate::id::ComponentId;
 
 /// What is known of a state that a function saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,17 @@ pub struct SavedState {
     pub syncs: u64,
     /// When it was saved last.
     pub at: SystemTime,
+}
+
+/// What a node tells its orchestrator when a function has saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Which function.
+    pub component: ComponentId,
+    /// Which save it was.
+    pub about: SavedState,
+    /// What was saved, for the orchestrator to keep. `None`: the node keeps it alone.
+    pub state: Option<Bytes>,
 }
 
 /// An instance that runs on a node, as it was asked for.
