@@ -89,6 +89,8 @@ pub enum StatePolicy {
     Transient,
     /// Kept on the node.
     NodeLocal,
+    /// Kept on the node, and a copy at its orchestrator.
+    Replicated,
     /// Kept outside the nodes.
     Global,
 }
@@ -105,8 +107,11 @@ impl StatePolicy {
         match annotations.get(STATE).map(String::as_str) {
             None | Some("node-local") => Ok(Self::NodeLocal),
             Some("transient") => Ok(Self::Transient),
+            Some("replicated") => Ok(Self::Replicated),
             Some("global") => Ok(Self::Global),
-            Some(other) => Err(AnnotationError::value(STATE, other, "write transient, node-local or global")),
+            Some(other) => {
+                Err(AnnotationError::value(STATE, other, "write transient, node-local, replicated or global"))
+            }
         }
     }
 }
@@ -347,6 +352,7 @@ mod tests {
         assert_eq!(StatePolicy::parse(&BTreeMap::new()), Ok(StatePolicy::NodeLocal));
         assert_eq!(parse("node-local"), Ok(StatePolicy::NodeLocal));
         assert_eq!(parse("transient"), Ok(StatePolicy::Transient));
+        assert_eq!(parse("replicated"), Ok(StatePolicy::Replicated));
         assert_eq!(parse("global"), Ok(StatePolicy::Global));
         let error = parse("elsewhere").unwrap_err().to_string();
         assert!(error.starts_with("annotation 'state' has the value 'elsewhere': write transient,"), "{error}");

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use crate::component::{ComponentSpec, Row, StartContext};
 use crate::id::{ComponentId, NodeId};
+use crate::journal::Saved;
 use crate::node::NodeKey;
 use crate::url::Url;
 
@@ -47,6 +48,8 @@ pub struct Component {
     pub replicas: Vec<Replica>,
     /// Why it has not the state that it had.
     pub loss: Option<String>,
+    /// What it saved last, and the node where it did.
+    pub saved: Option<(NodeId, Saved)>,
 }
 
 /// A replica of a component.

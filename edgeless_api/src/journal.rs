@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::component::{ComponentSpec, StartContext, Target};
 use crate::event::Trace;
+use crate::id::ComponentId;
 
 /// What is known of a state that a function saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +69,17 @@ pub struct Belongings {
     pub events: Vec<(u64, OutboxEvent)>,
     /// What it has handled, by the outbox.
     pub handled: Vec<(Uuid, Handled)>,
+}
+
+/// What a node tells its orchestrator when a function has saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved {
+    /// Which function.
+    pub component: ComponentId,
+    /// Which save it was.
+    pub about: SavedState,
+    /// What was saved, for the orchestrator to keep. `None`: the node keeps it alone.
+    pub state: Option<Bytes>,
 }
 
 /// An instance that runs on a node, as it was asked for.

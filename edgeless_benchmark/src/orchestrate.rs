@@ -157,6 +157,7 @@ impl Model {
         let settings = Settings {
             domain: DomainId("domain-1".into()),
             keep_alive: KEEP_ALIVE,
+            state_grace: Duration::from_secs(30),
             strategy,
             seed: 1,
             max_nodes: nodes as usize,

@@ -372,7 +372,7 @@ impl Agent {
             Error::rejected(format!("this node does not run {kind}; it runs: {}", known.join(", ")))
         })?;
         // An EDGELESS 1.2 orchestrator counts no epochs.
-        base.state = self.states.state(&spec.state, (!is_untold).then_some(context.epoch)).await?;
+        base.state = self.states.state(&spec.state, base.component, (!is_untold).then_some(context.epoch)).await?;
         if let Some(moved) = &context.state {
             // Whatever is stored here is older: the component has run elsewhere since.
             base.state = base.state.moved(moved.clone()).await?;

@@ -22,7 +22,7 @@
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
 //!   [`samples`]: what the orchestrator is told of single measurements.
 //! - [`records`]: what the node goes on with when its process has ended; [`journal`]: what runs; [`state`]: what
-//!   functions save, [`shared`]: what they save outside the node.
+//!   functions save, [`shared`]: what they save outside the node, [`copies`]: what the orchestrator is told of it.
 //! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node; [`key`]: what it knows the
 //!   node by.
 
@@ -33,6 +33,7 @@ pub mod budget;
 pub mod calls;
 pub mod capabilities;
 pub mod config;
+pub mod copies;
 pub mod delivery;
 pub mod event;
 pub mod fate;
@@ -72,6 +73,7 @@ use edgeless_daemon::{Daemon, Handle, Stopped, Tasks, listen, status};
 use agent::{Agent, Offer, Options as AgentOptions};
 use backends::Backends;
 pub use config::Config;
+use copies::Copies;
 use instance::Runtime;
 use key::KeyPair;
 use metrics::Metrics;
@@ -286,7 +288,9 @@ impl Node {
             delivery_tries: config.limits.delivery_tries,
         };
         tracing::info!("Starting Edgeless Agent");
-        let states = StateStore::new(records.clone(), shared);
+        let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
+        let copies = Copies::new(id, register_url, limits.payload)?;
+        let states = StateStore::new(records.clone(), shared).with_copies(copies);
         let agent = Agent::new(
             router.clone(),
             runtimes,
@@ -298,7 +302,6 @@ impl Node {
         );
 
         let general = &config.general;
-        let register_url = config.register_url().ok_or_else(|| Error::rejected("there is no orchestrator_url"))?;
         let announced_url = general.invocation_url_announced.clone().unwrap_or_else(|| invocation_url.announced());
         router.set_requests(Requests::new(register_url)?);
         router.peers().set_own_url(announced_url.clone());

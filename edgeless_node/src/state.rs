@@ -8,16 +8,18 @@
 use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use edgeless_api::component::{StatePolicy, StateSpec};
 use edgeless_api::journal::SavedState;
-use edgeless_api::{Error, StateId};
+use edgeless_api::{ComponentId, Error, StateId};
 use edgeless_daemon::store::{Change, Table};
 use tokio::sync::{Mutex as AsyncMutex, MutexGuard};
 
+use crate::copies::Copies;
 use crate::records::Records;
 use crate::shared::Shared;
 
@@ -32,6 +34,8 @@ pub struct StateStore {
     records: Records,
     /// Where those are that are not kept on this node, if it can reach them.
     shared: Option<Shared>,
+    /// Who is told of those that are; `None`: nobody.
+    copies: Option<Arc<Copies>>,
     /// Those that somebody has in hand.
     cells: Arc<Mutex<HashMap<StateId, Weak<Cell>>>>,
 }
@@ -47,9 +51,20 @@ enum Place {
     /// Nothing is kept; this is what the component came with.
     Nowhere(Option<Bytes>),
     /// In the store.
-    Kept { cell: Arc<Cell>, epoch: u64 },
+    Kept { cell: Arc<Cell>, epoch: u64, told: Option<Told> },
     /// Outside the node.
     Global(Arc<Global>),
+}
+
+/// Who hears of a state that is kept on the node.
+#[derive(Clone, Debug)]
+struct Told {
+    component: ComponentId,
+    copies: Arc<Copies>,
+    /// What is saved is saved when they have it.
+    is_replicated: bool,
+    /// They have heard of a save of this instance, or were told.
+    is_introduced: Arc<AtomicBool>,
 }
 
 /// A state outside the node, for one instance.
@@ -95,19 +110,37 @@ fn remove(key: &[u8]) -> Vec<Change> {
 impl StateStore {
     /// The states among these records, and those that are kept outside the node.
     pub fn new(records: Records, shared: Option<Shared>) -> Self {
-        Self { records, shared, cells: Arc::default() }
+        Self { records, shared, copies: None, cells: Arc::default() }
+    }
+
+    /// The same, of which the orchestrator is told.
+    #[must_use]
+    pub fn with_copies(self, copies: Arc<Copies>) -> Self {
+        Self { copies: Some(copies), ..self }
     }
 
     /// The state of a component, for its instance of this epoch. `None`: whoever starts it counts none.
     ///
     /// # Errors
     /// Its policy is not available; it belongs to a newer instance; it cannot be read.
-    pub async fn state(&self, spec: &StateSpec, epoch: Option<u64>) -> Result<State, Error> {
+    pub async fn state(&self, spec: &StateSpec, component: ComponentId, epoch: Option<u64>) -> Result<State, Error> {
         match spec.policy {
             StatePolicy::Transient => Ok(State::none()),
-            StatePolicy::NodeLocal => {
+            StatePolicy::NodeLocal | StatePolicy::Replicated => {
+                let is_replicated = spec.policy == StatePolicy::Replicated;
+                let told = |copies: &Arc<Copies>| Told {
+                    component,
+                    copies: copies.clone(),
+                    is_replicated,
+                    is_introduced: Arc::default(),
+                };
+                // Whoever counts no epochs keeps no copies.
+                let told = self.copies.as_ref().filter(|_| epoch.is_some()).map(told);
+                if is_replicated && told.is_none() {
+                    return Err(Error::rejected("state=replicated: nobody here keeps a copy: write state=node-local"));
+                }
                 let (cell, epoch) = self.claim(spec.id, epoch).await?;
-                Ok(State { place: Place::Kept { cell, epoch } })
+                Ok(State { place: Place::Kept { cell, epoch, told } })
             }
             StatePolicy::Global => {
                 let shared = self.shared.clone().ok_or_else(|| {
@@ -168,7 +201,10 @@ impl StateStore {
     pub async fn forget(&self, state: &State) -> Result<(), Error> {
         match &state.place {
             Place::Nowhere(_) => Ok(()),
-            Place::Kept { cell, epoch } => self.forget_kept(cell.id, *epoch).await,
+            Place::Kept { cell, epoch, told } => {
+                told.iter().for_each(Told::forget);
+                self.forget_kept(cell.id, *epoch).await
+            }
             Place::Global(global) => global.remove().await,
         }
     }
@@ -181,7 +217,10 @@ impl StateStore {
         match &state.place {
             // It is where it was.
             Place::Nowhere(_) | Place::Global(_) => Ok(()),
-            Place::Kept { cell, epoch } => self.forget_kept(cell.id, *epoch).await,
+            Place::Kept { cell, epoch, told } => {
+                told.iter().for_each(Told::forget);
+                self.forget_kept(cell.id, *epoch).await
+            }
         }
     }
 
@@ -254,23 +293,23 @@ impl Cell {
         Ok(Some(about))
     }
 
-    async fn save(&self, epoch: u64, state: Bytes) -> Result<(), Error> {
+    async fn save(&self, epoch: u64, state: Bytes) -> Result<SavedState, Error> {
         let mut held = self.held.lock().await;
         let about = self.next(&mut held, epoch).await?;
         // Unknown, should it be given up in the middle.
         held.stored = None;
         self.records.write(put(self.id, about, state)).await?;
         held.stored = Some(Some(about));
-        Ok(())
+        Ok(about)
     }
 
     /// What is to be written so that the state is saved. Whoever asks for it writes it, or says that it [could not
     /// be](State::unsure).
-    async fn prepare(&self, epoch: u64, state: Bytes) -> Result<Vec<Change>, Error> {
+    async fn prepare(&self, epoch: u64, state: Bytes) -> Result<(Vec<Change>, SavedState), Error> {
         let mut held = self.held.lock().await;
         let about = self.next(&mut held, epoch).await?;
         held.stored = Some(Some(about));
-        Ok(put(self.id, about, state))
+        Ok((put(self.id, about, state), about))
     }
 
     /// What is known of the state once this epoch has saved it once more.
@@ -284,6 +323,28 @@ impl Cell {
         let before = self.stored(held).await?;
         let syncs = before.map_or(0, |before| before.syncs).saturating_add(1);
         Ok(SavedState { epoch, syncs, at: SystemTime::now() })
+    }
+}
+
+impl Told {
+    async fn hear(&self, about: SavedState) {
+        if self.is_introduced.swap(true, Ordering::Relaxed) {
+            self.copies.tell(self.component, about);
+        } else {
+            self.copies.introduce(self.component, about).await;
+        }
+    }
+
+    async fn save(&self, about: SavedState, state: Bytes) -> Result<(), Error> {
+        if self.is_replicated {
+            return self.copies.keep(self.component, about, state).await;
+        }
+        self.hear(about).await;
+        Ok(())
+    }
+
+    fn forget(&self) {
+        self.copies.forget(self.component);
     }
 }
 
@@ -331,6 +392,15 @@ impl Global {
     }
 }
 
+/// Saves on the node first: whatever becomes of the copy, it is not newer than that.
+async fn save_kept(cell: &Cell, epoch: u64, told: Option<&Told>, state: Bytes) -> Result<(), Error> {
+    let about = cell.save(epoch, state.clone()).await?;
+    match told {
+        Some(told) => told.save(about, state).await,
+        None => Ok(()),
+    }
+}
+
 fn older(epoch: u64, newest: u64) -> Error {
     Error::rejected(format!("its component was placed here again meanwhile: epoch {epoch} is older than {newest}"))
 }
@@ -364,19 +434,30 @@ impl State {
 
     /// Whether it can be saved together with something else that is written down on this node.
     pub fn is_here(&self) -> bool {
-        matches!(self.place, Place::Kept { .. })
+        match &self.place {
+            Place::Kept { told, .. } => !told.as_ref().is_some_and(|told| told.is_replicated),
+            Place::Nowhere(_) | Place::Global(_) => false,
+        }
     }
 
-    /// What is to be written on this node so that the state is saved.
+    /// What is to be written on this node so that the state is saved, and what is known of it then; only where it
+    /// [is here](Self::is_here).
     ///
     /// # Errors
     /// The component has a newer instance, or none any more.
-    pub(crate) async fn prepare(&self, state: Bytes) -> Result<Vec<Change>, Error> {
+    pub(crate) async fn prepare(&self, state: Bytes) -> Result<(Vec<Change>, SavedState), Error> {
         match &self.place {
-            Place::Nowhere(_) | Place::Global(_) => Ok(Vec::new()),
-            Place::Kept { cell, epoch } => {
+            Place::Nowhere(_) | Place::Global(_) => Err(Error::bug("a state that is not kept here")),
+            Place::Kept { cell, epoch, .. } => {
                 cell.prepare(*epoch, state).await.map_err(|error| error.context("cannot save the state"))
             }
+        }
+    }
+
+    /// What was [prepared](Self::prepare) is written.
+    pub(crate) async fn written(&self, about: SavedState) {
+        if let Place::Kept { told: Some(told), .. } = &self.place {
+            told.hear(about).await;
         }
     }
 
@@ -411,7 +492,7 @@ impl State {
     pub async fn save(&self, state: Bytes) -> Result<(), Error> {
         let saved = match &self.place {
             Place::Nowhere(_) => Ok(()),
-            Place::Kept { cell, epoch } => cell.save(*epoch, state).await,
+            Place::Kept { cell, epoch, told } => save_kept(cell, *epoch, told.as_ref(), state).await,
             Place::Global(global) => global.save(&state).await,
         };
         saved.map_err(|error| error.context("cannot save the state"))
@@ -428,6 +509,7 @@ mod tests {
     use super::*;
 
     const NODE: NodeId = NodeId(Uuid::from_u128(1));
+    const ONE: ComponentId = ComponentId(Uuid::from_u128(2));
 
     async fn states(directory: &Path) -> StateStore {
         StateStore::new(Records::open(directory, NODE).await.unwrap(), None)
@@ -448,7 +530,7 @@ mod tests {
         let spec = kept();
         let began = SystemTime::now() - Duration::from_millis(1);
         let before = states(directory.path()).await;
-        let state = before.state(&spec, Some(3)).await.unwrap();
+        let state = before.state(&spec, ONE, Some(3)).await.unwrap();
         assert_eq!(state.load().await.unwrap(), None);
         state.save(Bytes::from_static(b"first")).await.unwrap();
         state.save(Bytes::from_static(&[1, 0xff])).await.unwrap();
@@ -460,13 +542,13 @@ mod tests {
         let saved = about(&states, &spec).await.unwrap();
         assert_eq!((saved.epoch, saved.syncs), (3, 2));
         assert!(saved.at >= began && saved.at <= SystemTime::now());
-        let state = states.state(&spec, Some(3)).await.unwrap();
+        let state = states.state(&spec, ONE, Some(3)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), &[1, 0xff][..]);
         states.forget_kept(spec.id, 2).await.unwrap();
         assert_eq!(about(&states, &spec).await, Some(saved), "it belongs to a newer instance");
         states.forget_kept(spec.id, 3).await.unwrap();
         assert_eq!(about(&states, &spec).await, None);
-        assert_eq!(states.state(&spec, Some(1)).await.unwrap().load().await.unwrap(), None);
+        assert_eq!(states.state(&spec, ONE, Some(1)).await.unwrap().load().await.unwrap(), None);
         let error = state.save(Bytes::from_static(b"late")).await.unwrap_err();
         assert!(error.message.contains("was stopped"), "{error}");
         assert_eq!(states.records.all(CONTENTS).await.unwrap(), []);
@@ -477,9 +559,9 @@ mod tests {
     async fn a_state_belongs_to_the_newest_instance() {
         let directory = tempfile::tempdir().unwrap();
         let (states, spec) = (states(directory.path()).await, kept());
-        let old = states.state(&spec, Some(1)).await.unwrap();
+        let old = states.state(&spec, ONE, Some(1)).await.unwrap();
         old.save(Bytes::from_static(b"old")).await.unwrap();
-        let new = states.state(&spec, Some(2)).await.unwrap();
+        let new = states.state(&spec, ONE, Some(2)).await.unwrap();
         assert_eq!(new.load().await.unwrap().unwrap(), "old", "it goes on from there");
         let refusal = |error: Error| assert!(error.message.contains("epoch 1 is older than 2"), "{error}");
         refusal(old.save(Bytes::from_static(b"older")).await.unwrap_err());
@@ -488,8 +570,8 @@ mod tests {
         assert_eq!(new.load().await.unwrap().unwrap(), "from elsewhere");
         drop((old, new));
         // Nobody has it in hand, and still it is known who wrote it.
-        refusal(states.state(&spec, Some(1)).await.unwrap_err());
-        let uncounted = states.state(&spec, None).await.unwrap();
+        refusal(states.state(&spec, ONE, Some(1)).await.unwrap_err());
+        let uncounted = states.state(&spec, ONE, None).await.unwrap();
         uncounted.save(Bytes::from_static(b"more")).await.unwrap();
         assert_eq!(about(&states, &spec).await.unwrap().epoch, 2);
     }
@@ -500,14 +582,14 @@ mod tests {
         let (states, specs) = (states(directory.path()).await, [kept(), kept()]);
         let mut before = Vec::new();
         for spec in &specs {
-            let state = states.state(spec, Some(9)).await.unwrap();
+            let state = states.state(spec, ONE, Some(9)).await.unwrap();
             state.save(Bytes::from_static(b"x")).await.unwrap();
             before.push(state);
         }
         states.forget_all().await.unwrap();
         for (spec, before) in specs.iter().zip(&before) {
             assert!(before.save(Bytes::from_static(b"late")).await.is_err());
-            let state = states.state(spec, Some(1)).await.unwrap();
+            let state = states.state(spec, ONE, Some(1)).await.unwrap();
             assert_eq!(state.load().await.unwrap(), None);
         }
     }
@@ -521,7 +603,7 @@ mod tests {
             std::fs::write(file(spec), "saved before").unwrap();
         }
         let states = states(directory.path()).await;
-        let state = states.state(&spec, Some(1)).await.unwrap();
+        let state = states.state(&spec, ONE, Some(1)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), "saved before");
         assert!(!file(&spec).exists());
         assert!(file(&other).exists(), "it may be that of another node in this directory");
@@ -529,7 +611,7 @@ mod tests {
         std::fs::write(file(&spec), "saved before").unwrap();
         state.save(Bytes::from_static(b"saved since")).await.unwrap();
         drop(state);
-        let state = states.state(&spec, Some(2)).await.unwrap();
+        let state = states.state(&spec, ONE, Some(2)).await.unwrap();
         assert_eq!(state.load().await.unwrap().unwrap(), "saved since");
         states.forget_kept(other.id, 0).await.unwrap();
         assert!(!file(&other).exists(), "a component that is stopped leaves nothing");
@@ -541,8 +623,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let (states, spec) = (states(directory.path()).await, kept());
         let other = StateStore::new(Records::open(directory.path(), NodeId::random()).await.unwrap(), None);
-        states.state(&spec, Some(1)).await.unwrap().save(Bytes::from_static(b"here")).await.unwrap();
-        assert_eq!(other.state(&spec, Some(1)).await.unwrap().load().await.unwrap(), None);
+        states.state(&spec, ONE, Some(1)).await.unwrap().save(Bytes::from_static(b"here")).await.unwrap();
+        assert_eq!(other.state(&spec, ONE, Some(1)).await.unwrap().load().await.unwrap(), None);
     }
 
     #[tokio::test]

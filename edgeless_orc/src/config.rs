@@ -111,6 +111,9 @@ pub struct Parent {
     pub node_id: Option<NodeId>,
 }
 
+/// The longest that is waited for a lost node.
+const LONGEST_GRACE: Duration = Duration::from_secs(24 * 3600);
+
 /// How an orchestrator places components and watches nodes.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -119,11 +122,15 @@ pub struct Baseline {
     pub orchestration_strategy: &'static Strategy,
     /// A node that is silent for this time is lost.
     pub keep_alive_interval_secs: u64,
+    /// So long is waited for a lost node that alone has the state of a component.
+    #[serde(with = "humantime_serde")]
+    pub state_grace: Duration,
 }
 
 impl Default for Baseline {
     fn default() -> Self {
-        Self { orchestration_strategy: Strategy::random(), keep_alive_interval_secs: 2 }
+        let state_grace = Duration::from_secs(30);
+        Self { orchestration_strategy: Strategy::random(), keep_alive_interval_secs: 2, state_grace }
     }
 }
 
@@ -298,6 +305,9 @@ impl edgeless_daemon::config::Config for Config {
                 return Err(format!("{key}: {seconds} is not between 1 and 86400 seconds"));
             }
         }
+        if self.baseline.state_grace > LONGEST_GRACE {
+            return Err("baseline.state_grace: must be at most a day".into());
+        }
         let (proxy, collector) = (&self.proxy, &self.collector);
         check_database("proxy.proxy_type", &proxy.proxy_type, "proxy.redis_url", &proxy.redis_url)?;
         check_database(
@@ -437,6 +447,8 @@ state_directory = "edgeless_orc_state"
 orchestration_strategy = "Random"
 # A node that is silent for this time is lost, and its components are started elsewhere.
 keep_alive_interval_secs = 2
+# So long a component with state=node-local waits for its lost node, which alone has its state.
+# state_grace = "30s"
 
 [proxy]
 # A copy of the domain's state in Redis, for other programs, which may also ask for something there:

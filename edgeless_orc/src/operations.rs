@@ -187,6 +187,7 @@ mod tests {
         let driver = Driver::new(Engine::new(Settings {
             domain: DomainId("d".into()),
             keep_alive: Duration::from_secs(3600),
+            state_grace: Duration::from_secs(30),
             strategy: Strategy::round_robin(),
             seed: 1,
             max_nodes: 2,

@@ -336,6 +336,7 @@ fn settings(config: &Config) -> Settings {
     Settings {
         domain: DomainId(config.general.domain_id.clone()),
         keep_alive: config.baseline.keep_alive(),
+        state_grace: config.baseline.state_grace,
         strategy: config.baseline.orchestration_strategy,
         seed: rand::random(),
         max_nodes: config.limits.max_nodes,

@@ -15,6 +15,7 @@ use edgeless_api::component::{
 use edgeless_api::domain::{DomainCapabilities, DomainState};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
+use edgeless_api::journal::Saved;
 use edgeless_api::node::{NodeInfo, Registered, Registration};
 use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine, OutputBooks, Placement, State, Usage};
@@ -433,6 +434,10 @@ impl NodeRegistry for Service {
 
     async fn wake(&self, components: Vec<ComponentId>) -> Result<(), Error> {
         self.done(|ticket| Event::Wake(ticket, components)).await
+    }
+
+    async fn saved(&self, node: NodeId, states: Vec<Saved>) -> Result<(), Error> {
+        self.done(|ticket| Event::Saved(ticket, node, states)).await
     }
 
     async fn locate(&self, node: NodeId) -> Result<Option<Url>, Error> {

@@ -174,6 +174,7 @@ mod tests {
             outputs: BTreeMap::new(),
             replicas: vec![],
             loss: None,
+            saved: None,
         }
     }
 

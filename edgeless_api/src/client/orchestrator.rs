@@ -7,6 +7,7 @@ use crate::component::{ComponentSpec, Row};
 use crate::domain::DomainState;
 use crate::error::Error;
 use crate::id::{ComponentId, NodeId};
+use crate::journal::Saved;
 use crate::node::{NodeInfo, Registered, Registration};
 use crate::server::Values;
 use crate::status::Placement;
@@ -63,6 +64,15 @@ impl NodeRegistry {
         let address = self.requests.clone().locate(pb::NodeRef::from(node)).await;
         let address = address.map_err(|status| self.connection.error(status))?.into_inner();
         Ok(address.invocation_url.map(|url| url.parse()).transpose()?)
+    }
+
+    /// Functions on a node have saved. What came along is kept when it returns.
+    ///
+    /// # Errors
+    /// One was placed again meanwhile; the orchestrator cannot keep it, keeps nothing, or cannot be reached.
+    pub async fn saved(&self, node: NodeId, states: Vec<Saved>) -> Result<(), Error> {
+        let states = crate::wire::journal::saved_states(node, states);
+        self.requests.clone().saved(states).await.map(|_| ()).map_err(|status| self.connection.error(status))
     }
 }
 

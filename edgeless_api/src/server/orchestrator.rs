@@ -10,6 +10,7 @@ use crate::component::{ComponentSpec, Row};
 use crate::domain::DomainState;
 use crate::error::Error;
 use crate::id::{ComponentId, NodeId};
+use crate::journal::Saved;
 use crate::node::{NodeInfo, Registered, Registration};
 use crate::status::Placement;
 use crate::url::Url;
@@ -28,6 +29,10 @@ pub trait NodeRegistry: Send + Sync + 'static {
     async fn wake(&self, components: Vec<ComponentId>) -> Result<(), Error>;
     /// Where a node takes events; `None`: there is no such node.
     async fn locate(&self, node: NodeId) -> Result<Option<Url>, Error>;
+    /// Functions on a node have saved. What came along is kept when it returns.
+    async fn saved(&self, _node: NodeId, _states: Vec<Saved>) -> Result<(), Error> {
+        Err(Error::unimplemented("copies of states are not kept here"))
+    }
 }
 
 /// Shows the domain to a controller.
@@ -94,6 +99,11 @@ impl<T: NodeRegistry> pb::node_requests_server::NodeRequests for Adapter<T> {
     async fn locate(&self, request: Request<pb::NodeRef>) -> Wire<pb::NodeAddress> {
         let url = self.service.locate(request.into_inner().try_into()?).await;
         answer(url.map(|url| pb::NodeAddress { invocation_url: url.map(|url| url.to_string()) }))
+    }
+
+    async fn saved(&self, request: Request<pb::SavedStates>) -> Wire<()> {
+        let (node, states) = request.into_inner().try_into()?;
+        empty(self.service.saved(node, states).await)
     }
 }
 

@@ -67,10 +67,12 @@ impl From<StateSpec> for pb::StateSpecification {
     fn from(state: StateSpec) -> Self {
         let policy = match state.policy {
             StatePolicy::Transient => pb::StatePolicy::Transient,
-            StatePolicy::NodeLocal => pb::StatePolicy::NodeLocal,
+            // To whoever knows nothing of copies it is kept on the node.
+            StatePolicy::NodeLocal | StatePolicy::Replicated => pb::StatePolicy::NodeLocal,
             StatePolicy::Global => pb::StatePolicy::Global,
         };
-        Self { state_id: state.id.to_string(), policy: policy.into() }
+        let is_replicated = state.policy == StatePolicy::Replicated;
+        Self { state_id: state.id.to_string(), policy: policy.into(), is_replicated }
     }
 }
 
@@ -80,6 +82,7 @@ impl TryFrom<pb::StateSpecification> for StateSpec {
     fn try_from(state: pb::StateSpecification) -> Result<Self, Error> {
         // A policy that is not known is transient, by the protocol.
         let policy = match pb::StatePolicy::try_from(state.policy) {
+            Ok(pb::StatePolicy::NodeLocal) if state.is_replicated => StatePolicy::Replicated,
             Ok(pb::StatePolicy::NodeLocal) => StatePolicy::NodeLocal,
             Ok(pb::StatePolicy::Global) => StatePolicy::Global,
             Ok(pb::StatePolicy::Transient) | Err(_) => StatePolicy::Transient,

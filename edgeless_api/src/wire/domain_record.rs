@@ -11,7 +11,9 @@ use crate::component::{ComponentSpec, Start};
 use crate::domain_record::{Component, Domain, Fate, Foreign, Gone, Left, Node, Replica};
 use crate::error::Error;
 use crate::id::{ComponentId, NodeId};
+use crate::journal::Saved;
 use crate::node::NodeKey;
+use crate::wire::journal::saved_states;
 
 fn read<M: Message + Default>(bytes: &[u8], what: &str) -> Result<M, Error> {
     M::decode(bytes).map_err(|error| Error::rejected(format!("the record of {what} cannot be read: {error}")))
@@ -29,6 +31,7 @@ impl Component {
     /// The record.
     pub fn encode(self) -> Bytes {
         let context = Some(self.context);
+        let saved = self.saved.map(|(node, saved)| saved_states(node, vec![saved]));
         let spec = match self.spec {
             ComponentSpec::Function(spec) => Spec::Function(component::function_request(spec, context)),
             ComponentSpec::Resource(spec) => Spec::Resource(component::resource_request(spec, context)),
@@ -48,6 +51,7 @@ impl Component {
             outputs: self.outputs.into_iter().map(|(channel, id)| (channel, id.to_string())).collect(),
             replicas: self.replicas.into_iter().map(Into::into).collect(),
             loss: self.loss.unwrap_or_default(),
+            saved,
         })
     }
 
@@ -61,6 +65,7 @@ impl Component {
             Spec::Function(request) => request.try_into()?,
             Spec::Resource(request) => request.try_into()?,
         };
+        let saved: Option<(NodeId, Vec<Saved>)> = record.saved.map(TryInto::try_into).transpose()?;
         let output = |(channel, id): (String, String)| Ok((channel, ComponentId(uuid(&id, "outputs")?)));
         Ok(Self {
             spec: start.spec,
@@ -78,6 +83,7 @@ impl Component {
             outputs: record.outputs.into_iter().map(output).collect::<Result<_, Error>>()?,
             replicas: record.replicas.into_iter().map(TryInto::try_into).collect::<Result<_, Error>>()?,
             loss: given(record.loss),
+            saved: saved.and_then(|(node, mut states)| Some((node, states.pop()?))),
         })
     }
 }
@@ -232,6 +238,7 @@ mod tests {
     use super::*;
     use crate::component::{FunctionClass, FunctionSpec, Row, StartContext, StatePolicy, StateSpec};
     use crate::id::{InstanceId, StateId, WorkflowId};
+    use crate::journal::SavedState;
     use crate::{Binary, Digest};
 
     fn component() -> Component {
@@ -278,6 +285,14 @@ mod tests {
                 replica(Some((node, Some(Uuid::from_u128(8)))), Fate::Go),
             ],
             loss: Some("state lost".into()),
+            saved: Some((
+                node,
+                Saved {
+                    component: id,
+                    about: SavedState { epoch: 5, syncs: 2, at: std::time::UNIX_EPOCH },
+                    state: Some(Bytes::from_static(b"copy")),
+                },
+            )),
         }
     }
 

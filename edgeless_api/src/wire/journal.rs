@@ -11,16 +11,50 @@ use super::{component, node, pb, required, uuid};
 use crate::component::{ComponentSpec, Patch, Row, Start};
 use crate::error::Error;
 use crate::event::Trace;
-use crate::journal::{Belongings, Handled, InstanceRecord, OutboxEvent, OutboxNumbers, SavedState};
+use crate::id::{ComponentId, NodeId};
+use crate::journal::{Belongings, Handled, InstanceRecord, OutboxEvent, OutboxNumbers, Saved, SavedState};
 
 fn read<M: Message + Default>(bytes: &[u8], what: &str) -> Result<M, Error> {
     M::decode(bytes).map_err(|error| Error::rejected(format!("the record of {what} cannot be read: {error}")))
 }
 
+fn since_1970(at: SystemTime) -> u64 {
+    node::millis(at.duration_since(UNIX_EPOCH).unwrap_or_default())
+}
+
+fn time(ms: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
+}
+
+pub(crate) fn saved_states(node: NodeId, states: Vec<Saved>) -> pb::SavedStates {
+    let copy = |saved: Saved| pb::SavedStateCopy {
+        component_id: saved.component.to_string(),
+        epoch: saved.about.epoch,
+        syncs: saved.about.syncs,
+        saved_at_ms: since_1970(saved.about.at),
+        state: saved.state,
+    };
+    pb::SavedStates { node_id: node.to_string(), states: states.into_iter().map(copy).collect() }
+}
+
+impl TryFrom<pb::SavedStates> for (NodeId, Vec<Saved>) {
+    type Error = Error;
+
+    fn try_from(message: pb::SavedStates) -> Result<Self, Error> {
+        let saved = |copy: pb::SavedStateCopy| {
+            let about = SavedState { epoch: copy.epoch, syncs: copy.syncs, at: time(copy.saved_at_ms) };
+            let component = ComponentId(uuid(&copy.component_id, "component_id")?);
+            Ok(Saved { component, about, state: copy.state })
+        };
+        let node = NodeId(uuid(&message.node_id, "node_id")?);
+        Ok((node, message.states.into_iter().map(saved).collect::<Result<_, Error>>()?))
+    }
+}
+
 impl SavedState {
     /// The record.
     pub fn encode(&self) -> Bytes {
-        let saved_at_ms = node::millis(self.at.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let saved_at_ms = since_1970(self.at);
         pb::SavedStateRecord { epoch: self.epoch, syncs: self.syncs, saved_at_ms }.encode_to_vec().into()
     }
 
@@ -30,8 +64,7 @@ impl SavedState {
     /// It is no such record.
     pub fn decode(record: &[u8]) -> Result<Self, Error> {
         let record: pb::SavedStateRecord = read(record, "a state")?;
-        let at = UNIX_EPOCH.checked_add(Duration::from_millis(record.saved_at_ms));
-        Ok(Self { epoch: record.epoch, syncs: record.syncs, at: at.unwrap_or(SystemTime::UNIX_EPOCH) })
+        Ok(Self { epoch: record.epoch, syncs: record.syncs, at: time(record.saved_at_ms) })
     }
 }
 

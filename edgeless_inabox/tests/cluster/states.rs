@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use edgeless_api::NodeId;
@@ -70,6 +71,61 @@ async fn runs_elsewhere(cluster: &Cluster, started: &WorkflowStatus, lost: NodeI
         status.instance.is_some_and(|instance| instance.node != lost)
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicated_state_is_there_when_its_node_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let domain = Domain::new("d").unwrap().nodes(3).labels(three_nodes());
+    let mut cluster = Cluster::builder(directory.path()).domain(domain).start().await.unwrap();
+    let (started, home) = keeping(&cluster, "replicated").await;
+    save(&cluster, &started, directory.path(), "first").await;
+    save(&cluster, &started, directory.path(), "newest").await;
+    // Also the orchestrator may end meanwhile.
+    cluster.kill_node(home).await;
+    cluster.restart_orchestrator(0).await.unwrap();
+    runs_elsewhere(&cluster, &started, home).await;
+    let all = ["first", "newest", "newest"];
+    wait_until("it begins with what it saved", || async { lines(&directory.path().join("log")) == all }).await;
+    cluster.stop().await;
+}
+
+/// Whether the keeper says this of itself.
+async fn says(cluster: &Cluster, started: &WorkflowStatus, text: &str) -> bool {
+    status_of(cluster, started, "keeper").await.reason.contains(text)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_local_state_is_waited_for_and_missed_aloud() {
+    let directory = tempfile::tempdir().unwrap();
+    let domain = |grace| {
+        let domain = Domain::new("d").unwrap().nodes(3).labels(three_nodes());
+        domain.configure(move |config| config.baseline.state_grace = grace)
+    };
+    // Its node is back in time, however late that is.
+    let cluster = Cluster::builder(&directory.path().join("back")).domain(domain(Duration::from_secs(3600)));
+    let mut cluster = cluster.start().await.unwrap();
+    let (started, home) = keeping(&cluster, "node-local").await;
+    save(&cluster, &started, &directory.path().join("back"), "kept").await;
+    cluster.stop_node(home).await;
+    wait_until("it waits", || async { says(&cluster, &started, "which alone has its state").await }).await;
+    cluster.restart_node(home).await.unwrap();
+    let log = directory.path().join("back").join("log");
+    wait_until("it begins with what it saved", || async { lines(&log) == ["kept", "kept"] }).await;
+    assert_eq!(status_of(&cluster, &started, "keeper").await.instance.unwrap().node, home);
+    cluster.stop().await;
+
+    // It does not come back.
+    let cluster = Cluster::builder(&directory.path().join("lost")).domain(domain(Duration::from_secs(1)));
+    let mut cluster = cluster.start().await.unwrap();
+    let (started, home) = keeping(&cluster, "node-local").await;
+    save(&cluster, &started, &directory.path().join("lost"), "lost").await;
+    cluster.kill_node(home).await;
+    runs_elsewhere(&cluster, &started, home).await;
+    let missing = "state lost: it runs without its state: 1 syncs, the last at ";
+    wait_until("it says what is missing", || async { says(&cluster, &started, missing).await }).await;
+    assert_eq!(lines(&directory.path().join("lost").join("log")), ["lost"], "it begins anew");
+    cluster.stop().await;
 }
 
 struct Redis {

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use edgeless_api::delivery::{Deliveries, Delivery};
-use edgeless_api::journal::OutboxEvent;
+use edgeless_api::journal::{OutboxEvent, SavedState};
 use edgeless_api::{Error, EventId, InstanceId};
 use edgeless_daemon::store::{Change, Table};
 use futures_util::FutureExt;
@@ -130,7 +130,7 @@ struct Commit {
     handled: Option<EventId>,
     numbers: Range<u64>,
     settled: Vec<u64>,
-    state: Option<State>,
+    state: Option<(State, SavedState)>,
     end: End,
     _permit: OwnedSemaphorePermit,
 }
@@ -405,10 +405,12 @@ impl Outputs {
         let (mut changes, mut state, mut failed) = (Vec::new(), None, None);
         if let Some((place, bytes)) = saved {
             match place.prepare(bytes).await {
-                Ok(prepared) => changes = prepared,
+                Ok((prepared, about)) => {
+                    changes = prepared;
+                    state = Some((place, about));
+                }
                 Err(error) => failed = Some(error),
             }
-            state = Some(place);
         }
         if let Some(id) = &handled {
             let record = lock(&custody.inbox).handle(id).encode();
@@ -454,6 +456,9 @@ impl Outputs {
                     if let Some(id) = &commit.handled {
                         lock(&custody.inbox).written(id);
                     }
+                    if let Some((state, about)) = &commit.state {
+                        state.written(*about).await;
+                    }
                     self.dispatch(commit.numbers);
                 }
                 Err(error) => {
@@ -461,7 +466,7 @@ impl Outputs {
                         lock(&custody.inbox).give_up(id);
                     }
                     lock(&custody.outbox).take_back(commit.numbers, commit.settled);
-                    if let Some(state) = &commit.state {
+                    if let Some((state, _)) = &commit.state {
                         state.unsure().await;
                     }
                     if custody.is_single() {

@@ -15,6 +15,7 @@ mod container_faults;
 mod container_limits;
 mod containers;
 mod control;
+mod copies;
 mod delivery;
 mod docker;
 mod durable;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use edgeless_api::component::{ComponentKind, ComponentSpec, StatePolicy, VOLUME};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, InstanceId, NodeId};
+use edgeless_api::journal::Saved;
 use edgeless_api::requirements::Requirements;
 use edgeless_api::scale::Scale;
 use edgeless_api::status::{ComponentStatus, InstanceStatus, State};
@@ -91,6 +92,8 @@ pub(super) struct Component {
     pub(super) refusal: Option<Error>,
     /// Why it has not the state that it had before it moved.
     pub(super) loss: Option<Error>,
+    /// What it saved last, and the node where it did.
+    pub(super) saved: Option<(NodeId, Saved)>,
     /// Nodes that may run it for all we know, and cannot be asked.
     pub(super) doubted: BTreeSet<Home>,
     pub(super) trend: Trend,

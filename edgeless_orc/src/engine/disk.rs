@@ -370,6 +370,7 @@ fn image(id: ComponentId, component: &Component, is_exported: bool) -> (record::
         outputs: component.outputs.clone(),
         replicas: component.slots.iter().map(|(replica, slot)| replica_image(*replica, slot)).collect(),
         loss: loss.map(|loss| loss.message.clone()),
+        saved: component.saved.clone(),
     };
     (record, code)
 }

@@ -147,7 +147,7 @@ impl Component {
     fn legacy(&self, leaving: Leaving) -> Legacy {
         match leaving.loss {
             Some(loss) => Err(loss),
-            None => Ok(leaving.state.or_else(|| self.state.clone())),
+            None => Ok(self.copy().or(leaving.state).or_else(|| self.state.clone())),
         }
     }
 
@@ -260,8 +260,9 @@ impl Engine {
 
     /// A replica that moves is gone before it was asked for its state.
     pub(super) fn state_is_gone(&mut self, id: ComponentId, replica: u32, why: impl std::fmt::Display) {
-        // What is kept outside the nodes is still there.
-        if self.components.get(&id).is_some_and(|component| component.state_policy() != Some(StatePolicy::Global)) {
+        // What is kept elsewhere is still there.
+        let is_kept = |policy| matches!(policy, StatePolicy::Global | StatePolicy::Replicated);
+        if self.components.get(&id).is_some_and(|component| !component.state_policy().is_some_and(is_kept)) {
             self.state_is_lost(id, replica, why);
         }
     }

@@ -19,6 +19,7 @@ impl Engine {
         let residents: BTreeSet<(ComponentId, u32)> =
             self.registry.nodes.get(&node).ok_or_else(unknown)?.residents.iter().copied().collect();
         let mut copy = self.excerpt(node, residents.iter().map(|(id, _)| *id).collect());
+        copy.settings.state_grace = std::time::Duration::ZERO;
         copy.lose_node(node, "it is imagined to be lost");
         copy.settle();
         Ok(residents.into_iter().filter_map(|(id, replica)| copy.relocation(id, replica)).collect())

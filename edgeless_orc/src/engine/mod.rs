@@ -14,7 +14,7 @@
 //!   `decisions`: why there; `scaling`: how many there shall be; `disk`, `restore`: what outlives the process;
 //!   `steps`: what is done about it.
 //! - `node`: how nodes come and go; `reports`: what they tell that they run; `rows`: what they are told of components;
-//!   `loss`: what if one were lost.
+//!   `loss`: what if one were lost; `saves`: what functions have saved there.
 
 mod component;
 mod decisions;
@@ -30,6 +30,7 @@ mod reports;
 mod requests;
 pub(crate) mod restore;
 mod rows;
+mod saves;
 mod scaling;
 mod slot;
 mod snapshot;
@@ -51,6 +52,7 @@ use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::domain_record;
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
+use edgeless_api::journal::Saved;
 use edgeless_api::node::{NodeInfo, PeerUpdate, Registered, Registration};
 use edgeless_api::status::{ComponentStatus, Limit, Placement};
 use edgeless_api::url::Url;
@@ -83,6 +85,8 @@ pub struct Settings {
     pub domain: DomainId,
     /// A node that is silent for this time is lost.
     pub keep_alive: Duration,
+    /// So long is waited for a lost node that alone has the state of a component.
+    pub state_grace: Duration,
     /// How a node is chosen.
     pub strategy: &'static Strategy,
     /// Seeds whatever is random, also the nonce of a domain that is not kept.
@@ -161,6 +165,8 @@ pub enum Event {
         /// Whether nothing shall.
         is_cordoned: bool,
     },
+    /// Functions on a node have saved.
+    Saved(Ticket, NodeId, Vec<Saved>),
     /// Nobody waits for a node any more that is gone.
     Forget(Ticket, NodeId),
     /// Components that have left the domain run there.
@@ -580,6 +586,10 @@ impl edgeless_daemon::engine::Engine for Engine {
             Event::Evict { ticket, component, node } => self.evict(ticket, component, node),
             Event::Cordon { ticket, node, is_cordoned } => {
                 let answer = self.cordon(node, is_cordoned);
+                self.reply(ticket, answer);
+            }
+            Event::Saved(ticket, node, states) => {
+                let answer = self.saved(node, states);
                 self.reply(ticket, answer);
             }
             Event::Forget(ticket, node) => {

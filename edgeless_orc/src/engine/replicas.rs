@@ -156,7 +156,8 @@ impl Engine {
         let excluded = current.map(|home| home.node).collect();
         let others = component.slots.iter().filter(|(other, _)| slot.replaces != Some(**other));
         let taken = others.filter_map(|(_, other)| Some(other.home()?.node)).collect();
-        Surroundings { neighbours: self.neighbours(id, component), taken, excluded, only: slot.pin }
+        let only = self.wait_of(slot).map(|wait| wait.node).or(slot.pin);
+        Surroundings { neighbours: self.neighbours(id, component), taken, excluded, only }
     }
 
     /// The nodes of the components that one is connected with, as far as they matter.
@@ -278,6 +279,7 @@ impl Engine {
         let Some(component) = self.components.get_mut(&id) else { return };
         let tenant = Tenant { component: id, replica };
         self.placer.nodes.occupy(place.node, tenant, component.spec.workflow(), &component.requirements);
+        component.judge_state(replica, place.node);
         component.epoch += 1;
         if let Some(slot) = component.slots.get_mut(&replica) {
             slot.epoch = component.epoch;
@@ -338,6 +340,10 @@ impl Engine {
     /// Whatever has no place may have one now.
     pub(super) fn wake_homeless(&mut self) {
         for (id, replica) in std::mem::take(&mut self.homeless) {
+            let is_waiting = self.slot_mut(id, replica).is_some_and(|slot| slot.awaits.is_some());
+            if is_waiting {
+                self.homeless.insert((id, replica));
+            }
             if let Some(slot) = self.slot_mut(id, replica) {
                 slot.lane.hurry();
                 self.marked.insert(Thing::Slot(id, replica));

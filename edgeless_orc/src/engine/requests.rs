@@ -105,6 +105,7 @@ impl Engine {
             is_born: false,
             refusal: None,
             loss: None,
+            saved: None,
             doubted: BTreeSet::new(),
             trend: Trend::default(),
             asks: vec![(Ask::Start, ticket)],

@@ -2,13 +2,15 @@
 //! components and load comes and goes, seeded. After quiet, what runs is what is wanted, nothing is left
 //! over, every sender is told where what it sends to runs, and every request was answered once. The orchestrator may be
 //! killed, too, with what it has not written yet; whoever waits for an answer then asks again. Of what was released
-//! nothing is left when that is answered, and its state or the loss of it is told, however often it is asked.
+//! nothing is left when that is answered, and its state or the loss of it is told, however often it is asked. What has
+//! saved something waits for its lost node before it begins without it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use edgeless_api::component::{Row, StatePolicy, Target};
 use edgeless_api::error::Code;
+use edgeless_api::journal::SavedState;
 use edgeless_api::node::InstanceLoad;
 use edgeless_daemon::engine::Engine as _;
 use rand::rngs::SmallRng;
@@ -115,6 +117,11 @@ fn kind(id: ComponentId) -> ComponentSpec {
     spec
 }
 
+/// The node that alone has the state of a component.
+fn keeper((id, component): (&ComponentId, &component::Component)) -> Option<(ComponentId, NodeId)> {
+    component.saved.as_ref().map(|(node, _)| (*id, *node))
+}
+
 struct Simulation {
     rng: SmallRng,
     engine: Engine,
@@ -143,6 +150,8 @@ struct Simulation {
     epochs: u64,
     desired: BTreeMap<ComponentId, Desired>,
     is_busy: bool,
+    /// When a component with state was last known to run, unless nothing follows from that.
+    last_on: BTreeMap<ComponentId, Millis>,
     /// What happened, and how often.
     seen: BTreeMap<&'static str, usize>,
 }
@@ -153,6 +162,7 @@ impl Simulation {
         let settings = Settings {
             domain: DomainId("domain-1".into()),
             keep_alive: Duration::from_secs(2),
+            state_grace: Duration::from_secs(2),
             strategy: Strategy::random(),
             seed,
             max_nodes: 100,
@@ -194,6 +204,7 @@ impl Simulation {
             epochs: 0,
             desired: BTreeMap::new(),
             is_busy: false,
+            last_on: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
     }
@@ -205,17 +216,58 @@ impl Simulation {
     }
 
     fn send(&mut self, event: Event) {
+        let keepers: BTreeMap<ComponentId, NodeId> = self.engine.components.iter().filter_map(keeper).collect();
         for effect in self.engine.on(self.now, event) {
             match effect {
-                Effect::Call(op, peer, call) => self.calls.push((op, peer.node, call)),
+                Effect::Call(op, peer, call) => {
+                    self.check_patience(&keepers, peer.node, &call);
+                    self.calls.push((op, peer.node, call));
+                }
                 Effect::Reply(ticket, answer) => self.answered(ticket, &answer),
                 Effect::Note(note) => self.count(&note),
                 Effect::Persist(op, changes) => self.writes.push((op, changes)),
                 Effect::Forget(_) | Effect::Publish(_) | Effect::PublishRows(_) => {}
             }
         }
+        for (id, component) in &self.engine.components {
+            if component.running().next().is_some() {
+                self.last_on.insert(*id, self.now);
+            }
+        }
         assert!(self.writes.len() <= 1, "one write at a time");
         self.engine.check_images();
+    }
+
+    /// What begins without its state has waited for the node that has it.
+    fn check_patience(&mut self, keepers: &BTreeMap<ComponentId, NodeId>, node: NodeId, call: &Call) {
+        let Call::Create(start) = call else { return };
+        let Some(StartContext { component, epoch, state: None, .. }) = &start.context else { return };
+        if self.engine.components.get(component).is_none_or(|own| own.epoch != *epoch) {
+            // It is asked for again to learn what to stop.
+            return;
+        }
+        let Some(keeper) = keepers.get(component) else { return };
+        if *keeper == node {
+            *self.seen.entry("went on").or_default() += 1;
+        } else if let Some(since) = self.last_on.get(component) {
+            assert!(*since + self.settings.state_grace <= self.now, "{component} does not wait for its state");
+            *self.seen.entry("waited in vain").or_default() += 1;
+        }
+    }
+
+    /// A function saves, which its orchestrator may hear of.
+    fn save(&mut self) {
+        let (node, epoch) = (self.node(), self.now.0);
+        let fresh = Bytes::copy_from_slice(&epoch.to_be_bytes());
+        let model = self.nodes.get_mut(&node).unwrap();
+        let is_heard = model.is_reachable && model.about.native;
+        let Some(running) = model.running.values_mut().find(|running| running.state.is_some()) else { return };
+        running.state = Some(fresh);
+        let about = SavedState { epoch: running.epoch, syncs: self.now.0, at: std::time::UNIX_EPOCH };
+        let saved = Saved { component: running.component, about, state: None };
+        if is_heard && self.rng.random_bool(0.9) {
+            self.request(None, |ticket| Event::Saved(ticket, node, vec![saved]));
+        }
     }
 
     /// Ends the write that is under way.
@@ -247,6 +299,8 @@ impl Simulation {
         self.announcing.clear();
         self.releases.clear();
         self.now = Millis(0);
+        // It does not know how long it has waited.
+        self.last_on.values_mut().for_each(|since| *since = Millis(0));
         self.engine = Engine::restore(self.settings.clone(), self.disk.open()).unwrap();
         self.unsure.extend(std::mem::take(&mut self.asked).into_values());
         self.repeat_unsure();
@@ -507,11 +561,19 @@ impl Simulation {
         }
         let (op, node, call) = self.calls.swap_remove(self.rng.random_range(0..self.calls.len()));
         let fate = if may_fail { self.rng.random_range(0..10) } else { 9 };
+        let ends = match self.engine.jobs.get(&op) {
+            Some(Job::Release(id, _) | Job::Stop(id, _)) => Some(*id),
+            _ => None,
+        };
         let result = match fate {
             0 => Err(Error::unavailable("the call was lost")),
             1 => self.execute(node, call).and(Err(Error::timeout("the answer was lost"))),
             _ => self.execute(node, call),
         };
+        if let (Some(id), Ok(Outcome::Done) | Err(Error { code: Code::NotFound, .. })) = (ends, &result) {
+            // Its node has nothing of it any more, and there is nothing to wait for.
+            self.last_on.remove(&id);
+        }
         self.send(Event::Done(op, result));
     }
 
@@ -623,7 +685,7 @@ impl Simulation {
                 }
             }
             self.repeat_unsure();
-            match self.rng.random_range(0..24) {
+            match self.rng.random_range(0..26) {
                 0 => self.cut(),
                 1 | 2 => self.heal(),
                 3..=7 => self.ask(),
@@ -636,6 +698,7 @@ impl Simulation {
                     self.pass(millis);
                 }
                 12 | 13 => self.deliver(true),
+                14 | 15 => self.save(),
                 _ => self.answer(true),
             }
         }
@@ -760,8 +823,12 @@ fn run_all(
 fn our_nodes_run_what_is_wanted_after_any_trouble() {
     let seen = simulate(0..200, 0, 2);
     let left = ["left", "left with its state", "left and lost its state"];
-    for what in ["moved", "evicted", "grown", "shrunk", "released", "woken", "adopted"].into_iter().chain(left) {
+    let all = ["moved", "evicted", "grown", "shrunk", "released", "woken", "adopted"];
+    for what in all.into_iter().chain(left) {
         assert!(seen.get(what).is_some_and(|count| *count > 15), "{what} too seldom: {seen:?}");
+    }
+    for what in ["went on", "waited in vain"] {
+        assert!(seen.get(what).is_some_and(|count| *count > 3), "{what} too seldom: {seen:?}");
     }
 }
 
@@ -783,7 +850,7 @@ fn plain_nodes_run_what_is_wanted_after_any_trouble() {
 /// What was acknowledged is there, whatever the orchestrator had not written when it was killed, and nothing else is.
 #[test]
 fn an_orchestrator_that_is_killed_forgets_nothing_that_it_acknowledged() {
-    let seen = simulate_kills(0..200, 0, 0);
+    let seen = simulate_kills(0..300, 0, 0);
     let rare = ["left with its state", "left and lost its state"];
     for what in ["killed", "not written", "adopted", "moved", "evicted", "left"].into_iter().chain(rare) {
         assert!(seen.get(what).is_some_and(|count| *count > 5), "{what} too seldom: {seen:?}");

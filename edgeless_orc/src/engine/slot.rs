@@ -18,6 +18,7 @@ use edgeless_api::status::State;
 use edgeless_daemon::engine::{Millis, Ticket};
 
 use super::component::Component;
+use super::saves::Wait;
 use super::scaling::Load;
 use super::{Engine, Lane};
 use crate::registry::{Home, Stage};
@@ -99,6 +100,8 @@ pub(super) struct Slot {
     pub(super) epoch: u64,
     /// What was started up to this epoch is not what it shall be.
     pub(super) outdated: u64,
+    /// It is placed nowhere else for a while.
+    pub(super) awaits: Option<Wait>,
     /// Nodes that failed to start it since it was last placed.
     pub(super) tried: BTreeSet<Home>,
     /// Why it is not where it should be.
@@ -123,6 +126,7 @@ impl Slot {
             place: Place::Nowhere,
             epoch: 0,
             outdated: 0,
+            awaits: None,
             tried: BTreeSet::new(),
             trouble: None,
             is_noted: false,
@@ -222,8 +226,10 @@ impl Component {
     }
 
     pub(super) fn start(&self, component: ComponentId, replica: u32, attempt: &Attempt) -> Box<Start> {
-        let (epoch, state) =
+        let (epoch, saved) =
             self.slots.get(&replica).map_or((self.epoch, None), |slot| (slot.epoch, slot.saved.clone()));
+        // Nothing is saved that is not in the copy, where there is one.
+        let state = self.copy().or(saved);
         let context = StartContext {
             provider: attempt.provider.clone(),
             replica,
@@ -262,7 +268,12 @@ impl Engine {
         let is_going = component.is_leaving || slot.fate == Fate::Go;
         let instance = match &slot.place {
             Place::Nowhere if is_going => return Step::Drop,
-            Place::Nowhere => return Step::Place,
+            Place::Nowhere => {
+                return match self.wait_of(slot) {
+                    Some(wait) if !self.is_back(wait) => Step::Wait(wait.until),
+                    _ => Step::Place,
+                };
+            }
             Place::Trying(attempt) if self.is_awaited(attempt.home) => return Step::Rest,
             Place::Trying(attempt) if is_going => return Step::Abandon(attempt.clone()),
             Place::Trying(attempt) if self.is_to_report(attempt.home) => return Step::Rest,

@@ -133,6 +133,7 @@ mod tests {
         let mut engine = Engine::new(Settings {
             domain: edgeless_api::id::DomainId("d".into()),
             keep_alive: std::time::Duration::from_secs(60),
+            state_grace: std::time::Duration::from_secs(30),
             strategy: Strategy::random(),
             seed: 1,
             max_nodes: 10,

@@ -194,7 +194,9 @@ impl Engine {
             slot.trouble = None;
             slot.is_noted = false;
             slot.load = Load::default();
+            slot.awaits = None;
         }
+        component.settle_state(replica, home.node);
         let is_complete = component.running().count() >= component.scale.min as usize;
         let is_first = !component.is_born && is_complete;
         if is_first {
@@ -303,13 +305,22 @@ impl Engine {
 
     fn vanish(&mut self, id: ComponentId, replica: u32, error: Error) {
         self.state_is_gone(id, replica, &error);
+        let home = self.components.get(&id).and_then(|component| component.slots.get(&replica)?.home());
         self.leave_home(id, replica);
+        let (grace, until) = (self.settings.state_grace, self.now + self.settings.state_grace);
         let Some(component) = self.components.get_mut(&id) else { return };
+        let wait = component.slots.get(&replica).and_then(|slot| component.wait_for(slot, home?.node, until));
         let is_replaced = component.successor(replica).is_some();
         let Some(slot) = component.slots.get_mut(&replica) else { return };
         slot.place = Place::Nowhere;
         slot.tried.clear();
         slot.trouble = Some(error.clone());
+        if let Some(wait) = wait.filter(|_| !grace.is_zero()) {
+            slot.awaits = Some(wait);
+            let why = format!("{}; it waits up to {grace:?} for that node, which alone has its state", error.message);
+            slot.trouble = Some(Error { message: why, ..error.clone() });
+            self.homeless.insert((id, replica));
+        }
         let replaces = slot.replaces;
         match slot.fate {
             Fate::Go => self.drop_slot(id, replica, &Ok(Reply::Done)),
@@ -335,6 +346,7 @@ impl Engine {
         let until = self.now + forwards;
         let Some(slot) = component.slots.remove(&replica) else { return };
         self.decisions.forget(Tenant { component: id, replica });
+        self.homeless.remove(&(id, replica));
         component.inherit(&slot);
         for (other, heir) in component.slots.iter_mut() {
             if heir.replaces == Some(replica) {

@@ -24,6 +24,7 @@ mod moving;
 mod replicas;
 mod reports;
 mod rows;
+mod saves;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const A: NodeId = NodeId(Uuid::from_u128(0xa));
@@ -118,6 +119,7 @@ impl World {
         let mut settings = Settings {
             domain: DomainId("domain-1".into()),
             keep_alive: KEEP_ALIVE,
+            state_grace: Duration::from_secs(30),
             strategy: Strategy::round_robin(),
             seed: 1,
             max_nodes: 8,

@@ -250,7 +250,7 @@ impl<'a> Active<'a> {
                         state_id: spec.state.id.0,
                         state_policy: match spec.state.policy {
                             StatePolicy::Transient => "Transient",
-                            StatePolicy::NodeLocal => "NodeLocal",
+                            StatePolicy::NodeLocal | StatePolicy::Replicated => "NodeLocal",
                             StatePolicy::Global => "Global",
                         },
                     },

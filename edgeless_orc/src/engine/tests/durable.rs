@@ -27,19 +27,19 @@ fn full() -> Error {
 
 impl World {
     /// One that keeps what must not be forgotten.
-    fn durable() -> Self {
+    pub(super) fn durable() -> Self {
         Self::new().restarted()
     }
 
     /// The orchestrator is killed and started again.
-    fn restarted(mut self) -> Self {
+    pub(super) fn restarted(mut self) -> Self {
         let mut world = Self::new();
         world.engine = Engine::restore(world.engine.settings.clone(), self.disk.open()).unwrap();
         Self { disk: self.disk, tickets: self.tickets, instances: self.instances, saved: self.saved, ..world }
     }
 
     /// Ends the write that is under way.
-    fn write(&mut self, result: Result<(), Error>) {
+    pub(super) fn write(&mut self, result: Result<(), Error>) {
         let (op, changes) = self.writes.pop().expect("a write");
         assert!(self.writes.is_empty(), "one at a time");
         if result.is_ok() {
@@ -48,14 +48,14 @@ impl World {
         self.send(Event::Persisted(op, result));
     }
 
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         while !self.writes.is_empty() {
             self.write(Ok(()));
         }
     }
 
     /// Writes all that there is to be written, and ends all calls well; returns those.
-    fn go_on(&mut self) -> Vec<(NodeId, Call)> {
+    pub(super) fn go_on(&mut self) -> Vec<(NodeId, Call)> {
         let mut obeyed = vec![];
         while !self.writes.is_empty() || !self.calls.is_empty() {
             self.flush();
@@ -65,7 +65,7 @@ impl World {
     }
 
     /// A node comes and tells that it runs this.
-    fn comes_with(&mut self, about: &Registration, report: &[Running]) -> Vec<(NodeId, Call)> {
+    pub(super) fn comes_with(&mut self, about: &Registration, report: &[Running]) -> Vec<(NodeId, Call)> {
         self.register(about.clone()).unwrap();
         self.register(Registration { report: Some(report.to_vec()), ..about.clone() }).unwrap();
         self.go_on()
