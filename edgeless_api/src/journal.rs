@@ -68,6 +68,8 @@ pub struct Belongings {
     pub events: Vec<(u64, OutboxEvent)>,
     /// What it has handled, by the outbox.
     pub handled: Vec<(Uuid, Handled)>,
+    /// What was given up.
+    pub dead: Vec<(u64, OutboxEvent)>,
 }
 
 /// An instance that runs on a node, as it was asked for.
