@@ -89,9 +89,8 @@ pub(crate) async fn letters(
 ) -> Result<DeadLetters, Error> {
     let mut places = Places::of(scope, inbox).await?;
     let workflows = std::mem::take(&mut places.workflows);
-    let ask = |peer: Peer, ids: Vec<Uuid>| async move {
-        quick(peers.link(&peer)?.components.dead_letters(&ids, most)).await
-    };
+    let ask =
+        |peer: Peer, ids: Vec<Uuid>| async move { quick(peers.link(&peer)?.components.dead_letters(&ids, most)).await };
     let all = DeadLetters::together(places.ask(ask, DeadLetters::trouble).await, most);
     let known = |letter: DeadLetter| DeadLetter { workflow: workflows.get(&letter.component).copied(), ..letter };
     Ok(DeadLetters { letters: all.letters.into_iter().map(known).collect(), ..all })

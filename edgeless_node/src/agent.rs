@@ -694,12 +694,7 @@ impl Components for Agent {
         dead::letters(&self.find_all(&ids), most).await
     }
 
-    async fn resolve_dead(
-        &self,
-        ids: Vec<Uuid>,
-        letters: Letters,
-        treatment: Treatment,
-    ) -> Result<Resolved, Error> {
+    async fn resolve_dead(&self, ids: Vec<Uuid>, letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
         let found = self.find_all(&ids);
         self.to_its_end(move |_| async move { Ok(dead::resolve(&found, letters, treatment).await) }).await
     }

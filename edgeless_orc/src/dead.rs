@@ -24,7 +24,9 @@ pub(crate) async fn letters(links: &Links, places: Vec<(Peer, Vec<Uuid>)>, most:
             let listing = links.to(&peer)?.components;
             tokio::time::timeout(ASK, listing.dead_letters(&instances, most)).await.unwrap_or_else(|_| Err(late(&peer)))
         };
-        listed.await.unwrap_or_else(|error| trouble(&peer, &error).map_or_else(DeadLetters::default, DeadLetters::trouble))
+        listed
+            .await
+            .unwrap_or_else(|error| trouble(&peer, &error).map_or_else(DeadLetters::default, DeadLetters::trouble))
     }))
     .await;
     DeadLetters::together(parts, most)

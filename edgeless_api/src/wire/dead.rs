@@ -164,9 +164,7 @@ mod tests {
         let known = DeadLetter { workflow: Some(WorkflowId(Uuid::from_u128(4))), ..letter.clone() };
         let list = DeadLetters { letters: vec![letter, known], more: 7, troubles: vec!["a".into()] };
         assert_eq!(DeadLetters::try_from(pb::DeadLetterList::from(list.clone())), Ok(list));
-        for (letters, treatment) in
-            [(Letters::All, Treatment::Drop), (Letters::Named(vec![id]), Treatment::Retry)]
-        {
+        for (letters, treatment) in [(Letters::All, Treatment::Drop), (Letters::Named(vec![id]), Treatment::Retry)] {
             assert_eq!(chosen(Some(choice(letters.clone(), treatment))), Ok((letters, treatment)));
         }
         assert!(chosen(Some(choice(Letters::Named(vec![id; NAMED + 1]), Treatment::Drop))).is_err());

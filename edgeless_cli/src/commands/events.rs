@@ -59,7 +59,9 @@ fn is_sure(scope: Option<&Scope>) -> Result<bool, Failure> {
         return Ok(true);
     }
     let whose = match scope {
-        Some(Scope { workflow: Some(workflow), component: Some(name) }) => format!("of '{}' in {workflow}", one_line(name)),
+        Some(Scope { workflow: Some(workflow), component: Some(name) }) => {
+            format!("of '{}' in {workflow}", one_line(name))
+        }
         Some(Scope { workflow: Some(workflow), component: None }) => format!("of {workflow}"),
         _ => "of all workflows".to_string(),
     };
@@ -99,12 +101,12 @@ async fn resolve(
     match (is_complete, ids.as_slice()) {
         (true, _) => Ok(()),
         (false, []) => Err(Failure::Refused("not all dead letters could be reached: try again".to_string())),
-        (false, _) if !troubles.is_empty() => {
-            Err(Failure::Refused("not all of these dead letters were found: some could not be reached, try again".to_string()))
-        }
-        (false, [id]) => {
-            Err(Failure::Refused(format!("there is no dead letter {id}: `edgeless_cli events dead list` shows those there are")))
-        }
+        (false, _) if !troubles.is_empty() => Err(Failure::Refused(
+            "not all of these dead letters were found: some could not be reached, try again".to_string(),
+        )),
+        (false, [id]) => Err(Failure::Refused(format!(
+            "there is no dead letter {id}: `edgeless_cli events dead list` shows those there are"
+        ))),
         (false, ids) => Err(Failure::Refused(format!(
             "{} of {} dead letters are not there: `edgeless_cli events dead list` shows those there are",
             u64::try_from(ids.len()).unwrap_or(u64::MAX).saturating_sub(count),

@@ -134,7 +134,10 @@ impl Custody {
     fn chosen(&self, letters: &Letters) -> Vec<u64> {
         let outbox = self.outbox_id();
         let dead = lock(&self.dead);
-        dead.stored().map(|(number, _)| number).filter(|number| letters.has(&LetterId { outbox, number: *number })).collect()
+        dead.stored()
+            .map(|(number, _)| number)
+            .filter(|number| letters.has(&LetterId { outbox, number: *number }))
+            .collect()
     }
 
     /// All of them, to travel with their component.

@@ -102,7 +102,8 @@ impl TestNode {
         Self::with_config(values, "").await
     }
 
-    async fn with_config(values: &[(&str, &str)], resources: &str) -> Self {
+    /// Both.
+    pub(crate) async fn with_config(values: &[(&str, &str)], resources: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let resources = resources.replace("{dir}", &directory.path().display().to_string());
         let mut text = config_text(directory.path());
