@@ -69,6 +69,8 @@ pub struct Belongings {
     pub events: Vec<(u64, OutboxEvent)>,
     /// What it has handled, by the outbox.
     pub handled: Vec<(Uuid, Handled)>,
+    /// What was given up.
+    pub dead: Vec<(u64, OutboxEvent)>,
 }
 
 /// What a node tells its orchestrator when a function has saved.

@@ -3,7 +3,7 @@
 //!
 //! - [`id`], [`url`], [`error`]: names, addresses and the one error type that crosses the wire.
 //! - [`workflow`], [`component`], [`binary`], [`annotation`], [`requirements`], [`amount`], [`scale`], [`partition`],
-//!   [`node`], [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`delivery`], [`event`], [`peer`], [`guest`]: what users,
+//!   [`node`], [`domain`], [`relocate`], [`status`], [`operations`], [`decision`], [`delivery`], [`dead`], [`event`], [`peer`], [`guest`]: what users,
 //!   controllers, orchestrators and nodes speak about. A value of these types is valid.
 //! - [`record`]: what a controller keeps of them on its disk.
 //! - [`journal`]: what a node writes down, to go on after its process has ended.
@@ -17,6 +17,7 @@ pub mod annotation;
 pub mod binary;
 pub mod client;
 pub mod component;
+pub mod dead;
 pub mod decision;
 pub mod delivery;
 pub mod domain;

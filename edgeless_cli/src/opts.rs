@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Parser, Subcommand};
+use edgeless_api::dead::{LetterId, Scope};
 use edgeless_api::{ComponentId, NodeId, Url, WorkflowId};
 use uuid::Uuid;
 
@@ -63,6 +64,9 @@ pub(crate) enum Command {
     /// Look at nodes, and take them out of use.
     #[command(subcommand)]
     Node(Node),
+    /// Look at events that were given up, send them again or drop them.
+    #[command(subcommand)]
+    Events(Events),
     /// Show what would move, and move nothing.
     #[command(after_help = "\
 Examples:
@@ -338,6 +342,88 @@ Example:
         /// The id of a node, or a host name that one node has.
         node: String,
     },
+}
+
+/// What can be done with events.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Events {
+    /// Events on outputs that deliver at least once, and that were tried often enough and given up.
+    #[command(subcommand)]
+    Dead(Dead),
+}
+
+/// What can be done with dead letters.
+#[derive(Subcommand, Debug)]
+pub(crate) enum Dead {
+    /// Show dead letters, those sent last first.
+    ///
+    /// Of each payload the beginning is shown. Where a domain or a node cannot be asked, a warning says so, and the exit
+    /// code is 3: there may be more.
+    #[command(after_help = "\
+Examples:
+  edgeless_cli events dead list
+  edgeless_cli events dead list $WORKFLOW_ID
+  edgeless_cli events dead list $WORKFLOW_ID/resize --output json")]
+    List {
+        /// The id of a workflow, or WORKFLOW_ID/NAME for one component of it; those of all if it is left out.
+        #[arg(value_name = "WORKFLOW")]
+        scope: Option<DeadScope>,
+        /// The most to show.
+        #[arg(long, value_name = "COUNT", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+        limit: u16,
+    },
+    /// Send dead letters again: they are tried as often as the first time.
+    ///
+    /// They get a new number, and their targets do not know them as repeats. If something cannot be done, the exit code is 1;
+    /// what could be done is done then.
+    #[command(after_help = "\
+Examples:
+  edgeless_cli events dead retry 3b0c4e7a-9f3e-4a52-8d5b-3c6a4b6f1e02/17
+  edgeless_cli events dead retry --all $WORKFLOW_ID
+  edgeless_cli events dead retry --all")]
+    Retry(DeadChoice),
+    /// Drop dead letters for good.
+    ///
+    /// On a terminal, `--all` asks first. If something cannot be done, the exit code is 1; what could be done is done then.
+    #[command(after_help = "\
+Examples:
+  edgeless_cli events dead drop 3b0c4e7a-9f3e-4a52-8d5b-3c6a4b6f1e02/17
+  edgeless_cli events dead drop --all $WORKFLOW_ID/resize --yes")]
+    Drop {
+        #[command(flatten)]
+        choice: DeadChoice,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+/// Which dead letters.
+#[derive(clap::Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct DeadChoice {
+    /// The ids of dead letters, as `events dead list` shows them.
+    #[arg(value_name = "ID")]
+    pub(crate) ids: Vec<LetterId>,
+    /// All of them, or all of a workflow, or of WORKFLOW_ID/NAME.
+    #[arg(long, value_name = "WORKFLOW", num_args = 0..=1)]
+    pub(crate) all: Option<Option<DeadScope>>,
+}
+
+/// A workflow, or a component by its workflow and its name there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DeadScope(pub(crate) Scope);
+
+impl FromStr for DeadScope {
+    type Err = edgeless_api::id::IdError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (workflow, component) = match text.split_once('/') {
+            Some((workflow, name)) => (workflow, Some(name.to_string())),
+            None => (text, None),
+        };
+        Ok(Self(Scope { workflow: Some(workflow.parse()?), component }))
+    }
 }
 
 /// One, or all of them.

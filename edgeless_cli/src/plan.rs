@@ -32,6 +32,7 @@ pub(crate) enum Question {
     Component(opts::Component),
     Domain(opts::Domain),
     Node(opts::Node),
+    Events(opts::Events),
     Plan(opts::Plan),
 }
 
@@ -48,7 +49,8 @@ impl Question {
             Self::Workflow(Migrate { .. } | MigrateComponent { .. })
             | Self::Component(opts::Component::Move { .. })
             | Self::Node(opts::Node::Drain { .. }) => MOVE,
-            Self::Workflow(Stop { .. }) | Self::Component(_) => DO,
+            Self::Events(opts::Events::Dead(opts::Dead::List { .. })) => LOOK,
+            Self::Workflow(Stop { .. }) | Self::Component(_) | Self::Events(_) => DO,
             Self::Workflow(List | Inspect { .. } | Logs { .. }) | Self::Domain(_) | Self::Node(_) | Self::Plan(_) => {
                 LOOK
             }
@@ -84,6 +86,7 @@ pub(crate) fn decide(opts: Opts, url_variable: Option<String>) -> Result<Plan, F
         (None, Some(Command::Component(component))) => Question::Component(component),
         (None, Some(Command::Domain(domain))) => Question::Domain(domain),
         (None, Some(Command::Node(node))) => Question::Node(node),
+        (None, Some(Command::Events(events))) => Question::Events(events),
         (None, Some(Command::Plan(plan))) => Question::Plan(plan),
     };
     let options = Options { deadline: question.deadline(), ..Options::default() };

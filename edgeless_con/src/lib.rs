@@ -13,6 +13,7 @@
 
 pub mod config;
 pub mod cut;
+mod dead;
 pub mod engine;
 mod follow;
 mod limits;

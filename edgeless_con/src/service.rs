@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 use edgeless_api::component::Annotations;
+use edgeless_api::dead::{DeadLetters, Letters, Resolved, Scope, Treatment};
 use edgeless_api::domain::{DomainCapabilities, DomainRegistered, DomainRegistration};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, WorkflowId};
@@ -19,6 +20,7 @@ use edgeless_daemon::engine::{Inbox, Ticket};
 use futures_util::StreamExt;
 use uuid::Uuid;
 
+use crate::dead;
 use crate::engine::{Answer, ComponentView, Engine, Event, Peer, WorkflowView};
 use crate::limits::Limiter;
 use crate::shell::{Peers, quick};
@@ -248,6 +250,14 @@ impl Workflows for Service {
 
     async fn limits(&self, component: ComponentId, changes: Annotations) -> Result<Vec<Limit>, Error> {
         self.limiter.limits(component, changes).await
+    }
+
+    async fn dead_letters(&self, scope: Scope, most: usize) -> Result<DeadLetters, Error> {
+        dead::letters(scope, most, &self.inbox, &self.peers).await
+    }
+
+    async fn resolve_dead(&self, scope: Scope, letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
+        dead::resolve(scope, letters, treatment, &self.inbox, &self.peers).await
     }
 }
 

@@ -385,11 +385,13 @@ impl File {
     }
 }
 
+type Records<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
+
 fn commit<'c>(database: &Database, changes: impl Iterator<Item = &'c Change>) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
     {
         // Opened once each, which costs more than a change. They are few.
-        let mut tables: Vec<(Table, redb::Table<&'static [u8], &'static [u8]>)> = Vec::new();
+        let mut tables: Vec<(Table, Records<'_>)> = Vec::new();
         for Change { table, key, value } in changes {
             let at = match tables.iter().position(|(known, _)| known == table) {
                 Some(at) => at,

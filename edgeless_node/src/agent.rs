@@ -4,6 +4,7 @@
 //! refused, a newer one replaces the older instance. So is a release: for a while, a repeat gets the same
 //! state. What runs is written down, and the next process of the node [goes on with it](Agent::revive).
 
+mod dead;
 mod revival;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -16,6 +17,7 @@ use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, FunctionSpec, Patch, ResourceSpec, Row, Start,
     StartContext, StatePolicy, without_limits,
 };
+use edgeless_api::dead::{DeadLetters, Letters, Resolved, Treatment};
 use edgeless_api::delivery::Deliveries;
 use edgeless_api::journal::{Belongings, InstanceRecord};
 use edgeless_api::node::{InstanceLoad, PeerUpdate, Running};
@@ -692,6 +694,15 @@ impl Components for Agent {
 
     async fn release(&self, instance: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
         self.to_its_end(move |me| me.release_now(instance, grace)).await
+    }
+
+    async fn dead_letters(&self, ids: Vec<Uuid>, most: usize) -> Result<DeadLetters, Error> {
+        dead::letters(&self.find_all(&ids), most).await
+    }
+
+    async fn resolve_dead(&self, ids: Vec<Uuid>, letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
+        let found = self.find_all(&ids);
+        self.to_its_end(move |_| async move { Ok(dead::resolve(&found, letters, treatment).await) }).await
     }
 
     async fn set_rows(&self, mut rows: Vec<Row>) -> Result<(), Error> {

@@ -20,6 +20,7 @@
 mod announce;
 mod border;
 pub mod config;
+mod dead;
 mod doorman;
 pub mod engine;
 mod forwarder;

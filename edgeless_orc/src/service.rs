@@ -12,6 +12,7 @@ use bytes::Bytes;
 use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext,
 };
+use edgeless_api::dead::{DeadLetters, Letters, Resolved, Treatment};
 use edgeless_api::domain::{DomainCapabilities, DomainState};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
@@ -28,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, watch};
 use uuid::Uuid;
 
 use crate::border::Border;
+use crate::dead;
 use crate::doorman::Doorman;
 use crate::engine::{Engine, Event, Peer, Reply, View, Wanted};
 use crate::limits::Limiter;
@@ -184,6 +186,14 @@ impl Components for Service {
 
     async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
         self.limiter.limits(ComponentId(id), changes).await
+    }
+
+    async fn dead_letters(&self, ids: Vec<Uuid>, most: usize) -> Result<DeadLetters, Error> {
+        Ok(dead::letters(&self.links, by_peer(&self.view(ids).await?), most).await)
+    }
+
+    async fn resolve_dead(&self, ids: Vec<Uuid>, letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
+        Ok(dead::resolve(&self.links, by_peer(&self.view(ids).await?), &letters, treatment).await)
     }
 }
 

@@ -7,10 +7,12 @@ use uuid::Uuid;
 
 use super::Connection;
 use crate::component::{Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start};
+use crate::dead::{DeadLetters, Letters, Resolved, Treatment};
 use crate::error::Error;
 use crate::server::Values;
 use crate::status::{ComponentStatus, Limit, LogLine};
 use crate::wire::component::{function_request, resource_request, row_list, started};
+use crate::wire::dead::{asked, choice};
 use crate::wire::pb;
 use crate::wire::status::{limits, statuses};
 use pb::component_control_client::ComponentControlClient;
@@ -135,6 +137,28 @@ impl Components {
     pub async fn set_rows(&self, rows: Vec<Row>) -> Result<(), Error> {
         let set = self.control.clone().set_rows(row_list(rows)).await;
         set.map(|_| ()).map_err(|status| self.connection.error(status))
+    }
+
+    /// The dead letters of components, at most so many.
+    ///
+    /// # Errors
+    /// The peer keeps none or cannot be reached.
+    pub async fn dead_letters(&self, ids: &[Uuid], most: usize) -> Result<DeadLetters, Error> {
+        let component_ids = component_ids(ids).component_ids;
+        let request = pb::DeadLettersRequest { component_ids, most: asked(most) };
+        let list = self.control.clone().dead_letters(request).await;
+        list.map_err(|status| self.connection.error(status))?.into_inner().try_into()
+    }
+
+    /// Sends dead letters of components again, or drops them.
+    ///
+    /// # Errors
+    /// The peer keeps none or cannot be reached.
+    pub async fn resolve_dead(&self, ids: &[Uuid], letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
+        let component_ids = component_ids(ids).component_ids;
+        let request = pb::ResolveDeadLettersRequest { component_ids, choice: Some(choice(letters, treatment)) };
+        let resolved = self.control.clone().resolve_dead_letters(request).await;
+        Ok(resolved.map_err(|status| self.connection.error(status))?.into_inner().into())
     }
 }
 

@@ -7,12 +7,14 @@ use uuid::Uuid;
 
 use super::Connection;
 use crate::component::Annotations;
+use crate::dead::{DeadLetters, Letters, Resolved, Scope, Treatment};
 use crate::domain::{DomainCapabilities, DomainRegistered, DomainRegistration};
 use crate::error::Error;
 use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::node::NodeInfo;
 use crate::server::Values;
 use crate::status::{ComponentStatus, Limit, LogLine, Placement};
+use crate::wire::dead::{asked, choice};
 use crate::wire::domain::domains;
 use crate::wire::node::node_infos;
 use crate::wire::status::{limits, placements, statuses};
@@ -155,6 +157,25 @@ impl Workflows {
     pub async fn limits(&self, component: ComponentId, changes: Annotations) -> Result<Vec<Limit>, Error> {
         let request = pb::LimitsRequest { component_id: component.to_string(), changes };
         limits(self.answer(self.control.clone().limits(request).await)?)
+    }
+
+    /// Dead letters, at most so many.
+    ///
+    /// # Errors
+    /// See [`Workflows`].
+    pub async fn dead_letters(&self, scope: Scope, most: usize) -> Result<DeadLetters, Error> {
+        let request = pb::WorkflowDeadLettersRequest { scope: Some(scope.into()), most: asked(most) };
+        self.answer(self.control.clone().dead_letters(request).await)?.try_into()
+    }
+
+    /// Sends dead letters again, or drops them.
+    ///
+    /// # Errors
+    /// See [`Workflows`].
+    pub async fn resolve_dead(&self, scope: Scope, letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
+        let (scope, choice) = (Some(scope.into()), Some(choice(letters, treatment)));
+        let request = pb::ResolveWorkflowDeadLettersRequest { scope, choice };
+        Ok(self.answer(self.control.clone().resolve_dead_letters(request).await)?.into())
     }
 }
 

@@ -10,9 +10,11 @@ use uuid::Uuid;
 
 use super::{Adapter, Server, Values, Wire, WireStream, answer, empty};
 use crate::component::{Annotations, ComponentKind, ComponentRef, Patch, Row, Start};
+use crate::dead::{DeadLetters, Letters, Resolved, Treatment};
 use crate::error::Error;
 use crate::status::{ComponentStatus, Limit, LogLine};
 use crate::wire::component::rows;
+use crate::wire::dead::{chosen, most};
 use crate::wire::status::{limits_response, status_list};
 use crate::wire::{error::refusal, pb, uuid, uuids};
 
@@ -44,6 +46,14 @@ pub trait Components: Send + Sync + 'static {
     /// Where components run now. An older epoch changes nothing.
     async fn set_rows(&self, _rows: Vec<Row>) -> Result<(), Error> {
         Err(Error::unimplemented("only nodes route by rows"))
+    }
+    /// The dead letters of components, at most so many; ids that are not known are left out.
+    async fn dead_letters(&self, _ids: Vec<Uuid>, _most: usize) -> Result<DeadLetters, Error> {
+        Err(Error::unimplemented("dead letters are not kept here"))
+    }
+    /// Sends dead letters of components again, or drops them. Those that are not there any more are left out.
+    async fn resolve_dead(&self, _ids: Vec<Uuid>, _: Letters, _: Treatment) -> Result<Resolved, Error> {
+        Err(Error::unimplemented("dead letters are not kept here"))
     }
 }
 
@@ -147,5 +157,21 @@ impl<T: Components> pb::component_control_server::ComponentControl for Adapter<T
 
     async fn set_rows(&self, request: Request<pb::RowList>) -> Wire<()> {
         empty(self.service.set_rows(rows(request.into_inner())?).await)
+    }
+
+    async fn dead_letters(&self, request: Request<pb::DeadLettersRequest>) -> Wire<pb::DeadLetterList> {
+        let request = request.into_inner();
+        let ids = uuids(&request.component_ids, "component_ids")?;
+        answer(self.service.dead_letters(ids, most(request.most)).await.map(Into::into))
+    }
+
+    async fn resolve_dead_letters(
+        &self,
+        request: Request<pb::ResolveDeadLettersRequest>,
+    ) -> Wire<pb::ResolvedDeadLetters> {
+        let request = request.into_inner();
+        let ids = uuids(&request.component_ids, "component_ids")?;
+        let (letters, treatment) = chosen(request.choice)?;
+        answer(self.service.resolve_dead(ids, letters, treatment).await.map(Into::into))
     }
 }

@@ -9,11 +9,13 @@ use uuid::Uuid;
 
 use super::{Adapter, Server, Values, Wire, WireStream, answer, empty};
 use crate::component::Annotations;
+use crate::dead::{DeadLetters, Letters, Resolved, Scope, Treatment};
 use crate::domain::{DomainCapabilities, DomainRegistered, DomainRegistration};
 use crate::error::Error;
 use crate::id::{ComponentId, DomainId, WorkflowId};
 use crate::node::NodeInfo;
 use crate::status::{ComponentStatus, Limit, LogLine, Placement};
+use crate::wire::dead::{chosen, most, scope};
 use crate::wire::domain::domain_list;
 use crate::wire::error::refusal;
 use crate::wire::node::node_list;
@@ -58,6 +60,14 @@ pub trait Workflows: Send + Sync + 'static {
     /// Changes limits of what a component may use, all of them or none, and tells all that it has then.
     /// Without changes it only tells. A repeat is harmless.
     async fn limits(&self, component: ComponentId, changes: Annotations) -> Result<Vec<Limit>, Error>;
+    /// Dead letters, at most so many.
+    async fn dead_letters(&self, _: Scope, _most: usize) -> Result<DeadLetters, Error> {
+        Err(Error::unimplemented("dead letters are not kept here"))
+    }
+    /// Sends dead letters again, or drops them. Those that are not there any more are left out.
+    async fn resolve_dead(&self, _: Scope, _: Letters, _: Treatment) -> Result<Resolved, Error> {
+        Err(Error::unimplemented("dead letters are not kept here"))
+    }
 }
 
 /// Takes the announcements of orchestrators.
@@ -180,6 +190,21 @@ impl<T: Workflows> pb::workflow_control_server::WorkflowControl for Adapter<T> {
         let request = request.into_inner();
         let component = ComponentId(uuid(&request.component_id, "component_id")?);
         answer(limits_response(self.service.limits(component, request.changes).await))
+    }
+
+    async fn dead_letters(&self, request: Request<pb::WorkflowDeadLettersRequest>) -> Wire<pb::DeadLetterList> {
+        let request = request.into_inner();
+        let scope = scope(request.scope)?;
+        answer(self.service.dead_letters(scope, most(request.most)).await.map(Into::into))
+    }
+
+    async fn resolve_dead_letters(
+        &self,
+        request: Request<pb::ResolveWorkflowDeadLettersRequest>,
+    ) -> Wire<pb::ResolvedDeadLetters> {
+        let request = request.into_inner();
+        let (letters, treatment) = chosen(request.choice)?;
+        answer(self.service.resolve_dead(scope(request.scope)?, letters, treatment).await.map(Into::into))
     }
 }
 

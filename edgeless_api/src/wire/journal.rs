@@ -242,7 +242,7 @@ const BELONGINGS: [u8; 16] = *b"\x00\xfeEDGELESS\xff\x93\x1d\xc2\x77\x0a";
 impl Belongings {
     /// As they travel: a state alone as it is.
     pub fn encode(self) -> Option<Bytes> {
-        if self.numbers.is_none() && self.events.is_empty() && self.handled.is_empty() {
+        if self.numbers.is_none() && self.events.is_empty() && self.handled.is_empty() && self.dead.is_empty() {
             return self.state;
         }
         let event = |(number, event): (u64, OutboxEvent)| pb::belongings_record::NumberedEvent {
@@ -258,6 +258,7 @@ impl Belongings {
             numbers: self.numbers.map(Into::into),
             events: self.events.into_iter().map(event).collect(),
             handled: self.handled.into_iter().map(handled).collect(),
+            dead: self.dead.into_iter().map(event).collect(),
         };
         let mut bytes = BELONGINGS.to_vec();
         bytes.extend(record.encode_to_vec());
@@ -285,6 +286,7 @@ impl Belongings {
             numbers: record.numbers.map(Into::into),
             events: record.events.into_iter().map(event).collect::<Result<_, _>>()?,
             handled: record.handled.into_iter().map(handled).collect::<Result<_, _>>()?,
+            dead: record.dead.into_iter().map(event).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -354,6 +356,7 @@ mod tests {
                 numbers: Some(numbers),
                 events: vec![(9, event.clone())],
                 handled: vec![(Uuid::from_u128(8), handled.clone())],
+                dead: vec![(3, event.clone())],
             };
             assert_eq!(Belongings::decode(all.clone().encode().unwrap()).unwrap(), all);
         }

@@ -7,6 +7,7 @@
 #[cfg(test)]
 mod by_hand;
 pub(crate) mod component;
+pub(crate) mod dead;
 pub(crate) mod domain;
 mod domain_record;
 pub(crate) mod error;

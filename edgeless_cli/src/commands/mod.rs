@@ -2,6 +2,7 @@
 
 mod component;
 mod domain;
+mod events;
 mod function;
 mod node;
 mod plan;
@@ -41,6 +42,7 @@ async fn ask(question: Question, controller: Controller, console: &Console) -> R
         Question::Component(command) => component::run(command, &workflows, &operations, console).await,
         Question::Domain(command) => domain::run(command, &workflows, console).await,
         Question::Node(command) => node::run(command, &workflows, &operations, console).await,
+        Question::Events(command) => events::run(command, &workflows, console).await,
         Question::Plan(command) => plan::run(command, &workflows, &operations, console).await,
     };
     let hint = "is edgeless_con_d running? cli.toml or --controller-url says where it is";

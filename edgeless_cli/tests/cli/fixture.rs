@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use edgeless_api::component::{Annotations, ComponentKind, without_limits};
+use edgeless_api::dead::{DeadLetter, DeadLetters, LetterId, Letters, Resolved, Scope, Treatment};
 use edgeless_api::decision::{Decision, Outcome, Verdict};
 use edgeless_api::domain::DomainCapabilities;
 use edgeless_api::node::{Capabilities, NodeInfo, ProviderSpec};
@@ -228,8 +229,12 @@ pub(crate) struct Controller {
     pub(crate) follow: Mutex<Follow>,
     /// The limits that the first component was given.
     pub(crate) limits: Mutex<Annotations>,
-    /// What was done to nodes and components.
+    /// What was done to nodes, components and dead letters.
     pub(crate) done: Mutex<Vec<String>>,
+    /// The dead letters there are.
+    pub(crate) dead: Mutex<Vec<DeadLetter>>,
+    /// What cannot be asked about dead letters.
+    pub(crate) troubles: Mutex<Vec<String>>,
     /// It speaks EDGELESS 1.2 only.
     pub(crate) is_old: AtomicBool,
     /// Nothing is registered with it.
@@ -298,6 +303,22 @@ fn instance_status(function: u128) -> InstanceStatus {
         handled: 4,
         queued: 1,
         hostname: "edge-1".into(),
+    }
+}
+
+/// A dead letter of the n-th workflow.
+pub(crate) fn dead_letter(workflow: u128, number: u64, payload: &'static [u8]) -> DeadLetter {
+    DeadLetter {
+        id: LetterId { outbox: Uuid::from_u128(7), number },
+        component: ComponentId(Uuid::from_u128(1)),
+        name: "counter".into(),
+        workflow: Some(id(workflow)),
+        output: "count".into(),
+        payload: payload.into(),
+        size: payload.len() as u64,
+        sent: UNIX_EPOCH + Duration::from_secs(number),
+        tries: 5,
+        reason: "the target has failed".into(),
     }
 }
 
@@ -467,6 +488,27 @@ impl Workflows for Controller {
         let mut limits = lock(&self.limits);
         limits.extend(changes);
         Ok(limits.iter().map(|(name, asked)| limit(name, asked, if name == "memory" { "" } else { asked })).collect())
+    }
+
+    async fn dead_letters(&self, scope: Scope, most: usize) -> Result<DeadLetters, Error> {
+        self.offered()?;
+        let is_meant = |letter: &DeadLetter| {
+            scope.workflow.is_none_or(|workflow| letter.workflow == Some(workflow))
+                && scope.component.as_ref().is_none_or(|name| *name == letter.name)
+        };
+        let letters = lock(&self.dead).iter().filter(|letter| is_meant(letter)).cloned().collect();
+        let troubles = lock(&self.troubles).clone();
+        Ok(DeadLetters::together([DeadLetters { letters, more: 0, troubles }], most))
+    }
+
+    async fn resolve_dead(&self, scope: Scope, letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
+        self.offered()?;
+        lock(&self.done).push(format!("{treatment:?} {:?}", scope.component));
+        let mut dead = lock(&self.dead);
+        let before = dead.len();
+        let is_of = |letter: &DeadLetter| scope.workflow.is_none_or(|workflow| letter.workflow == Some(workflow));
+        dead.retain(|letter| !is_of(letter) || !letters.has(&letter.id));
+        Ok(Resolved { count: (before - dead.len()) as u64, troubles: lock(&self.troubles).clone() })
     }
 
     async fn logs(

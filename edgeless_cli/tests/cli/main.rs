@@ -11,6 +11,7 @@
 )]
 
 mod build;
+mod events;
 mod fixture;
 mod operations;
 mod reading;

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use edgeless_api::client::{Connection, Invocation, Options, Workflows};
+use edgeless_api::dead::{DeadLetters, Letters, Scope, Treatment};
 use edgeless_api::event::{Kind, Trace};
 use edgeless_api::status::State;
 use edgeless_api::workflow::Workflow;
@@ -90,14 +91,19 @@ impl Tree {
         lines(&self.directory.path().join("log"))
     }
 
+    /// Sends an event to an instance at the top.
+    async fn cast(&self, first: InstanceId, payload: &str) {
+        let invocation = Invocation::new(Connection::lazy(self.nodes[0].invocation_url(), Options::default()).unwrap());
+        let kind = Kind::Cast(payload.to_string().into());
+        let (source, created, trace) = (InstanceId::NONE, SystemTime::now(), Trace::default());
+        invocation.handle(Event { source, target: first, kind, created, trace, id: None }).await.unwrap();
+    }
+
     /// Sends events to an instance at the top, and waits until all are logged in their order.
     async fn relays(&self, first: InstanceId) {
-        let invocation = Invocation::new(Connection::lazy(self.nodes[0].invocation_url(), Options::default()).unwrap());
         let expected: Vec<String> = (0..100).map(|number| format!("event {number}")).collect();
         for payload in &expected {
-            let kind = Kind::Cast(payload.clone().into());
-            let (source, created, trace) = (InstanceId::NONE, SystemTime::now(), Trace::default());
-            invocation.handle(Event { source, target: first, kind, created, trace, id: None }).await.unwrap();
+            self.cast(first, payload).await;
         }
         wait_until("all events are logged", async || self.log().len() == expected.len()).await;
         assert_eq!(self.log(), expected, "events keep their order");
@@ -122,6 +128,7 @@ async fn node(directory: &Path, orchestrator: &Url, label: &str, ingress: &str) 
     general.state_directory = directory.join(format!("state-{label}"));
     config.wasm_runtime.cache_directory = Some(directory.join(format!("cache-{label}")));
     config.wasm_runtime.max_instances = 64;
+    config.limits.delivery_tries = 1;
     config.user_node_capabilities.labels = vec![label.into()];
     for (key, value) in [("http_ingress_url", ingress), ("file_log_directory", &directory.display().to_string())] {
         config.resources.insert(key.into(), toml::Value::String(value.into()));
@@ -194,5 +201,68 @@ async fn events_come_back_from_the_bottom_to_the_top() {
     let log = resource("log", "file-log", &[], &[("filename", "log"), ("label_match_all", "high")]);
     let first = tree.run(workflow(functions, vec![log])).await;
     tree.relays(first).await;
+    tree.fell().await;
+}
+
+/// Traps on every cast.
+fn trapping_module() -> Bytes {
+    wat::parse_str(
+        r#"(module
+            (memory (export "memory") 1)
+            (func (export "edgeless_mem_alloc") (param i32) (result i32) (i32.const 1024))
+            (func (export "edgeless_mem_free") (param i32 i32))
+            (func (export "edgeless_mem_clear"))
+            (func (export "handle_init_asm") (param i32 i32 i32 i32))
+            (func (export "handle_cast_asm") (param i32 i32 i32 i32) unreachable)
+            (func (export "handle_call_asm") (param i32 i32 i32 i32 i32 i32) (result i32) (i32.const 0))
+            (func (export "handle_stop_asm")))"#,
+    )
+    .unwrap()
+    .into()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_at_the_bottom_are_seen_and_resolved_at_the_top() {
+    let tree = Tree::grow().await;
+    let (relay, low) = (relay_module(), ("label_match_all", "low"));
+    let functions = vec![
+        function("first", &relay, &[("out", "second")], &[("label_match_all", "high")]),
+        function("second", &relay, &[("out", "third")], &[low, ("delivery:out", "at-least-once")]),
+        function("third", &trapping_module(), &[], &[low]),
+    ];
+    let first = tree.run(workflow(functions, vec![])).await;
+    let workflows = tree.workflows();
+    let started = workflows.list().await.unwrap()[0];
+    let (_, status) = workflows.inspect(started).await.unwrap();
+    let second = status.mapping.iter().find(|mapped| mapped.name == "second").unwrap().component;
+    let letters = async |component: Option<&str>| {
+        let scope = Scope { workflow: Some(started), component: component.map(str::to_string) };
+        workflows.dead_letters(scope, 100).await.unwrap()
+    };
+    assert_eq!(letters(None).await, DeadLetters::default());
+
+    tree.cast(first, "poison").await;
+    wait_until("it is a dead letter", async || letters(None).await.letters.len() == 1).await;
+    let letter = letters(Some("second")).await.letters.remove(0);
+    let known = (letter.component, letter.name.as_str(), letter.workflow, letter.output.as_str());
+    assert_eq!(known, (second, "second", Some(started), "out"));
+    assert_eq!((letter.payload.as_ref(), letter.size, letter.tries), (&b"poison"[..], 6, 1));
+    assert_eq!(letters(Some("first")).await, DeadLetters::default());
+    let unknown = Scope { workflow: Some(started), component: Some("fourth".into()) };
+    let refused = workflows.dead_letters(unknown, 100).await.unwrap_err();
+    assert!(refused.message.contains("there is no component 'fourth'"), "{refused}");
+
+    let named = Letters::Named(vec![letter.id]);
+    let retried = workflows.resolve_dead(Scope::default(), named.clone(), Treatment::Retry).await.unwrap();
+    assert_eq!((retried.count, retried.troubles), (1, vec![]));
+    wait_until("it was tried again, as another", async || {
+        letters(None).await.letters.iter().any(|again| again.id != letter.id)
+    })
+    .await;
+    let gone = workflows.resolve_dead(Scope::default(), named, Treatment::Drop).await.unwrap();
+    assert_eq!(gone.count, 0, "it has another number now");
+    let dropped = workflows.resolve_dead(Scope::default(), Letters::All, Treatment::Drop).await.unwrap();
+    assert_eq!((dropped.count, dropped.troubles), (1, vec![]));
+    assert_eq!(workflows.dead_letters(Scope::default(), 100).await.unwrap(), DeadLetters::default());
     tree.fell().await;
 }

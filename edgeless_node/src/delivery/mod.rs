@@ -13,8 +13,10 @@
 //! and one whose handler has not is.
 //!
 //! - [`inbox`], [`outbox`]: what is known of the events that come and of those that go.
+//! - [`dead`]: what was tried often enough, until a user decides about it.
 //! - [`past`]: what the process before has left, and what a component takes along when it moves.
 
+pub mod dead;
 pub mod inbox;
 pub mod outbox;
 pub mod past;
@@ -43,9 +45,10 @@ use crate::metrics::Dropped;
 use crate::outputs::Outputs;
 use crate::records::{Chain, Records};
 use crate::state::State;
+use dead::Dead;
 use inbox::{Arrival, Inbox};
 use outbox::{EVENTS, Outbox, Outgoing, Verdict};
-use past::Past;
+use past::{Letter, Past};
 
 /// Events that are not handled.
 pub(crate) const OUTBOX: Table = "outbox";
@@ -82,6 +85,9 @@ pub struct Custody {
     tries: u32,
     inbox: Mutex<Inbox>,
     outbox: Mutex<Outbox>,
+    dead: Mutex<Dead>,
+    /// Held while dead letters are sent again or dropped: by one user at a time.
+    burial: AsyncMutex<()>,
     /// There is room in the outbox, or it is empty.
     room: Notify,
     /// What the handler in hand has done, if it counts only at its end.
@@ -187,6 +193,8 @@ impl Custody {
             tries,
             inbox: Mutex::new(Inbox::new(past.handled)),
             outbox: Mutex::new(Outbox::new(past.numbers, past.events, books)),
+            dead: Mutex::new(Dead::new(past.dead.into_iter().map(|(number, letter)| (number, letter.known())))),
+            burial: AsyncMutex::default(),
             room: Notify::new(),
             stage: Mutex::default(),
             order: AsyncMutex::default(),
@@ -323,7 +331,7 @@ impl Transaction {
         let stage = lock(&custody.stage).take().unwrap_or_default();
         let saved = stage.state.map(|bytes| (state.clone(), bytes));
         let events = stage.events.into_iter().map(|event| self.outputs.outgoing(event)).collect();
-        self.outputs.commit(saved, events, self.id, end).await;
+        self.outputs.commit(Vec::new(), saved, events, self.id, end).await;
     }
 }
 
@@ -375,7 +383,7 @@ impl Outputs {
         }
         let (written, done) = tokio::sync::oneshot::channel();
         let outgoing = self.outgoing(event);
-        self.commit(None, vec![outgoing], None, Box::new(move |result| _ = written.send(result))).await;
+        self.commit(Vec::new(), None, vec![outgoing], None, Box::new(move |result| _ = written.send(result))).await;
         match done.await {
             Ok(Ok(())) => Ok(()),
             // It was counted where it was undone.
@@ -389,7 +397,14 @@ impl Outputs {
     }
 
     /// Has all of this written down, or nothing.
-    async fn commit(&self, saved: Option<(State, Bytes)>, events: Vec<Outgoing>, handled: Option<EventId>, end: End) {
+    async fn commit(
+        &self,
+        mut changes: Vec<Change>,
+        saved: Option<(State, Bytes)>,
+        events: Vec<Outgoing>,
+        handled: Option<EventId>,
+        end: End,
+    ) {
         let Some(custody) = self.custody() else { return end(Ok(())) };
         let Ok(permit) = custody.commits.clone().acquire_owned().await else { return };
         if custody.is_closed.load(Ordering::Acquire) {
@@ -402,11 +417,11 @@ impl Outputs {
             return end(Err(Error::unavailable("its component was stopped or moved")));
         }
         let chain = custody.order.lock().await;
-        let (mut changes, mut state, mut failed) = (Vec::new(), None, None);
+        let (mut state, mut failed) = (None, None);
         if let Some((place, bytes)) = saved {
             match place.prepare(bytes).await {
                 Ok((prepared, about)) => {
-                    changes = prepared;
+                    changes.extend(prepared);
                     state = Some((place, about));
                 }
                 Err(error) => failed = Some(error),
@@ -576,11 +591,11 @@ impl Outputs {
                     outputs.dispatch([number]);
                 });
             }
-            Verdict::Dead(changes) => {
+            Verdict::Dead(event, changes) => {
                 custody.room.notify_waiters();
                 self.router().count(Dropped::DeadLetter);
                 tracing::warn!(component = %self.id().function, number, ?fate, "an event was tried often enough and is a dead letter");
-                self.write_later(changes.to_vec());
+                self.bury(number, *event, changes.to_vec());
             }
         }
     }
@@ -624,11 +639,14 @@ impl Outputs {
     /// What the component takes along, with the state that it saved. From here on nothing is sent.
     pub async fn pack(&self, state: Option<Bytes>) -> Option<Bytes> {
         let Some(custody) = self.custody() else { return state };
+        // What is being sent again comes to its end first.
+        let _turn = custody.burial.lock().await;
         custody.close().await;
+        let dead = custody.all_dead().await.into_iter().map(|(number, event)| (number, Letter::Whole(event))).collect();
         let outbox = lock(&custody.outbox);
         let (numbers, events) = if outbox.is_used() { Some(outbox.contents()) } else { None }.unzip();
         let handled = lock(&custody.inbox).handled().map(|(outbox, handled)| (outbox, handled.clone())).collect();
-        Past { numbers, events: events.unwrap_or_default(), handled }.with(state).encode()
+        Past { numbers, events: events.unwrap_or_default(), handled, dead }.with(state).encode()
     }
 
     /// Forgets all, once what was sent is handled, or could not be for a while: the component is stopped for good.

@@ -62,8 +62,8 @@ pub enum Verdict {
     Done,
     /// It is sent again after this time.
     Again(Duration),
-    /// It was tried often enough: what is to be written down about it.
-    Dead(Box<[Change; 2]>),
+    /// It was tried often enough: the dead letter, and what is to be written down about it.
+    Dead(Box<OutboxEvent>, Box<[Change; 2]>),
 }
 
 impl Outbox {
@@ -80,6 +80,11 @@ impl Outbox {
         // What was reserved may have been used.
         let next = items.last_key_value().map_or(0, |(number, _)| *number).max(numbers.reserved) + 1;
         Self { numbers, next, items, bytes, settled: Vec::new() }
+    }
+
+    /// Whose numbers its events have.
+    pub fn id(&self) -> Uuid {
+        self.numbers.outbox
     }
 
     /// Whether it has ever been used.
@@ -193,7 +198,8 @@ impl Outbox {
             entry.settle(Fate::Dropped(Dropped::DeadLetter));
         }
         let key = numbered(key, number);
-        Verdict::Dead(Box::new([Change::remove(OUTBOX, key.clone()), Change::put(DEAD, key, event.encode())]))
+        let changes = [Change::remove(OUTBOX, key.clone()), Change::put(DEAD, key, event.encode())];
+        Verdict::Dead(Box::new(event), Box::new(changes))
     }
 
     /// What it takes along when its component moves.
@@ -291,7 +297,7 @@ mod tests {
         assert_eq!(again, Verdict::Again(FIRST_BACK_OFF * (1 << DOUBLINGS)));
         let refused = Fate::Dropped(Dropped::TargetFailed);
         assert!(matches!(outbox.settle(&KEY, 1, refused, 2), Verdict::Again(_)));
-        let Verdict::Dead(changes) = outbox.settle(&KEY, 1, refused, 2) else { panic!("it was tried twice") };
+        let Verdict::Dead(_, changes) = outbox.settle(&KEY, 1, refused, 2) else { panic!("it was tried twice") };
         assert_eq!(changes[0], Change::remove(OUTBOX, numbered(&KEY, 1)));
         let dead = OutboxEvent::decode(changes[1].value.as_ref().unwrap()).unwrap();
         assert_eq!((dead.tries, dead.reason.as_str(), dead.payload.as_ref()), (2, "the target has failed", &b"a"[..]));

@@ -8,6 +8,7 @@ use edgeless_api::journal::{Belongings, Handled, OutboxEvent, OutboxNumbers};
 use edgeless_daemon::store::Change;
 use uuid::Uuid;
 
+use super::dead::Known;
 use super::{DEAD, HANDLED, Key, NUMBERS, OUTBOX, numbered, of_outbox};
 use crate::records::Records;
 
@@ -20,19 +21,49 @@ pub struct Past {
     pub events: Vec<(u64, OutboxEvent)>,
     /// What it handled.
     pub handled: Vec<(Uuid, Handled)>,
+    /// What was given up.
+    pub dead: Vec<(u64, Letter)>,
+}
+
+/// A dead letter of the past.
+#[derive(Clone, Debug)]
+pub enum Letter {
+    /// The letter, which has come from elsewhere.
+    Whole(OutboxEvent),
+    /// What is known of one in the store.
+    Stored(Known),
+}
+
+impl Letter {
+    /// What is known of it, once it is in the store.
+    pub fn known(self) -> Known {
+        match self {
+            Self::Whole(event) => Known::stored(&event),
+            Self::Stored(known) => known,
+        }
+    }
+
+    fn whole(self) -> Option<OutboxEvent> {
+        match self {
+            Self::Whole(event) => Some(event),
+            Self::Stored(_) => None,
+        }
+    }
 }
 
 impl Past {
     /// What a component has brought along, and its state.
     pub fn of(belongings: Belongings) -> (Self, Option<Bytes>) {
-        let Belongings { state, numbers, events, handled } = belongings;
-        (Self { numbers, events, handled }, state)
+        let Belongings { state, numbers, events, handled, dead } = belongings;
+        let dead = dead.into_iter().map(|(number, event)| (number, Letter::Whole(event))).collect();
+        (Self { numbers, events, handled, dead }, state)
     }
 
     /// What a component takes along, with its state.
     pub fn with(self, state: Option<Bytes>) -> Belongings {
-        let Self { numbers, events, handled } = self;
-        Belongings { state, numbers, events, handled }
+        let Self { numbers, events, handled, dead } = self;
+        let dead = dead.into_iter().filter_map(|(number, letter)| Some((number, letter.whole()?))).collect();
+        Belongings { state, numbers, events, handled, dead }
     }
 
     /// What is to be written down, so that it is kept here.
@@ -41,7 +72,12 @@ impl Past {
         let event = |(number, event): &(u64, OutboxEvent)| Change::put(OUTBOX, numbered(key, *number), event.encode());
         let handled =
             |(outbox, handled): &(Uuid, Handled)| Change::put(HANDLED, of_outbox(key, *outbox), handled.encode());
-        numbers.into_iter().chain(self.events.iter().map(event)).chain(self.handled.iter().map(handled)).collect()
+        let dead = |(number, letter): &(u64, Letter)| match letter {
+            Letter::Whole(event) => Some(Change::put(DEAD, numbered(key, *number), event.encode())),
+            Letter::Stored(_) => None,
+        };
+        let of_events = self.events.iter().map(event).chain(self.dead.iter().filter_map(dead));
+        numbers.into_iter().chain(of_events).chain(self.handled.iter().map(handled)).collect()
     }
 }
 
@@ -78,6 +114,18 @@ pub async fn read(records: &Records) -> Result<HashMap<Key, Past>, Error> {
                 pasts.entry(of).or_default().handled.push((Uuid::from_bytes(outbox), handled));
             }
             _ => damaged.push(Change::remove(HANDLED, key)),
+        }
+    }
+    // One by one: there may be many, and all of them are seldom wanted.
+    for key in records.keys(DEAD).await? {
+        let event = records.get(DEAD, &key).await?.map(|record| OutboxEvent::decode(&record));
+        match (split(&key), event) {
+            (Some((of, number)), Some(Ok(event))) => {
+                let letter = Letter::Stored(Known::stored(&event));
+                pasts.entry(of).or_default().dead.push((u64::from_be_bytes(number), letter));
+            }
+            (_, None) => {}
+            _ => damaged.push(Change::remove(DEAD, key)),
         }
     }
     if !damaged.is_empty() {

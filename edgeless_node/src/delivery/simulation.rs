@@ -164,7 +164,7 @@ impl World {
         match self.outbox.settle(&KEY, number, fate, 3) {
             Verdict::Again(_) => self.send(number),
             Verdict::Done => {}
-            Verdict::Dead(_) => panic!("nothing is refused here"),
+            Verdict::Dead(..) => panic!("nothing is refused here"),
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use edgeless_api::component::ComponentKind::Function;
 use edgeless_api::component::{Patch, Row, StartContext, Target};
+use edgeless_api::dead::{DeadLetter, LetterId, Letters, Treatment};
 use edgeless_api::event::{Kind, Trace};
-use edgeless_api::server::Invocation as _;
 use edgeless_api::status::OutputBooks;
 use edgeless_api::{Event, EventId, InstanceId};
 use uuid::Uuid;
@@ -201,4 +201,86 @@ async fn events_between_nodes_survive_the_death_of_either() {
     expected.sort();
     lines.dedup();
     assert_eq!(lines, expected);
+}
+
+async fn dead(node: &TestNode, id: InstanceId) -> Vec<DeadLetter> {
+    node.components.dead_letters(&[id.function], 100).await.unwrap().letters
+}
+
+async fn resolve(node: &TestNode, id: InstanceId, letters: Letters, treatment: Treatment) -> (u64, Vec<String>) {
+    let resolved = node.components.resolve_dead(&[id.function], letters, treatment).await.unwrap();
+    (resolved.count, resolved.troubles)
+}
+
+/// A node that gives events up the first time, and what sends events there that nothing can handle.
+async fn with_poison(payloads: &[&str]) -> (TestNode, StartContext, InstanceId) {
+    let node = TestNode::with_config(&[("grace", "\"1s\"\ndelivery_tries = 1")], LOG).await;
+    let to = context("target");
+    let target = node.create(function(&trapping(), &[]), to.clone()).await.unwrap();
+    let from = node.create(function(&relay(""), &SURE), context("relay")).await.unwrap();
+    lead(&node, from, Row::new(to.component, 1, vec![target])).await;
+    for (sent, payload) in payloads.iter().enumerate() {
+        node.cast(from, payload.to_string()).await;
+        wait_until("it is a dead letter", || async { dead(&node, from).await.len() == sent + 1 }).await;
+    }
+    (node, to, from)
+}
+
+#[tokio::test]
+async fn dead_letters_outlive_the_process_and_are_sent_again() {
+    let long = "x".repeat(5000);
+    let (node, to, from) = with_poison(&["first", &long]).await;
+    let letters = dead(&node, from).await;
+    let node = node.crash().await;
+    assert_eq!(dead(&node, from).await, letters);
+    let told: Vec<_> =
+        letters.iter().map(|one| (one.payload.len(), one.size, one.tries, one.reason.as_str())).collect();
+    assert_eq!(told, [(4096, 5000, 1, "the target has failed"), (5, 5, 1, "the target has failed")]);
+    assert_eq!((letters[1].name.as_str(), letters[1].output.as_str()), ("relay", "out"));
+    let newest = node.components.dead_letters(&[from.function], 1).await.unwrap();
+    assert_eq!((newest.letters, newest.more), (letters[..1].to_vec(), 1));
+
+    let log = resource("file-log", &[("filename", "a.log")]);
+    let target = node.create(log, StartContext { epoch: 2, ..to.clone() }).await.unwrap();
+    node.components.set_rows(vec![Row::new(to.component, 2, vec![target])]).await.unwrap();
+    let named = Letters::Named(vec![letters[1].id]);
+    assert_eq!(resolve(&node, from, named.clone(), Treatment::Retry).await, (1, vec![]));
+    wait_until("it arrives", || async { node.status(target).await.handled == 1 }).await;
+    assert_eq!(resolve(&node, from, named, Treatment::Retry).await, (0, vec![]), "it is no dead letter any more");
+    assert_eq!(dead(&node, from).await, letters[..1]);
+    assert_eq!(resolve(&node, from, Letters::All, Treatment::Retry).await, (1, vec![]));
+    wait_until("the other one arrives", || async { node.status(target).await.handled >= 2 }).await;
+    let node = node.crash().await;
+    assert_eq!(dead(&node, from).await, []);
+    let file = node.directory.path().join("logs").join("a.log");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("first\n{long}\n"));
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_is_dropped_is_gone() {
+    let (node, _, from) = with_poison(&["first", "second"]).await;
+    let letters = dead(&node, from).await;
+    let unknown = LetterId { number: 999, ..letters[0].id };
+    let other = LetterId { outbox: Uuid::from_u128(5), ..letters[0].id };
+    let named = Letters::Named(vec![letters[0].id, unknown, other]);
+    assert_eq!(resolve(&node, from, named, Treatment::Drop).await, (1, vec![]));
+    let node = node.crash().await;
+    assert_eq!(dead(&node, from).await, letters[1..]);
+    assert_eq!(resolve(&node, from, Letters::All, Treatment::Drop).await, (1, vec![]));
+    let node = node.crash().await;
+    assert_eq!(dead(&node, from).await, []);
+}
+
+#[tokio::test]
+async fn dead_letters_move_with_their_component() {
+    let (here, _, from) = with_poison(&["first", "second"]).await;
+    let letters = dead(&here, from).await;
+    let there = TestNode::start().await;
+    let belongings = here.components.release(from.function, std::time::Duration::from_secs(1)).await.unwrap();
+    let moving = StartContext { component: letters[0].component, epoch: 2, state: belongings, ..context("relay") };
+    let moved = there.create(function(&relay(""), &SURE), moving).await.unwrap();
+    assert_eq!(dead(&there, moved).await, letters, "by the same ids");
+    assert_eq!(dead(&here, from).await, []);
+    let there = there.crash().await;
+    assert_eq!(dead(&there, moved).await, letters);
 }

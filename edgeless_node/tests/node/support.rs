@@ -109,7 +109,8 @@ impl TestNode {
         Self::run(directory, text).await
     }
 
-    async fn with_config(values: &[(&str, &str)], resources: &str) -> Self {
+    /// Both.
+    pub(crate) async fn with_config(values: &[(&str, &str)], resources: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let resources = resources.replace("{dir}", &directory.path().display().to_string());
         let mut text = config_text(directory.path());

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use edgeless_api::component::{
     Annotations, ComponentKind, ComponentRef, ComponentSpec, Patch, Row, Start, StartContext, Target,
 };
+use edgeless_api::dead::{DeadLetter, DeadLetters, Letters, Resolved, Treatment};
 use edgeless_api::error::{Code, Error};
 use edgeless_api::id::{ComponentId, DomainId, InstanceId};
 use edgeless_api::node::{InstanceLoad, PeerUpdate};
@@ -391,6 +392,22 @@ impl Components for Agent {
     async fn limits(&self, id: Uuid, changes: Annotations) -> Result<Vec<Limit>, Error> {
         let (_, started) = self.started(id)?;
         self.service.limits(started.own.0, changes).await
+    }
+
+    async fn dead_letters(&self, ids: Vec<Uuid>, most: usize) -> Result<DeadLetters, Error> {
+        let started: BTreeMap<_, _> =
+            self.all_started(&ids).into_iter().map(|((component, _), started)| (started.own, component)).collect();
+        let list = self.service.dead_letters(started.keys().map(|own| own.0).collect(), most).await?;
+        let translated = |letter: DeadLetter| {
+            let component = *started.get(&letter.component)?;
+            Some(DeadLetter { component, ..letter })
+        };
+        Ok(DeadLetters { letters: list.letters.into_iter().filter_map(translated).collect(), ..list })
+    }
+
+    async fn resolve_dead(&self, ids: Vec<Uuid>, letters: Letters, treatment: Treatment) -> Result<Resolved, Error> {
+        let owns = self.all_started(&ids).into_iter().map(|(_, started)| started.own.0).collect();
+        self.service.resolve_dead(owns, letters, treatment).await
     }
 
     async fn release(&self, instance: Uuid, grace: Duration) -> Result<Option<Bytes>, Error> {
