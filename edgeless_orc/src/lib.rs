@@ -33,6 +33,7 @@ mod operations;
 mod orchestrator;
 mod owner;
 pub mod placement;
+mod prober;
 mod registry;
 mod service;
 mod shell;

@@ -149,6 +149,7 @@ mod tests {
             components: 0,
             native: true,
             cordoned: false,
+            suspected: false,
         }
     }
 
