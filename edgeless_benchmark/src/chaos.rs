@@ -7,6 +7,8 @@
 //! What was acknowledged must be there at the end, and nothing else: the controller is asked for its workflows and
 //! the nodes for what they run.
 
+mod outage;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -24,6 +26,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
+
+use outage::Outages;
 
 use crate::modules::module;
 use crate::node::class;
@@ -55,6 +59,9 @@ pub(crate) struct Storm {
     /// Chooses which daemon is killed when.
     #[arg(long, value_name = "N", default_value = "1")]
     seed: u64,
+    /// Nodes that are killed and left dead in the end, and as many that hang, one after the other.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    outages: u32,
     #[command(flatten)]
     options: Options,
 }
@@ -203,12 +210,7 @@ impl World {
     async fn instances(&self) -> Result<u64> {
         let mut sum = 0;
         for url in &self.metrics {
-            let text = get(url, "/metrics").await?;
-            let series = text.lines().filter(|line| line.starts_with("function_count{"));
-            for line in series {
-                let value = line.rsplit_once(' ').context("a series without a value")?.1;
-                sum += value.parse::<f64>()? as u64;
-            }
+            sum += outage::instances(&get(url, "/metrics").await?)?;
         }
         Ok(sum)
     }
@@ -309,7 +311,7 @@ async fn churn(workflows: &Workflows, workflow: Workflow, mut ledger: Ledger, en
 }
 
 pub(crate) async fn measure(storm: Storm) -> Result<Report> {
-    let Storm { workflows: count, seed, options } = storm;
+    let Storm { workflows: count, seed, outages, options } = storm;
     let bench = Bench::from(options);
     let workflow = workflow(&module(&bench, "relay").await?)?;
     let directory = tempfile::tempdir()?;
@@ -352,6 +354,7 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
     bench.progress.say("waiting until all is quiet");
     tokio::time::sleep(QUIET).await;
     let verdict = Verdict::now(&world, &ledger).await?;
+    let outages = Outages::of(&mut world, outages, |what| bench.progress.say(what)).await?;
     let mut report = Report::new("chaos");
     report.add(Row::new("daemons killed", Figure::count("kills", kills)));
     report.add(Row::new("workflows started meanwhile", Figure::count("started", ledger.started)));
@@ -378,6 +381,7 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
             report.add(if label == "p99" { row.aim(aim) } else { row });
         }
     }
+    outages.report(&mut report);
     for stuck in &ledger.stuck {
         eprintln!("stuck: {stuck}");
     }
