@@ -217,6 +217,36 @@ pub struct Proof {
     pub signature: [u8; 64],
 }
 
+/// What a node says first over its link: which process it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Who it is.
+    pub node: NodeId,
+    /// That of its registration.
+    pub nonce: u64,
+    /// Made with the key of its registration, of [`Hello::claim`]. `None`: it has no key.
+    pub signature: Option<[u8; 64]>,
+}
+
+impl Hello {
+    /// What is signed of it.
+    pub fn claim(&self) -> Vec<u8> {
+        let mut claim = b"edgeless node link 1\0".to_vec();
+        claim.extend(self.node.0.as_bytes());
+        claim.extend(self.nonce.to_be_bytes());
+        claim
+    }
+}
+
+/// The process that takes commands at an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// Whose it is.
+    pub node: NodeId,
+    /// That of its registration.
+    pub nonce: u64,
+}
+
 /// What a node tells its orchestrator, again and again.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Registration {
@@ -319,12 +349,14 @@ pub struct Registered {
     pub keep_alive: Option<Duration>,
     /// The node is to announce itself again at once, and to tell what it runs.
     pub wants_report: bool,
+    /// The orchestrator takes a [`Hello`]: the node is to keep a link to it.
+    pub offers_link: bool,
 }
 
 impl Registered {
     /// To a node that is to announce itself within this time, and to tell nothing more.
     pub fn new(keep_alive: Option<Duration>) -> Self {
-        Self { keep_alive, wants_report: false }
+        Self { keep_alive, wants_report: false, offers_link: false }
     }
 }
 
@@ -360,4 +392,6 @@ pub struct NodeInfo {
     pub native: bool,
     /// Nothing new is placed on it.
     pub cordoned: bool,
+    /// Its link has ended, and it is being found out whether it is gone.
+    pub suspected: bool,
 }

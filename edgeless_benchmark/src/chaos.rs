@@ -8,6 +8,7 @@
 //! nodes for what they run, and the files of [`events`] for what arrived.
 
 mod events;
+mod outage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -29,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::events::{Count, Line};
+use self::outage::Outages;
 use crate::modules::module;
 use crate::node::class;
 use crate::programs::{Daemon, configure, free_port};
@@ -62,6 +64,9 @@ pub(crate) struct Storm {
     /// Chooses which daemon is killed when.
     #[arg(long, value_name = "N", default_value = "1")]
     seed: u64,
+    /// Nodes that are killed and left dead in the end, and as many that hang, one after the other.
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    outages: u32,
     #[command(flatten)]
     options: Options,
 }
@@ -237,12 +242,7 @@ impl World {
     async fn instances(&self) -> Result<u64> {
         let mut sum = 0;
         for url in &self.metrics {
-            let text = get(url, "/metrics").await?;
-            let series = text.lines().filter(|line| line.starts_with("function_count{"));
-            for line in series {
-                let value = line.rsplit_once(' ').context("a series without a value")?.1;
-                sum += value.parse::<f64>()? as u64;
-            }
+            sum += outage::instances(&get(url, "/metrics").await?)?;
         }
         Ok(sum)
     }
@@ -343,7 +343,7 @@ async fn churn(workflows: &Workflows, workflow: Workflow, mut ledger: Ledger, en
 }
 
 pub(crate) async fn measure(storm: Storm) -> Result<Report> {
-    let Storm { workflows: count, events, seed, options } = storm;
+    let Storm { workflows: count, events, seed, outages, options } = storm;
     let bench = Bench::from(options);
     let relay = module(&bench, "relay").await?;
     let workflow = workflow(&relay)?;
@@ -408,6 +408,13 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
         counted.repeated += repeated;
     }
     let verdict = Verdict::now(&world, &ledger).await?;
+    // Their ingress and their log can be nowhere but on their node.
+    let pinned: Vec<_> = base.iter().skip(count as usize).map(|status| status.workflow).collect();
+    for id in pinned {
+        world.workflows.stop(id).await?;
+    }
+    world.resources = 0;
+    let outages = Outages::of(&mut world, outages, |what| bench.progress.say(what)).await?;
     let mut report = Report::new("chaos");
     report.add(Row::new("daemons killed", Figure::count("kills", kills)));
     report.add(Row::new("workflows started meanwhile", Figure::count("started", ledger.started)));
@@ -438,6 +445,7 @@ pub(crate) async fn measure(storm: Storm) -> Result<Report> {
             report.add(if label == "p99" { row.aim(aim) } else { row });
         }
     }
+    outages.report(&mut report);
     for stuck in &ledger.stuck {
         eprintln!("stuck: {stuck}");
     }

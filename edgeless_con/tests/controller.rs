@@ -305,6 +305,7 @@ impl Domain for Told {
             components: 0,
             native: true,
             cordoned: false,
+            suspected: false,
         };
         *self.nodes_asked.lock().unwrap() += 1;
         Ok(self.agents.lock().unwrap().iter().map(info).collect())

@@ -324,6 +324,19 @@ impl Cluster {
     /// # Errors
     /// There is no such domain, or the node cannot be started.
     pub async fn add_node_to(&mut self, domain: usize, labels: Vec<String>) -> Result<NodeId, Error> {
+        self.add_node_with(domain, labels, |_| {}).await
+    }
+
+    /// Adds a node to a domain that is configured otherwise than the others, as to be reached through a proxy.
+    ///
+    /// # Errors
+    /// There is no such domain, or the node cannot be started.
+    pub async fn add_node_with(
+        &mut self,
+        domain: usize,
+        labels: Vec<String>,
+        change: impl FnOnce(&mut edgeless_node::Config),
+    ) -> Result<NodeId, Error> {
         let orchestrator = self.orchestrator_url(domain).cloned();
         let mut config: edgeless_node::Config =
             parse(&edgeless_node::Config::template(), std::iter::empty()).map_err(Error::bug)?;
@@ -344,6 +357,7 @@ impl Cluster {
         let logs = self.directory.display().to_string();
         config.resources.insert("file_log_directory".to_string(), text(logs));
         (self.change_node)(&mut config);
+        change(&mut config);
         self.nodes.push(Node::start(config.clone()).await?);
         self.configs.insert(id, (domain, config));
         Ok(id)

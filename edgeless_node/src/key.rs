@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use edgeless_api::node::{NodeKey, Proof, Registration};
+use edgeless_api::node::{Hello, NodeKey, Proof, Registration};
 use edgeless_api::{Error, NodeId};
 use ring::rand::SystemRandom;
 use ring::signature::{ED25519_PUBLIC_KEY_LEN, Ed25519KeyPair, KeyPair as _};
@@ -54,6 +54,12 @@ impl KeyPair {
         // It is as long as signatures of this kind are.
         let proof = signature.as_ref().try_into().ok().map(|signature| Proof { key: self.public, signature });
         Registration { proof, ..about }
+    }
+
+    /// What the process with this nonce says first over its link, signed.
+    pub fn hello(&self, node: NodeId, nonce: u64) -> Hello {
+        let hello = Hello { node, nonce, signature: None };
+        Hello { signature: self.pair.sign(&hello.claim()).as_ref().try_into().ok(), ..hello }
     }
 }
 

@@ -22,8 +22,10 @@
 //! - [`metrics`]: what monitoring sees; [`starts`]: what functions take before their first event;
 //!   [`samples`]: what the orchestrator is told of single measurements.
 //! - [`records`]: what the node goes on with when its process has ended; [`journal`]: what runs; [`state`]: what
-//!   functions save, [`shared`]: what they save outside the node, [`copies`]: what the orchestrator is told of it.
-//! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node; [`key`]: what it knows the
+//!   functions save, [`shared`]: what they save outside the node, [`copies`]: what the orchestrator is told of it;
+//!   [`delivery`]: what is kept of events.
+//! - [`agent`] and [`registration`]: the two ends of the orchestrator's hold on the node; [`link`]: how either notices
+//!   the end of the other; [`key`]: what it knows the
 //!   node by.
 
 pub mod agent;
@@ -41,6 +43,7 @@ pub mod host;
 pub mod instance;
 pub mod journal;
 pub mod key;
+pub mod link;
 pub mod log;
 pub mod mailbox;
 pub mod measures;
@@ -63,7 +66,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use edgeless_api::node::{Capabilities, Registration};
+use edgeless_api::node::{Capabilities, Presence, Registration};
 use edgeless_api::server::{Invocation, Server};
 use edgeless_api::{Error, Event, NodeId, Url};
 use edgeless_daemon::config::Config as _;
@@ -312,8 +315,11 @@ impl Node {
             .peer_stream(router.peers().clone())
             .invocation(Arc::new(Ingress(router)));
         base.vital("invocation server", events.serve(invocation));
-        let commands =
-            Server::new(limits, front.cancel().clone()).components(agent.clone()).node_management(agent.clone());
+        let nonce = rand::random();
+        let commands = Server::new(limits, front.cancel().clone())
+            .components(agent.clone())
+            .node_management(agent.clone())
+            .node_presence(Presence { node: id, nonce });
         front.vital("agent server", commands.serve(agent_listener));
         tracing::info!("Start AgentAPI GRPC Server at {agent_url}");
 
@@ -332,7 +338,7 @@ impl Node {
             invocation_url: announced_url,
             providers,
             capabilities,
-            nonce: rand::random(),
+            nonce,
             lifetime: None,
             interval: Some(interval),
             health: edgeless_api::node::Health::default(),
@@ -344,7 +350,8 @@ impl Node {
             reports: true,
             report: None,
         };
-        let announcer = Announcer::new(register_url, registration, &key, standing, samples, agent.clone())?;
+        let announcer =
+            Announcer::new(register_url, registration, &key, standing, samples, agent.clone(), base.cancel().clone())?;
         let farewell = announcer.farewell();
         front.helper("registration", announcer.run(front.cancel().clone()));
 

@@ -1,5 +1,7 @@
 //! Keeps the node known to its orchestrator.
 //!
+//! Beside that it keeps a link to an orchestrator that takes one, and announces itself when that ends.
+//!
 //! The node announces itself three times within the interval that the orchestrator names, and earlier when
 //! events pile up for an instance whose load the orchestrator wants to know. An orchestrator that is away, or refuses the
 //! node, is tried again, with growing pauses; the reason is said once, and again when it is another one.
@@ -16,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::Agent;
 use crate::capabilities::HealthMeter;
 use crate::key::KeyPair;
+use crate::link::Link;
 use crate::samples::Samples;
 
 /// The shortest pause between two announcements.
@@ -82,11 +85,12 @@ pub struct Announcer {
     standing: Standing,
     samples: Samples,
     agent: Arc<Agent>,
+    link: Link,
 }
 
 impl Announcer {
     /// Announces to the orchestrator at `url`, signed with `key`, and tells it of `samples`; `standing` is what it
-    /// answers.
+    /// answers. The link lasts until `base` is cancelled, and so until after the goodbye.
     ///
     /// # Errors
     /// The address cannot be used.
@@ -97,12 +101,14 @@ impl Announcer {
         standing: Standing,
         samples: Samples,
         agent: Arc<Agent>,
+        base: CancellationToken,
     ) -> Result<Self, Error> {
         let connection = Connection::lazy(url, Options { deadline: DEADLINE, ..Options::default() })?;
         let registry = NodeRegistry::new(connection);
+        let link = Link::new(url, key.hello(registration.node, registration.nonce), base)?;
         let goodbye = key.sign(Registration { leaving: true, ..registration.clone() });
         let registration = key.sign(registration);
-        Ok(Self { registry, url: url.clone(), registration, goodbye, standing, samples, agent })
+        Ok(Self { registry, url: url.clone(), registration, goodbye, standing, samples, agent, link })
     }
 
     /// Announces until cancelled.
@@ -137,11 +143,14 @@ impl Announcer {
                 self.samples.put_back(performance);
             }
             let pause = match announced {
-                Ok(Registered { keep_alive, wants_report }) => {
+                Ok(Registered { keep_alive, wants_report, offers_link }) => {
                     if self.standing.succeed() {
                         tracing::info!("this node '{}' registered to e-ORC '{}'", self.registration.node, self.url);
                     }
                     back_off = FIRST_BACK_OFF;
+                    if offers_link {
+                        self.link.keep();
+                    }
                     if std::mem::take(&mut is_first) && !wants_report {
                         // It cannot hear of what ran here before, and may start it elsewhere.
                         let agent = self.agent.clone();
@@ -166,6 +175,7 @@ impl Announcer {
             tokio::select! {
                 () = cancel.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
+                () = self.link.lost() => {}
                 // One that cannot be told of it is not told more often.
                 () = self.agent.pressed().notified(), if self.standing.not_known().is_none() => {
                     cancel.run_until_cancelled(tokio::time::sleep_until(announced_at + PRESSED)).await;

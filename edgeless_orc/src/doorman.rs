@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use edgeless_api::error::Error;
 use edgeless_api::id::NodeId;
-use edgeless_api::node::{Proof, Registration};
+use edgeless_api::node::{Hello, NodeKey, Proof, Registration};
 use edgeless_api::url::Url;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -108,6 +108,24 @@ impl Doorman {
         self.refusals.end(node);
     }
 
+    /// Looks at the signature of a link; `key` is that of the registration.
+    ///
+    /// # Errors
+    /// It is not made with that.
+    pub(crate) fn check_link(&self, hello: &Hello, key: Option<NodeKey>) -> Result<(), Error> {
+        let Some(key) = key else { return Ok(()) };
+        let verify = |signature: [u8; 64]| UnparsedPublicKey::new(&ED25519, key.0).verify(&hello.claim(), &signature);
+        if hello.signature.is_some_and(|signature| verify(signature).is_ok()) {
+            return Ok(());
+        }
+        let node = hello.node;
+        let error = Error::rejected(format!(
+            "the link of node {node} is not signed with the key of its registration: it was changed on its way, or is \
+             not from that node"
+        ));
+        Err(self.refuse(node, (Fault::Key, error)))
+    }
+
     fn refuse(&self, node: NodeId, refusal: Refusal) -> Error {
         let error = refusal.1.clone();
         self.refusals.add(node, refusal);
@@ -139,7 +157,7 @@ fn is_signed(about: &Registration, proof: &Proof) -> bool {
 }
 
 /// Connects to whichever address of a host answers first, and hangs up.
-async fn reach(url: &Url, turn: OwnedSemaphorePermit) -> std::io::Result<()> {
+pub(crate) async fn reach(url: &Url, turn: OwnedSemaphorePermit) -> std::io::Result<()> {
     let name = format!("{}:{}", url.host(), url.port());
     // A look-up goes on in a thread of its own when nobody waits for it any more, and keeps the turn until then.
     let found = tokio::spawn(async move {

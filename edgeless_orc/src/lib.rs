@@ -34,6 +34,7 @@ mod operations;
 mod orchestrator;
 mod owner;
 pub mod placement;
+mod prober;
 mod registry;
 mod service;
 mod shell;

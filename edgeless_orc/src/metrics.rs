@@ -151,6 +151,8 @@ impl Metrics {
             Note::Provider(..)
             | Note::NodeAdded { .. }
             | Note::Forgotten { .. }
+            | Note::Suspected { .. }
+            | Note::Acquitted { .. }
             | Note::Adopted { .. }
             | Note::NodeFailing { .. }
             | Note::Waiting { .. }

@@ -29,6 +29,7 @@ use crate::metrics::Metrics;
 use crate::mirror;
 use crate::nested::{self, Agent, Announcer, Farewell, Parent};
 use crate::owner::Owner;
+use crate::prober::Prober;
 use crate::service::Service;
 use crate::shell::{Links, ROWS, Shell};
 use crate::store;
@@ -124,6 +125,7 @@ impl Daemon for Orchestrator {
             rows: rows.clone(),
             metrics: metrics.clone(),
             refusals: refusals.clone(),
+            prober: Prober::default(),
             store,
         };
         let cancel = tasks.cancel().clone();
@@ -160,11 +162,14 @@ impl Daemon for Orchestrator {
         let mut main = server().components(service.clone()).domain(service.clone()).operations(service.clone());
         let node_register_url = match nodes {
             Some((listener, url)) => {
-                servers.vital("node registration", server().node_registry(service.clone()).serve(listener));
+                servers.vital(
+                    "node registration",
+                    server().node_registry(service.clone()).node_link(service.clone()).serve(listener),
+                );
                 url
             }
             None => {
-                main = main.node_registry(service.clone());
+                main = main.node_registry(service.clone()).node_link(service.clone());
                 url.clone()
             }
         };

@@ -18,7 +18,7 @@ use edgeless_api::url::Url;
 use edgeless_daemon::engine::Millis;
 use uuid::Uuid;
 
-use crate::engine::{Lane, Peer};
+use crate::engine::{Lane, Peer, Suspicion};
 use crate::identities::Identities;
 
 /// The longest name that a node may give to anything.
@@ -89,6 +89,10 @@ pub(crate) struct Node {
     pub(crate) cleaning: Lane,
     /// The rows that it is told.
     pub(crate) routing: Lane,
+    /// Its link, while it has one.
+    pub(crate) link: Option<u64>,
+    /// Its link has ended, and it was not heard since.
+    pub(crate) suspicion: Option<Suspicion>,
     deadline: Millis,
 }
 
@@ -110,6 +114,8 @@ impl Node {
             management: Lane::default(),
             cleaning: Lane::default(),
             routing: Lane::default(),
+            link: None,
+            suspicion: None,
             deadline,
             about,
         }

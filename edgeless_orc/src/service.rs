@@ -17,8 +17,8 @@ use edgeless_api::domain::{DomainCapabilities, DomainState};
 use edgeless_api::error::Error;
 use edgeless_api::id::{ComponentId, DomainId, InstanceId, NodeId};
 use edgeless_api::journal::Saved;
-use edgeless_api::node::{NodeInfo, Registered, Registration};
-use edgeless_api::server::{Components, Domain, NodeRegistry, Values};
+use edgeless_api::node::{Hello, NodeInfo, Registered, Registration};
+use edgeless_api::server::{Components, Domain, Held, NodeLink, NodeRegistry, Values};
 use edgeless_api::status::{ComponentStatus, Limit, LogLine, OutputBooks, Placement, State, Usage};
 use edgeless_api::url::Url;
 use edgeless_daemon::binaries::Binaries;
@@ -454,6 +454,37 @@ impl NodeRegistry for Service {
         match self.border.locate(node) {
             Some(forwarder) => Ok(Some(forwarder)),
             None => self.inbox.read(move |engine, _| engine.locate(node)).await,
+        }
+    }
+}
+
+#[async_trait]
+impl NodeLink for Service {
+    async fn hold(&self, hello: Hello) -> Result<Held, Error> {
+        let Hello { node, nonce, .. } = hello;
+        let key = self.inbox.read(move |engine, _| engine.key_for_link(node, nonce)).await??;
+        self.doorman.check_link(&hello, key)?;
+        let link = rand::random();
+        // If whoever asks is gone before the answer, it has ended.
+        let held = HeldLink { inbox: self.inbox.clone(), node, link };
+        self.done(|ticket| Event::LinkUp { ticket, node, nonce, link }).await?;
+        Ok(Box::new(held))
+    }
+}
+
+/// A link of a node, until this is dropped.
+struct HeldLink {
+    inbox: Inbox<Engine>,
+    node: NodeId,
+    link: u64,
+}
+
+impl Drop for HeldLink {
+    fn drop(&mut self) {
+        let (inbox, node, link) = (self.inbox.clone(), self.node, self.link);
+        // There may be no room at once, as when many nodes are lost together. One that stops needs not hear of it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { inbox.tell(Event::LinkLost { node, link }).await.ok() });
         }
     }
 }

@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::doorman::Refusals;
 use crate::engine::{Answer, Call, Effect, Engine, Event, Note, Outcome, Peer};
 use crate::metrics::Metrics;
+use crate::prober::Prober;
 
 /// A start may compile code.
 const CREATE: Duration = Duration::from_secs(60);
@@ -91,6 +92,8 @@ pub(crate) struct Shell {
     pub(crate) metrics: Arc<Metrics>,
     /// The nodes that the engine does not take.
     pub(crate) refusals: Refusals,
+    /// Finds out which nodes are gone.
+    pub(crate) prober: Prober,
     /// What keeps the domain.
     pub(crate) store: Option<Store>,
 }
@@ -117,6 +120,10 @@ impl edgeless_daemon::engine::Shell<Engine> for Shell {
                     };
                     Event::Persisted(op, written)
                 }));
+            }
+            Effect::Probe(op, peer) => {
+                let (prober, node) = (self.prober.clone(), peer.node);
+                return Some(Box::pin(async move { Event::Probed(op, node, prober.ask(&peer.agent_url).await) }));
             }
             Effect::Forget(node) => self.links.forget(node),
             Effect::Reply(ticket, answer) => self.replies.answer(ticket, answer),

@@ -6,6 +6,7 @@
 mod component;
 mod controller;
 mod guest;
+mod link;
 mod node;
 mod operations;
 mod orchestrator;
@@ -19,6 +20,7 @@ use tonic::transport::{Channel, Endpoint};
 pub use component::Components;
 pub use controller::{DomainRegistry, Workflows};
 pub use guest::{Guest, GuestHost};
+pub use link::{NodeLink, NodePresence, OpenLink};
 pub use node::{Invocation, NodeManagement, PeerStream};
 pub use operations::Operations;
 pub use orchestrator::{Domain, NodeRegistry};

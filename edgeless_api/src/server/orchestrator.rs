@@ -83,6 +83,7 @@ impl<T: NodeRegistry> pb::node_registration_server::NodeRegistration for Adapter
                 response_error: Some(refusal("invalid node configuration", &error)),
                 keep_alive_ms: 0,
                 wants_report: false,
+                offers_link: false,
             })),
             Err(error) => Err(error.into()),
         }

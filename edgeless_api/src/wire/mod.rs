@@ -16,6 +16,7 @@ mod frame;
 pub mod fuzz;
 pub(crate) mod guest;
 pub(crate) mod journal;
+mod link;
 pub(crate) mod node;
 pub(crate) mod operations;
 mod peer;

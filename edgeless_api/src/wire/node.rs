@@ -275,6 +275,7 @@ impl From<Registered> for pb::UpdateNodeResponse {
             response_error: None,
             keep_alive_ms: registered.keep_alive.map(millis).unwrap_or_default(),
             wants_report: registered.wants_report,
+            offers_link: registered.offers_link,
         }
     }
 }
@@ -287,7 +288,7 @@ impl TryFrom<pb::UpdateNodeResponse> for Registered {
             return Err(error.into());
         }
         let keep_alive = Some(response.keep_alive_ms).filter(|ms| *ms > 0).map(Duration::from_millis);
-        Ok(Self { keep_alive, wants_report: response.wants_report })
+        Ok(Self { keep_alive, wants_report: response.wants_report, offers_link: response.offers_link })
     }
 }
 
@@ -334,6 +335,7 @@ impl From<NodeInfo> for pb::NodeInfo {
             components: node.components,
             native: node.native,
             cordoned: node.cordoned,
+            suspected: node.suspected,
         }
     }
 }
@@ -352,6 +354,7 @@ impl TryFrom<pb::NodeInfo> for NodeInfo {
             components: node.components,
             native: node.native,
             cordoned: node.cordoned,
+            suspected: node.suspected,
         })
     }
 }

@@ -149,6 +149,7 @@ struct Row {
     invocation_url: Url,
     native: bool,
     cordoned: bool,
+    suspected: bool,
 }
 
 #[derive(Serialize)]
@@ -189,6 +190,7 @@ impl From<NodeInfo> for Row {
             invocation_url: info.invocation_url,
             native: info.native,
             cordoned: info.cordoned,
+            suspected: info.suspected,
         }
     }
 }
@@ -222,11 +224,12 @@ impl Report for Details {
         let node = &self.node;
         let labels = node.labels.iter().map(|label| one_line(label)).collect::<Vec<_>>().join(", ");
         let mut text = format!(
-            "node {} ({}) in {}{}\n{} CPUs, {} MiB, labels [{labels}], runtimes [{}], agent {}, invocation {}\n",
+            "node {} ({}) in {}{}{}\n{} CPUs, {} MiB, labels [{labels}], runtimes [{}], agent {}, invocation {}\n",
             node.node,
             or_dash(&node.hostname),
             or_dash(&node.domain),
             if node.cordoned { ", cordoned" } else { "" },
+            if node.suspected { ", suspected to be lost" } else { "" },
             node.num_cpus.saturating_mul(node.num_cores),
             node.mem_size,
             or_dash(&node.runtimes.join(", ")),
@@ -289,7 +292,13 @@ impl Row {
             or_dash(&self.runtimes.join(", ")),
             or_dash(&providers.join(", ")),
             self.components.to_string(),
-            if self.cordoned { "cordoned" } else { "open" }.to_string(),
+            match (self.cordoned, self.suspected) {
+                (false, false) => "open",
+                (true, false) => "cordoned",
+                (false, true) => "suspected",
+                (true, true) => "cordoned, suspected",
+            }
+            .to_string(),
             self.num_cpus.saturating_mul(self.num_cores).to_string(),
             self.mem_size.to_string(),
             self.agent_url.to_string(),

@@ -544,6 +544,7 @@ impl Workflows for Controller {
             components: 2,
             native: true,
             cordoned: false,
+            suspected: false,
         };
         if domain.as_ref().is_some_and(|domain| domain.0 == "away") {
             return Err(Error::unavailable("the domain away is out of reach: connection refused"));

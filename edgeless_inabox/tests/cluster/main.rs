@@ -20,6 +20,7 @@ mod domains;
 mod examples;
 mod guide;
 mod identity;
+mod links;
 mod moves;
 mod nested;
 mod programs;

@@ -627,7 +627,7 @@ impl Outputs {
         let empty = async {
             loop {
                 let room = custody.room.notified();
-                if lock(&custody.outbox).len() == 0 {
+                if lock(&custody.outbox).waiting() == 0 {
                     return;
                 }
                 room.await;

@@ -93,7 +93,7 @@ impl Outbox {
     }
 
     /// Events that are not handled.
-    pub fn len(&self) -> usize {
+    pub fn waiting(&self) -> usize {
         self.items.len()
     }
 
@@ -279,7 +279,7 @@ mod tests {
         let (second, changes) = admit(&mut outbox, &books, &["b"]);
         assert_eq!((numbers, changes.len()), (1..2, 2), "the settled one is removed with it");
         outbox.take_back(second, vec![1]);
-        assert_eq!((outbox.len(), outbox.settled()), (0, 1));
+        assert_eq!((outbox.waiting(), outbox.settled()), (0, 1));
         assert_eq!(books.read("out").dropped["NotKept"], 1);
         let (third, changes) = admit(&mut outbox, &books, &["c"]);
         assert_eq!((third, changes.len()), (3..4, 3), "and numbers are reserved again");

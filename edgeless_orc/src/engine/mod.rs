@@ -14,7 +14,8 @@
 //!   `decisions`: why there; `scaling`: how many there shall be; `disk`, `restore`: what outlives the process;
 //!   `steps`: what is done about it.
 //! - `node`: how nodes come and go; `reports`: what they tell that they run; `rows`: what they are told of components;
-//!   `loss`: what if one were lost; `saves`: what functions have saved there.
+//!   `loss`: what if one were lost; `suspicion`: whether one is whose link has ended; `saves`: what functions have saved
+//!   there.
 
 mod component;
 mod decisions;
@@ -35,6 +36,7 @@ mod scaling;
 mod slot;
 mod snapshot;
 mod steps;
+mod suspicion;
 
 #[cfg(test)]
 mod simulation;
@@ -71,6 +73,8 @@ pub use note::Note;
 pub use restore::Kept;
 use slot::Wiring;
 pub use snapshot::{ComponentState, Cursor, NodeState, Page};
+pub use suspicion::Found;
+pub(crate) use suspicion::Suspicion;
 
 /// To sum up what the nodes have takes longer the more there are, and so does the pause before the next time: a
 /// millisecond for so many. A few nodes are summed up at each change.
@@ -121,6 +125,26 @@ pub enum Event {
     Announce(Ticket, Box<Registration>),
     /// A node announces itself: it has shown that it has the key that it names, and its agent URL answers.
     Register(Ticket, Box<Registration>),
+    /// A node has a link, and has shown that it is the one that it says it is.
+    LinkUp {
+        /// Who waits.
+        ticket: Ticket,
+        /// Which.
+        node: NodeId,
+        /// That of its process.
+        nonce: u64,
+        /// Tells this link from others of the node.
+        link: u64,
+    },
+    /// The link of a node has ended.
+    LinkLost {
+        /// Which.
+        node: NodeId,
+        /// The link.
+        link: u64,
+    },
+    /// An agent was asked which process it is.
+    Probed(Op, NodeId, Found),
     /// A component is wanted.
     Start(Ticket, Box<Wanted>),
     /// A component shall have these outputs.
@@ -213,6 +237,8 @@ pub enum Effect {
     Call(Op, Peer, Call),
     /// Make changes durable; [`Event::Persisted`] must follow, with the same [`Op`].
     Persist(Op, Vec<Change>),
+    /// Ask the agent of a node which process it is; [`Event::Probed`] must follow, with the same [`Op`].
+    Probe(Op, Peer),
     /// Drop the connection to a node.
     Forget(NodeId),
     /// Answer a request.
@@ -453,6 +479,7 @@ impl Engine {
             components: u32::try_from(node.residents.len()).unwrap_or(u32::MAX),
             native: node.about.native,
             cordoned: self.registry.is_cordoned(node.about.node),
+            suspected: node.suspicion.is_some(),
         };
         self.registry.nodes.values().map(info).collect()
     }
@@ -575,6 +602,12 @@ impl edgeless_daemon::engine::Engine for Engine {
                 let answer = self.register(*about);
                 self.reply(ticket, answer);
             }
+            Event::LinkUp { ticket, node, nonce, link } => {
+                let answer = self.link_up(node, nonce, link);
+                self.reply(ticket, answer);
+            }
+            Event::LinkLost { node, link } => self.link_lost(node, link),
+            Event::Probed(op, node, found) => self.probed(op, node, found),
             Event::Start(ticket, wanted) => self.start(ticket, *wanted),
             Event::Patch(ticket, kind, patch) => self.patch(ticket, kind, patch),
             Event::Activate(ticket, ids) => self.activate(ticket, ids),

@@ -66,7 +66,11 @@ impl Engine {
         }
         let is_there = !matches!(arrival, Arrival::Leaving | Arrival::Stale);
         let wants_report = is_there && self.ask_for_report(id);
-        Ok(Reply::Registered(Registered { wants_report, ..Registered::new(Some(self.settings.keep_alive)) }))
+        Ok(Reply::Registered(Registered {
+            wants_report,
+            offers_link: true,
+            ..Registered::new(Some(self.settings.keep_alive))
+        }))
     }
 
     fn turn_away(&mut self, node: NodeId, (fault, error): Refusal) -> Error {
@@ -108,6 +112,7 @@ impl Engine {
 
     fn refresh_node(&mut self, mut about: Registration) {
         let id = about.node;
+        self.acquit(id);
         let loads = std::mem::take(&mut about.loads);
         let Some((before, others)) = self.registry.refresh(self.now, about) else { return };
         let Some(node) = self.registry.nodes.get(&id) else { return };
@@ -177,6 +182,7 @@ impl Engine {
         self.manage(id);
         self.clean(id);
         self.route(id);
+        self.investigate(id);
     }
 
     fn manage(&mut self, id: NodeId) {

@@ -40,6 +40,16 @@ pub enum Note {
         /// The node.
         node: NodeId,
     },
+    /// The link of a node has ended, and nothing else is known.
+    Suspected {
+        /// The node.
+        node: NodeId,
+    },
+    /// A node whose link had ended is there.
+    Acquitted {
+        /// The node.
+        node: NodeId,
+    },
     /// A node is gone.
     NodeLost {
         /// The node.
@@ -155,12 +165,14 @@ impl Note {
         match self {
             Self::NodeLost { reason, .. } => *reason != super::node::SAID_GOODBYE,
             Self::NodeRefused { .. }
+            | Self::Suspected { .. }
             | Self::NodeFailing { .. }
             | Self::Waiting { .. }
             | Self::InstanceFailing { .. } => true,
             Self::Provider(..)
             | Self::NodeAdded { .. }
             | Self::Forgotten { .. }
+            | Self::Acquitted { .. }
             | Self::Spawned { .. }
             | Self::Adopted { .. }
             | Self::Refused { .. }
@@ -189,6 +201,8 @@ impl fmt::Display for Note {
             ),
             Self::NodeRefused { node, error, .. } => write!(f, "refused the registration of node {node}: {error}"),
             Self::Forgotten { node } => write!(f, "forgot node {node}: the next that comes with its id is a new one"),
+            Self::Suspected { node } => write!(f, "the link of node {node} has ended: finding out whether it is gone"),
+            Self::Acquitted { node } => write!(f, "node {node} is there: only its link had ended"),
             Self::NodeLost { node, reason, components } => {
                 write!(f, "lost node {node}: {reason}, {components} component(s) to be placed again")
             }

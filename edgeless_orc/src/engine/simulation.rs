@@ -11,7 +11,7 @@ use std::time::Duration;
 use edgeless_api::component::{Row, StatePolicy, Target};
 use edgeless_api::error::Code;
 use edgeless_api::journal::SavedState;
-use edgeless_api::node::InstanceLoad;
+use edgeless_api::node::{InstanceLoad, Presence};
 use edgeless_daemon::engine::Engine as _;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -37,6 +37,8 @@ struct Running {
 struct Model {
     about: Registration,
     is_reachable: bool,
+    /// Its process has ended, and no other was started.
+    is_down: bool,
     running: BTreeMap<Uuid, Running>,
     /// What ended there, and with what.
     released: BTreeMap<Uuid, Option<Bytes>>,
@@ -124,6 +126,11 @@ fn keeper((id, component): (&ComponentId, &component::Component)) -> Option<(Com
 
 struct Simulation {
     rng: SmallRng,
+    /// Who is asked which process it is.
+    probes: Vec<(Op, NodeId)>,
+    links: u64,
+    /// The last link of each node.
+    linked: BTreeMap<NodeId, u64>,
     engine: Engine,
     now: Millis,
     nodes: BTreeMap<NodeId, Model>,
@@ -177,6 +184,7 @@ impl Simulation {
                 Model {
                     about,
                     is_reachable: true,
+                    is_down: false,
                     running: BTreeMap::new(),
                     released: BTreeMap::new(),
                     rows: BTreeMap::new(),
@@ -185,6 +193,9 @@ impl Simulation {
         };
         Self {
             rng: SmallRng::seed_from_u64(seed),
+            probes: vec![],
+            links: 0,
+            linked: BTreeMap::new(),
             engine: Engine::new(settings.clone()),
             settings,
             disk: Disk::default(),
@@ -226,6 +237,7 @@ impl Simulation {
                 Effect::Reply(ticket, answer) => self.answered(ticket, &answer),
                 Effect::Note(note) => self.count(&note),
                 Effect::Persist(op, changes) => self.writes.push((op, changes)),
+                Effect::Probe(op, peer) => self.probes.push((op, peer.node)),
                 Effect::Forget(_) | Effect::Publish(_) | Effect::PublishRows(_) => {}
             }
         }
@@ -295,6 +307,7 @@ impl Simulation {
                 drop(self.execute(node, call));
             }
         }
+        self.probes.clear();
         self.open.clear();
         self.announcing.clear();
         self.releases.clear();
@@ -339,6 +352,12 @@ impl Simulation {
             Note::Scaled { from, to, .. } if from < to => "grown",
             Note::Scaled { .. } => "shrunk",
             Note::Adopted { .. } => "adopted",
+            Note::Suspected { .. } => "suspected",
+            Note::Acquitted { .. } => "acquitted",
+            Note::NodeLost { node, reason, .. } if reason.contains("process is gone") => {
+                assert!(self.nodes[node].is_down, "{node} was lost, and is there");
+                "found to be gone"
+            }
             _ => return,
         };
         *self.seen.entry(what).or_default() += 1;
@@ -663,12 +682,54 @@ impl Simulation {
             node.released.clear();
             node.about.nonce += 1;
             node.is_reachable = self.rng.random_bool(0.5);
+            node.is_down = !node.is_reachable;
         }
+        // The link of one that is only silent may be noticed to have ended or not.
+        if is_crash || self.rng.random_bool(0.5) {
+            self.unlink(id);
+        }
+    }
+
+    /// A node that is part of the domain opens a link, if it is the process that is known.
+    fn link(&mut self) {
+        let id = self.node();
+        let (nonce, is_reachable) = (self.nodes[&id].about.nonce, self.nodes[&id].is_reachable);
+        if is_reachable && self.engine.key_for_link(id, nonce).is_ok() {
+            self.links += 1;
+            let link = self.links;
+            self.linked.insert(id, link);
+            self.request(None, |ticket| Event::LinkUp { ticket, node: id, nonce, link });
+        }
+    }
+
+    /// The last link of a node ends, as do some that were its last before.
+    fn unlink(&mut self, node: NodeId) {
+        if let Some(link) = self.linked.get(&node).copied() {
+            self.send(Event::LinkLost { node, link });
+        }
+    }
+
+    /// Ends one question. What is found is the case, unless it is not found out.
+    fn find(&mut self, may_fail: bool) {
+        if self.probes.is_empty() {
+            return;
+        }
+        let (op, id) = self.probes.swap_remove(self.rng.random_range(0..self.probes.len()));
+        let node = &self.nodes[&id];
+        let found = if node.is_down {
+            Found::Nothing
+        } else if node.is_reachable && !(may_fail && self.rng.random_bool(0.3)) {
+            Found::Process(Presence { node: id, nonce: node.about.nonce })
+        } else {
+            Found::Unknown
+        };
+        self.send(Event::Probed(op, id, found));
     }
 
     fn heal(&mut self) {
         let id = NodeId(Uuid::from_u128(self.rng.random_range(1..=NODES)));
-        self.nodes.get_mut(&id).unwrap().is_reachable = true;
+        let node = self.nodes.get_mut(&id).unwrap();
+        (node.is_reachable, node.is_down) = (true, false);
     }
 
     fn trouble(&mut self) {
@@ -676,7 +737,7 @@ impl Simulation {
     }
 
     fn trouble_with(&mut self, is_durable: bool) {
-        for _ in 0..400 {
+        for _ in 0..500 {
             if is_durable {
                 match self.rng.random_range(0..50) {
                     0 => self.kill(),
@@ -685,7 +746,7 @@ impl Simulation {
                 }
             }
             self.repeat_unsure();
-            match self.rng.random_range(0..26) {
+            match self.rng.random_range(0..32) {
                 0 => self.cut(),
                 1 | 2 => self.heal(),
                 3..=7 => self.ask(),
@@ -698,7 +759,14 @@ impl Simulation {
                     self.pass(millis);
                 }
                 12 | 13 => self.deliver(true),
-                14 | 15 => self.save(),
+                14 | 15 => self.link(),
+                16 => {
+                    // A false alarm, more often than not.
+                    let id = self.node();
+                    self.unlink(id);
+                }
+                17..=19 => self.find(true),
+                20 | 21 => self.save(),
                 _ => self.answer(true),
             }
         }
@@ -706,7 +774,7 @@ impl Simulation {
 
     fn quiet(&mut self) {
         for node in self.nodes.values_mut() {
-            node.is_reachable = true;
+            (node.is_reachable, node.is_down) = (true, false);
         }
         self.is_busy = false;
         for node in self.nodes.keys().copied().collect::<Vec<_>>() {
@@ -715,6 +783,7 @@ impl Simulation {
         for _ in 0..120 {
             self.pass(500);
             while !self.calls.is_empty() || !self.reports.is_empty() || !self.writes.is_empty() {
+                self.find(false);
                 self.answer(false);
                 self.deliver(false);
                 self.flush(false);
@@ -755,6 +824,7 @@ impl Simulation {
             assert!(left_over == 0 || (known.is_doubtful && is_plain), "{left_over} instances are left over on {id}");
             assert!(known.owed.is_empty() && known.telling_rows.is_empty() && known.strangers.is_empty());
             assert_eq!(known.residents.len(), known.running.len());
+            assert!(known.suspicion.is_none(), "a suspicion that does not end");
         }
         assert!(self.engine.homeless.is_empty());
         assert!(self.engine.links.values().all(|link| link.untold.is_empty()));
@@ -821,10 +891,23 @@ fn run_all(
 
 #[test]
 fn our_nodes_run_what_is_wanted_after_any_trouble() {
-    let seen = simulate(0..200, 0, 2);
+    let seen = simulate(0..320, 0, 2);
     let left = ["left", "left with its state", "left and lost its state"];
-    let all = ["moved", "evicted", "grown", "shrunk", "released", "woken", "adopted"];
-    for what in all.into_iter().chain(left) {
+    for what in [
+        "moved",
+        "evicted",
+        "grown",
+        "shrunk",
+        "released",
+        "woken",
+        "adopted",
+        "suspected",
+        "acquitted",
+        "found to be gone",
+    ]
+    .into_iter()
+    .chain(left)
+    {
         assert!(seen.get(what).is_some_and(|count| *count > 15), "{what} too seldom: {seen:?}");
     }
     for what in ["went on", "waited in vain"] {

@@ -25,6 +25,7 @@ mod replicas;
 mod reports;
 mod rows;
 mod saves;
+mod suspicion;
 
 const KEEP_ALIVE: Duration = Duration::from_secs(2);
 const A: NodeId = NodeId(Uuid::from_u128(0xa));
@@ -101,6 +102,8 @@ struct World {
     /// What was started last began with this.
     begun: Option<Bytes>,
     calls: Vec<(Op, NodeId, Call)>,
+    /// Who is asked which process it is.
+    probes: Vec<(Op, NodeId)>,
     /// What is to be written, and where.
     writes: Vec<(Op, Vec<Change>)>,
     disk: Disk,
@@ -134,6 +137,7 @@ impl World {
             saved: None,
             begun: None,
             calls: vec![],
+            probes: vec![],
             writes: vec![],
             disk: Disk::default(),
             answers: BTreeMap::new(),
@@ -152,6 +156,7 @@ impl World {
                 Effect::Publish(capabilities) => self.published.push(capabilities.num_nodes),
                 Effect::PublishRows(rows) => self.published_rows.push(rows),
                 Effect::Persist(op, changes) => self.writes.push((op, changes)),
+                Effect::Probe(op, peer) => self.probes.push((op, peer.node)),
                 Effect::Forget(_) => {}
             }
         }
@@ -413,7 +418,7 @@ fn unanswered() -> Result<Outcome, Error> {
 fn a_new_node_is_reset_and_joining_costs_our_nodes_nothing_else() {
     let mut world = World::new();
     let answer = world.register(node(A));
-    assert_eq!(answer, Ok(Reply::Registered(Registered::new(Some(KEEP_ALIVE)))));
+    assert_eq!(answer, Ok(Reply::Registered(Registered { offers_link: true, ..Registered::new(Some(KEEP_ALIVE)) })));
     assert_eq!(world.obey(), [(A, Call::Reset)]);
     world.register(node(B)).unwrap();
     assert_eq!(world.obey(), [(B, Call::Reset)], "they learn of each other from rows");

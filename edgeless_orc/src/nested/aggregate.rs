@@ -150,6 +150,7 @@ mod tests {
             components: 0,
             native: true,
             cordoned: false,
+            suspected: false,
         }
     }
 

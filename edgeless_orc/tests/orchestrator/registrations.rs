@@ -1,6 +1,6 @@
 //! What is believed of a node that registers, over the real wire.
 
-use edgeless_api::node::{NodeKey, Proof};
+use edgeless_api::node::{Hello, NodeKey, Proof};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
 use super::*;
@@ -143,5 +143,42 @@ async fn client_side<T>(answer: Result<Values<T>, Error>) -> Error {
     match answer {
         Ok(mut values) => values.next().await.unwrap().err().unwrap(),
         Err(error) => error,
+    }
+}
+
+/// Whoever could open a link for a node could have it suspected by closing it.
+#[tokio::test]
+async fn a_link_is_taken_only_from_the_process_that_has_registered() {
+    let orchestrator = monitored().await;
+    let links = client::NodeLink::new(connection(orchestrator.url()));
+    let (_listener, url) = listen(&free()).await.unwrap();
+    let (own, other) = (key(1), key(2));
+    let about = signed(&own, registration(NodeId::random(), &url));
+    let hello = |key: Option<&Ed25519KeyPair>, nonce| {
+        let hello = Hello { node: about.node, nonce, signature: None };
+        let signature = key.map(|key| key.sign(&hello.claim()).as_ref().try_into().unwrap());
+        Hello { signature, ..hello }
+    };
+    let error = links.open(hello(Some(&own), about.nonce)).await.unwrap_err();
+    assert!(error.message.contains("its link is taken once it has registered"), "{error}");
+    let registry = client::NodeRegistry::new(connection(orchestrator.url()));
+    assert!(registry.update_node(about.clone()).await.unwrap().offers_link);
+    for key in [None, Some(&other)] {
+        let error = links.open(hello(key, about.nonce)).await.unwrap_err();
+        assert!(error.code == Code::Rejected && error.message.contains("not signed with the key"), "{error}");
+    }
+    let error = links.open(hello(Some(&own), about.nonce.wrapping_add(1))).await.unwrap_err();
+    assert_eq!(error.code, Code::Unavailable, "{error}");
+    is_counted(&orchestrator, [("address", 0), ("key", 2), ("id", 0), ("limit", 0)]).await;
+
+    let link = links.open(hello(Some(&own), about.nonce)).await.unwrap();
+    let domain = client::Domain::new(connection(orchestrator.url()));
+    assert!(domain.nodes().await.unwrap().iter().all(|node| !node.suspected));
+    drop(link);
+    // Its port is taken by something that does not answer: it stays suspected.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !domain.nodes().await.unwrap().iter().any(|node| node.suspected) {
+        assert!(tokio::time::Instant::now() < deadline, "nobody noticed that the link has ended");
+        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

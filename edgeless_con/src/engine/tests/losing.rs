@@ -15,6 +15,7 @@ fn node_info(domain: &str, n: u128) -> NodeInfo {
         components: 0,
         native: true,
         cordoned: false,
+        suspected: false,
     }
 }
 

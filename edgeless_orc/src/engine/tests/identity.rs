@@ -176,7 +176,10 @@ fn what_a_node_did_not_say_before_is_to_be_checked() {
     let keep_alive = Some(KEEP_ALIVE);
     let busier = Registration { health: Health { mem_free: Some(1), ..Health::default() }, ..own.clone() };
     world.pass(KEEP_ALIVE / 2);
-    assert_eq!(world.announce(busier.clone()), Ok(Reply::Registered(Registered::new(keep_alive))));
+    assert_eq!(
+        world.announce(busier.clone()),
+        Ok(Reply::Registered(Registered { offers_link: true, ..Registered::new(keep_alive) }))
+    );
     world.pass(KEEP_ALIVE / 2);
     assert_eq!(world.engine.nodes().len(), 1, "it was refreshed");
     let signature = [1; 64];
