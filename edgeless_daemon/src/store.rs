@@ -77,6 +77,11 @@ impl Change {
 pub struct Chain(Arc<AtomicBool>);
 
 impl Chain {
+    /// Ends it: what follows in it fails.
+    pub fn end(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
     fn is_broken(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
@@ -268,7 +273,7 @@ fn write_all(file: &File, mut requests: mpsc::Receiver<Request>) {
         let result = file.write(group.iter().flat_map(|request| &request.changes));
         for request in group.drain(..) {
             if let (Err(_), Some(chain)) = (&result, request.chain) {
-                chain.0.store(true, Ordering::Release);
+                chain.end();
             }
             // Whoever asked may have given up.
             request.written.send(result.clone()).ok();

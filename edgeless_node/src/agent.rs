@@ -112,6 +112,10 @@ struct Table {
     released: VecDeque<Release>,
     /// What goes on since the process before, until the orchestrator was asked about it.
     revived: Vec<(ComponentKind, Uuid)>,
+    /// What was stopped with the node, and had sent what was not handled.
+    unhandled: Vec<Uuid>,
+    /// What those had that were replaced, until their place is taken.
+    left: HashMap<Key, Bytes>,
 }
 
 /// A release, for whoever asks for it again.
@@ -231,7 +235,7 @@ impl Agent {
     }
 
     /// Stops everything that runs.
-    pub async fn stop_all(&self) {
+    pub async fn stop_all(&self, is_reset: bool) {
         let all = self.table(|table| {
             table.placed.clear();
             // Who resets the node begins to count epochs anew.
@@ -242,6 +246,10 @@ impl Agent {
         });
         join_all(all.values().map(|hosted| hosted.stop())).await;
         join_all(all.values().map(|hosted| hosted.component().outputs.drained(LAST_EVENTS))).await;
+        let is_unhandled = |hosted: &&Arc<Hosted>| hosted.component().outputs.has_unhandled();
+        let unhandled = all.values().filter(is_unhandled).map(|hosted| hosted.component().id.function).collect();
+        self.table(|table| table.unhandled = unhandled);
+        join_all(all.values().map(|hosted| hosted.component().outputs.close(is_reset))).await;
         self.router.clear_rows();
     }
 
@@ -307,12 +315,16 @@ impl Agent {
         };
         let context = &StartContext { state, ..context.clone() };
         let changes = past.changes(id.function.as_bytes());
-        if !changes.is_empty() {
+        let is_kept = !changes.is_empty();
+        if is_kept {
             self.records.write(changes).await?;
         }
         let record = (!is_untold).then(|| record(&spec, context, id));
-        let (component, factory) = self.prepare(id, spec, context, past, is_untold).await?;
-        let hosted = Arc::new(host(component, factory, self.router.clone(), self.options.grace).await?);
+        let made = self.make(id, spec, context, past, is_untold).await;
+        if made.is_err() && is_kept {
+            delivery::past::forget(&self.records, id.function.as_bytes()).await?;
+        }
+        let hosted = made?;
         if let Some(record) = record
             && let Err(error) = self.journal.add(record).await
         {
@@ -320,6 +332,18 @@ impl Agent {
             return Err(error.context("cannot write down what was started"));
         }
         Ok(hosted)
+    }
+
+    async fn make(
+        &self,
+        id: InstanceId,
+        spec: ComponentSpec,
+        context: &StartContext,
+        past: Past,
+        is_untold: bool,
+    ) -> Result<Arc<Hosted>, Error> {
+        let (component, factory) = self.prepare(id, spec, context, past, is_untold).await?;
+        Ok(Arc::new(host(component, factory, self.router.clone(), self.options.grace).await?))
     }
 
     /// What hosting it takes.
@@ -509,15 +533,27 @@ impl Agent {
         // Whoever repeats the request while it is under way waits for the same result.
         let created = slot.get_or_try_init(|| async {
             let mut context = context.clone();
-            if let Some(replaced) = replaced {
+            let key = (context.component, context.replica);
+            if let Some(replaced) = &replaced {
                 replaced.stop().await;
-                // Unless it comes from elsewhere, the new one goes on where the old one ends.
                 let belongings = replaced.component().outputs.pack(None).await;
-                context.state = context.state.or(belongings);
-                self.strike(&replaced).await;
-                self.forget_events(&replaced);
+                self.table(|table| {
+                    if table.left.len() < STOPPED {
+                        table.left.extend(belongings.map(|belongings| (key, belongings)));
+                    }
+                });
             }
-            self.create(start.spec, &context, is_untold).await
+            // Unless it comes from elsewhere, the new one goes on where the old one ends, once it can be made.
+            context.state = context.state.or_else(|| self.table(|table| table.left.get(&key).cloned()));
+            let created = self.create(start.spec, &context, is_untold).await;
+            if created.is_ok() {
+                self.table(|table| table.left.remove(&key));
+            }
+            if let Some(replaced) = replaced.as_ref().filter(|_| created.is_ok()) {
+                self.strike(replaced).await;
+                self.forget_events(replaced);
+            }
+            created
         });
         let hosted = match created.await {
             Ok(hosted) => hosted.clone(),
@@ -542,6 +578,7 @@ impl Agent {
         if !kept {
             hosted.stop().await;
             self.strike(&hosted).await;
+            self.forget_events(&hosted);
             return Err(Error::unavailable(format!("'{}' was stopped while it was being started", context.name)));
         }
         tracing::info!(name = %context.name, instance = %id.function, "{kind} created and initialised");
@@ -611,7 +648,9 @@ impl Agent {
             let Some(hosted) = hosted else { return Ok::<_, Error>(None) };
             hosted.release(grace).await;
             let component = hosted.component();
-            let state = component.outputs.pack(component.state.load().await?).await;
+            let state = component.state.load().await?;
+            // Where one without a state runs next it runs already, and takes nothing along: this one sends the rest.
+            let state = if component.state.is_anywhere() { component.outputs.pack(state).await } else { state };
             // It is found until here, so that its outputs can be changed.
             self.take(component.kind, id)?;
             self.hand_over(&hosted).await;
@@ -742,8 +781,8 @@ impl NodeManagement for Agent {
         if self.count() > 0 {
             tracing::info!("reset by the orchestrator: stopping everything that runs here");
         }
-        self.stop_all().await;
-        self.journal.clear().await?;
+        self.stop_all(true).await;
+        self.journal.clear(&[]).await?;
         delivery::past::forget_all(&self.records).await?;
         self.states.forget_all().await
     }

@@ -335,11 +335,18 @@ impl Host {
         while let Some((instance, token)) = current.take() {
             let since = Instant::now();
             let end = self.serve(instance.as_ref()).await;
-            if let Some(custody) = self.hand.outputs.custody() {
-                custody.begin_anew().await;
-            }
+            let is_undone = match self.hand.outputs.custody() {
+                Some(custody) => custody.begin_anew().await,
+                None => false,
+            };
+            let end = match end {
+                // It remembers what it has not done.
+                End::Stopped | End::Drained if is_undone => End::CutOff,
+                end => end,
+            };
             if since.elapsed() >= SETTLED {
                 self.failures = 0;
+                self.undone = 0;
             }
             match end {
                 End::Stopped | End::Drained => {
@@ -422,6 +429,9 @@ impl Host {
                 if let Some(reason) = (&mut broken).now_or_never() {
                     return End::Broken(reason);
                 }
+                if let Some(reason) = undone.as_mut().now_or_never() {
+                    return End::Undone(reason);
+                }
             }
             let delivery = tokio::select! {
                 biased;
@@ -445,7 +455,6 @@ impl Host {
             match handled {
                 Ok(Handled::Yes(time)) => {
                     self.failures = 0;
-                    self.undone = 0;
                     busy += time;
                 }
                 Ok(Handled::No) => {}
@@ -681,7 +690,8 @@ impl Hand {
         if let Some(custody) = self.outputs.custody() {
             let options = self.router.options();
             // Its sender tries again, or is told: nothing is lost, and nothing waits for ever.
-            if !custody.is_open(options.queued, options.emit_wait).await {
+            let id = delivery.incoming.id.as_deref();
+            if !custody.is_open(id, options.queued, options.emit_wait).await {
                 match delivery.incoming.id {
                     Some(_) => delivery.fate.settle(Fate::Dropped(Dropped::OutboxFull)),
                     None => self.lose(delivery, Dropped::OutboxFull),
@@ -766,7 +776,7 @@ impl Hand {
             }
             Outcome::Broken(reason) => {
                 drop(transaction);
-                end.come(refused);
+                Ending { answer: Reply::Error, ..end }.come(refused);
                 Err(Broken(reason))
             }
         }

@@ -261,12 +261,21 @@ impl Journal {
         self.write(known, changes).await
     }
 
-    /// Nothing runs any more.
+    /// Nothing runs any more, but for these.
     ///
     /// # Errors
     /// That could not be written.
-    pub async fn clear(&self) -> Result<(), Error> {
+    pub async fn clear(&self, but: &[Uuid]) -> Result<(), Error> {
         let mut known = self.known.lock().await;
+        if !but.is_empty() {
+            let others: Vec<_> = known.instances.keys().copied().filter(|id| !but.contains(id)).collect();
+            for id in &others {
+                known.instances.remove(id);
+            }
+            let changes = others.into_iter().map(|id| Change::remove(INSTANCES, key(id))).collect();
+            // Code that nobody needs any more is removed by the next process.
+            return self.write(known, changes).await;
+        }
         let Known { instances, codes, rows, .. } = std::mem::take(&mut *known);
         let instances = instances.into_keys().map(|id| Change::remove(INSTANCES, key(id)));
         let codes = codes.into_keys().map(|digest| Change::remove(CODE, name(digest)));

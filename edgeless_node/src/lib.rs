@@ -393,7 +393,7 @@ impl Handle for Node {
         let is_heard = self.farewell.say().await;
         let front = self.front.stop(self.grace).await;
         // Each component keeps to the grace itself; the rest is for its stop handler.
-        let stopped = tokio::time::timeout(self.grace * 2, self.agent.stop_all()).await;
+        let stopped = tokio::time::timeout(self.grace * 2, self.agent.stop_all(false)).await;
         let removed = match &self.containers {
             // What is not gone by then is removed by the next run of this node.
             Some(containers) => tokio::time::timeout(self.grace + container::REMOVAL, containers.stop()).await,

@@ -19,7 +19,7 @@ pub use crate::router::CallError;
 
 use crate::books::{Books, Entry, Ledger};
 use crate::budget::{Budget, Share};
-use crate::delivery::Custody;
+use crate::delivery::{Custody, Origin};
 use crate::event::{Cause, Payload};
 use crate::fate::{Fate, Ticket};
 use crate::router::{Route, Router};
@@ -181,6 +181,8 @@ impl Outputs {
         if self.shared.is_opening.swap(true, Ordering::Relaxed) {
             return;
         }
+        // For those who send what is kept: it has waited for longer than what is held back.
+        self.shared.activated.notify_waiters();
         self.resume();
         if self.open() {
             return;
@@ -221,6 +223,17 @@ impl Outputs {
         self.shared.is_active.load(Ordering::Acquire)
     }
 
+    /// Resolves when it is said that the component may emit, and it is about to.
+    pub(crate) async fn opened(&self) {
+        loop {
+            let activated = self.shared.activated.notified();
+            if self.is_activated() {
+                return;
+            }
+            activated.await;
+        }
+    }
+
     /// Resolves when the component may emit.
     pub async fn activated(&self) {
         loop {
@@ -243,12 +256,16 @@ impl Outputs {
     /// It got lost; that is counted.
     pub async fn cast(&self, output: &str, payload: Payload, cause: Cause) -> Result<(), Dropped> {
         if !self.is_active() {
+            // What a handler does counts at its end, and waits in the outbox.
+            if self.custody().is_some_and(|custody| custody.keeps(output) && custody.is_staging()) {
+                return Box::pin(self.cast_surely(output, payload, cause, Origin::Handler)).await;
+            }
             return Box::pin(self.hold(To::Output(output.to_string()), payload, cause)).await;
         }
         let Some(found) = self.output(output) else { return Err(self.lost(Dropped::Unmapped)) };
         if found.is_kept {
             // Seldom, and large.
-            return Box::pin(self.cast_surely(output, payload, cause)).await;
+            return Box::pin(self.cast_surely(output, payload, cause, Origin::Handler)).await;
         }
         let output = found;
         tokio::select! {
@@ -302,7 +319,7 @@ impl Outputs {
         match to {
             To::Instance(target) => router.cast(id, &Route::Instance(target), self.raw().open(), payload, cause).await,
             To::Output(output) => match self.output(&output) {
-                Some(found) if found.is_kept => self.cast_surely(&output, payload, cause).await,
+                Some(found) if found.is_kept => self.cast_surely(&output, payload, cause, Origin::Elsewhere).await,
                 Some(output) => router.cast(id, &output.route, output.books.open(), payload, cause).await,
                 None => Err(self.lost(Dropped::Unmapped)),
             },
@@ -339,7 +356,7 @@ impl Outputs {
                 Ok(found) if found.is_kept => {
                     // It is in the outbox from here on, and in the books as sent then.
                     entry.withdraw();
-                    outputs.cast_surely(&output, payload, cause).await.ok();
+                    outputs.cast_surely(&output, payload, cause, Origin::Elsewhere).await.ok();
                 }
                 Ok(output) => {
                     let (id, router) = (outputs.shared.id, &outputs.shared.router);

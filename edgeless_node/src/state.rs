@@ -432,6 +432,11 @@ impl State {
         }
     }
 
+    /// Whether anything is kept of it.
+    pub fn is_anywhere(&self) -> bool {
+        !matches!(self.place, Place::Nowhere(_))
+    }
+
     /// Whether it can be saved together with something else that is written down on this node.
     pub fn is_here(&self) -> bool {
         match &self.place {

@@ -131,7 +131,9 @@ impl Agent {
 
     /// The next process goes on with nothing: all that ran here is given to others.
     pub async fn forget_running(&self) {
-        if let Err(error) = self.journal.clear().await {
+        // But for those whose events are not handled yet: it sends them, and is told then to stop.
+        let unhandled = self.table(|table| std::mem::take(&mut table.unhandled));
+        if let Err(error) = self.journal.clear(&unhandled).await {
             tracing::warn!(%error, "it could not be written down that nothing runs any more");
         }
     }

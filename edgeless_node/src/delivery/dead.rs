@@ -174,7 +174,10 @@ impl Outputs {
         changes.extend(spare.into_iter().map(|spare| removed(&custody.key, spare)));
         self.router().spawn(async move {
             match custody.records.write(changes).await {
-                Ok(()) => lock(&custody.dead).written(number),
+                Ok(()) => {
+                    lock(&custody.dead).written(number);
+                    lock(&custody.outbox).buried(number);
+                }
                 Err(error) => {
                     // It is still in the outbox on the disk, and sent again by the next process.
                     lock(&custody.dead).remove(number);
@@ -213,7 +216,7 @@ impl Outputs {
         if custody.is_closed.load(Ordering::Acquire) {
             return Err(Error::unavailable("it is being moved or stopped: try again"));
         }
-        if !custody.has_room(options.queued, options.emit_wait).await {
+        if !custody.has_room(options.queued, 1, options.emit_wait).await {
             return Err(Error::unavailable("its outbox is full: try again when its targets have handled some"));
         }
         let (mut numbers, mut events, mut bytes) = (Vec::new(), Vec::new(), 0);

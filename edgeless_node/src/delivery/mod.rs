@@ -24,7 +24,6 @@ pub mod past;
 mod simulation;
 
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,7 +46,7 @@ use crate::records::{Chain, Records};
 use crate::state::State;
 use dead::Dead;
 use inbox::{Arrival, Inbox};
-use outbox::{EVENTS, Outbox, Outgoing, Verdict};
+use outbox::{Admitted, EVENTS, Outbox, Outgoing, Verdict};
 use past::{Letter, Past};
 
 /// Events that are not handled.
@@ -65,6 +64,8 @@ const COMMITS: u32 = 64;
 const SETTLED: usize = 64;
 /// How long these may stay, if there is nothing else to be written.
 const SETTLED_FOR: Duration = Duration::from_millis(200);
+/// The payloads that a component takes along when it moves, bytes: it is one message.
+const MOVED: usize = 16 << 20;
 /// How long what a stopped component has sent may take to be handled.
 const LAST_WORDS: Duration = Duration::from_secs(30);
 
@@ -106,6 +107,15 @@ pub struct Custody {
     is_closed: AtomicBool,
 }
 
+/// Who sends an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// The handler in hand, if one is.
+    Handler,
+    /// Something that goes on beside handlers: a timer, or what was held back.
+    Elsewhere,
+}
+
 /// What one handler has done.
 #[derive(Debug, Default)]
 struct Stage {
@@ -134,8 +144,7 @@ pub type End = Box<dyn FnOnce(Result<(), Error>) + Send>;
 struct Commit {
     written: BoxFuture<'static, Result<(), Error>>,
     handled: Option<EventId>,
-    numbers: Range<u64>,
-    settled: Vec<u64>,
+    admitted: Admitted,
     state: Option<(State, SavedState)>,
     end: End,
     _permit: OwnedSemaphorePermit,
@@ -223,9 +232,9 @@ impl Custody {
     }
 
     /// Adds an event to what the handler in hand has done; gives it back if no such handler is in hand.
-    fn stage(&self, event: OutboxEvent, most: usize) -> Result<Result<(), Dropped>, OutboxEvent> {
+    fn stage(&self, event: OutboxEvent, most: usize) -> Result<Result<(), Dropped>, Box<OutboxEvent>> {
         let mut stage = lock(&self.stage);
-        let Some(stage) = stage.as_mut() else { return Err(event) };
+        let Some(stage) = stage.as_mut() else { return Err(Box::new(event)) };
         let is_small_enough = stage.events.is_empty() || stage.bytes.saturating_add(event.payload.len()) <= most;
         if stage.events.len() >= EVENTS || !is_small_enough {
             stage.is_too_much = true;
@@ -247,6 +256,11 @@ impl Custody {
         }
     }
 
+    /// Whether a handler is in hand whose doings count at its end.
+    pub(crate) fn is_staging(&self) -> bool {
+        lock(&self.stage).is_some()
+    }
+
     /// Resolves when something that the component did could not be written down, with the reason.
     pub async fn failed(&self) -> String {
         let mut failure = self.failure.subscribe();
@@ -259,10 +273,11 @@ impl Custody {
     }
 
     /// Waits until all that was done is on the disk, or is undone. The component begins anew from there.
-    pub async fn begin_anew(&self) {
+    /// Whether something was undone.
+    pub async fn begin_anew(&self) -> bool {
         let _all = self.all_commits().await;
         *self.order.lock().await = Chain::default();
-        self.failure.send_replace(None);
+        self.failure.send_replace(None).is_some()
     }
 
     /// Returns when all that was done is on the disk, or is undone. Nothing is done while what it returns is held.
@@ -277,16 +292,26 @@ impl Custody {
         self.is_closed.store(true, Ordering::Release);
     }
 
-    /// Whether there may be room for what a handler sends, or is in time.
-    pub async fn is_open(&self, most: usize, wait: Duration) -> bool {
-        !self.deliveries.is_any_sure() || self.has_room(most, wait).await
+    /// Whether there is room for what the handler of such an event may send, or is in time.
+    pub async fn is_open(&self, id: Option<&EventId>, most: usize, wait: Duration) -> bool {
+        if !self.deliveries.is_any_sure() {
+            return true;
+        }
+        let times = match id {
+            None => 1,
+            // Those who send each other events must not wait for each other.
+            Some(id) if id.outbox != self.outbox_id() => 2,
+            // Its own events make the room that they need.
+            Some(_) => 3,
+        };
+        self.has_room(most, times, wait).await
     }
 
-    async fn has_room(&self, most: usize, wait: Duration) -> bool {
+    async fn has_room(&self, most: usize, times: usize, wait: Duration) -> bool {
         let deadline = tokio::time::Instant::now() + wait;
         loop {
             let room = self.room.notified();
-            if lock(&self.outbox).has_room(most) {
+            if lock(&self.outbox).has_room(most, times) {
                 return true;
             }
             if tokio::time::timeout_at(deadline, room).await.is_err() {
@@ -365,7 +390,13 @@ impl Outputs {
     ///
     /// # Errors
     /// It is not kept, and not sent; that is counted.
-    pub(crate) async fn cast_surely(&self, output: &str, payload: Bytes, cause: Cause) -> Result<(), Dropped> {
+    pub(crate) async fn cast_surely(
+        &self,
+        output: &str,
+        payload: Bytes,
+        cause: Cause,
+        from: Origin,
+    ) -> Result<(), Dropped> {
         let Some(custody) = self.custody() else { return Err(self.lost_on(output, Dropped::NotKept)) };
         let options = self.router().options();
         if payload.len() > options.max_payload {
@@ -374,11 +405,14 @@ impl Outputs {
         let sent = std::time::SystemTime::now();
         let (output, reason) = (output.to_string(), String::new());
         let event = OutboxEvent { output, payload, trace: cause.trace, sent, tries: 0, reason };
-        let event = match custody.stage(event, options.queued) {
-            Ok(staged) => return staged,
-            Err(event) => event,
+        let event = match from {
+            Origin::Handler => match custody.stage(event, options.queued) {
+                Ok(staged) => return staged,
+                Err(event) => *event,
+            },
+            Origin::Elsewhere => event,
         };
-        if !custody.has_room(options.queued, options.emit_wait).await {
+        if !custody.has_room(options.queued, 1, options.emit_wait).await {
             return Err(self.lost_on(&event.output, Dropped::OutboxFull));
         }
         let (written, done) = tokio::sync::oneshot::channel();
@@ -396,8 +430,24 @@ impl Outputs {
         outbox::outgoing(event, &books)
     }
 
-    /// Has all of this written down, or nothing.
+    /// Has all of this written down, or nothing; also when whoever asks for it goes away.
     async fn commit(
+        &self,
+        changes: Vec<Change>,
+        saved: Option<(State, Bytes)>,
+        events: Vec<Outgoing>,
+        handled: Option<EventId>,
+        end: End,
+    ) {
+        let (outputs, (queued, is_queued)) = (self.clone(), tokio::sync::oneshot::channel());
+        self.router().spawn(async move {
+            outputs.commit_to_its_end(changes, saved, events, handled, end).await;
+            queued.send(()).ok();
+        });
+        is_queued.await.ok();
+    }
+
+    async fn commit_to_its_end(
         &self,
         mut changes: Vec<Change>,
         saved: Option<(State, Bytes)>,
@@ -431,12 +481,16 @@ impl Outputs {
             let record = lock(&custody.inbox).handle(id).encode();
             changes.push(Change::put(HANDLED, of_outbox(&custody.key, id.outbox), record));
         }
-        let (mut numbers, mut settled) = (0..0, Vec::new());
+        let mut admitted = Admitted::default();
         if !(events.is_empty() && changes.is_empty()) {
-            (numbers, settled) = lock(&custody.outbox).admit(&custody.key, events, &mut changes);
+            admitted = lock(&custody.outbox).admit(&custody.key, events, &mut changes);
         }
         let written = match failed {
-            Some(error) => Err(error),
+            Some(error) => {
+                // What follows builds on it.
+                chain.end();
+                Err(error)
+            }
             None if changes.is_empty() => Ok(std::future::ready(Ok(())).boxed()),
             None => {
                 let chain = custody.is_single().then(|| chain.clone());
@@ -446,7 +500,7 @@ impl Outputs {
         let written = written.unwrap_or_else(|error| std::future::ready(Err(error)).boxed());
         let is_served = {
             let mut queue = lock(&custody.queue);
-            queue.commits.push_back(Commit { written, handled, numbers, settled, state, end, _permit: permit });
+            queue.commits.push_back(Commit { written, handled, admitted, state, end, _permit: permit });
             std::mem::replace(&mut queue.is_served, true)
         };
         drop(chain);
@@ -474,13 +528,15 @@ impl Outputs {
                     if let Some((state, about)) = &commit.state {
                         state.written(*about).await;
                     }
-                    self.dispatch(commit.numbers);
+                    lock(&custody.outbox).written(&commit.admitted);
+                    self.dispatch(commit.admitted.numbers.clone());
                 }
                 Err(error) => {
                     if let Some(id) = &commit.handled {
                         lock(&custody.inbox).give_up(id);
                     }
-                    lock(&custody.outbox).take_back(commit.numbers, commit.settled);
+                    lock(&custody.outbox).take_back(commit.admitted);
+                    custody.room.notify_waiters();
                     if let Some((state, _)) = &commit.state {
                         state.unsure().await;
                     }
@@ -508,7 +564,7 @@ impl Outputs {
 
     /// Sends events of the outbox, those on one output in order.
     fn dispatch(&self, numbers: impl IntoIterator<Item = u64>) {
-        let Some(custody) = self.custody() else { return };
+        let Some(custody) = self.custody().filter(|custody| !custody.is_closed.load(Ordering::Acquire)) else { return };
         let mut idle = Vec::new();
         {
             let outbox = lock(&custody.outbox);
@@ -535,7 +591,7 @@ impl Outputs {
     }
 
     async fn serve_lane(self, output: String) {
-        self.activated().await;
+        self.opened().await;
         while let Some((number, payload, cause, id)) = self.next_of(&output) {
             match self.route_of(&output) {
                 Some(route) => {
@@ -553,6 +609,9 @@ impl Outputs {
         let outbox = lock(&custody.outbox);
         let mut lanes = lock(&custody.lanes);
         let lane = lanes.get_mut(output)?;
+        if custody.is_closed.load(Ordering::Acquire) {
+            lane.numbers.clear();
+        }
         while let Some(number) = lane.numbers.pop_front() {
             if let Some((event, id)) = outbox.get(number) {
                 let cause = Cause { trace: event.trace, deadline: None };
@@ -608,7 +667,7 @@ impl Outputs {
         let settled = lock(&custody.outbox).clear_settled(&custody.key, &mut changes);
         if !changes.is_empty() && custody.records.write(changes).await.is_err() {
             // With the next: until then it would only be sent again.
-            lock(&custody.outbox).take_back(0..0, settled);
+            lock(&custody.outbox).take_back(Admitted { settled, ..Admitted::default() });
         }
     }
 
@@ -636,11 +695,31 @@ impl Outputs {
         tokio::time::timeout(wait, empty).await.ok();
     }
 
-    /// What the component takes along, with the state that it saved. From here on nothing is sent.
+    /// Nothing is sent any more: the node is reset, or stops.
+    pub async fn close(&self, is_reset: bool) {
+        let Some(custody) = self.custody() else { return };
+        custody.close().await;
+        if is_reset {
+            lock(&custody.outbox).lose(Dropped::Stopping);
+            custody.room.notify_waiters();
+        }
+    }
+
+    /// Whether something that was sent is not handled.
+    pub fn has_unhandled(&self) -> bool {
+        self.custody().is_some_and(|custody| lock(&custody.outbox).waiting() > 0)
+    }
+
+    /// What the component takes along, with the state that it saved. From here on nothing is sent, unless there is too
+    /// much of it for one message: then it goes out from here.
     pub async fn pack(&self, state: Option<Bytes>) -> Option<Bytes> {
         let Some(custody) = self.custody() else { return state };
         // What is being sent again comes to its end first.
         let _turn = custody.burial.lock().await;
+        if lock(&custody.outbox).bytes() > MOVED {
+            let handled = lock(&custody.inbox).handled().map(|(outbox, handled)| (outbox, handled.clone())).collect();
+            return Past { handled, ..Past::default() }.with(state).encode();
+        }
         custody.close().await;
         let dead = custody.all_dead().await.into_iter().map(|(number, event)| (number, Letter::Whole(event))).collect();
         let outbox = lock(&custody.outbox);
@@ -656,6 +735,7 @@ impl Outputs {
             self.drained(LAST_WORDS).await;
             custody.close().await;
             let lost = lock(&custody.outbox).lose(Dropped::Stopping);
+            custody.room.notify_waiters();
             if lost > 0 {
                 tracing::warn!(component = %self.id().function, lost, "events of a component that was stopped were not handled");
             }

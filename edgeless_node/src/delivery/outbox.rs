@@ -3,7 +3,7 @@
 //! Each event has a number, which only grows, also over restarts and moves: targets know a repeat by it. This is the data;
 //! when it is written and when it is sent is decided [outside](super).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
@@ -30,12 +30,16 @@ const DOUBLINGS: u32 = 7;
 #[derive(Debug)]
 pub struct Outbox {
     numbers: OutboxNumbers,
+    /// So many of the reserved numbers are on the disk.
+    kept: u64,
     next: u64,
     items: BTreeMap<u64, Item>,
     /// Of the payloads.
     bytes: usize,
     /// Handled, and their records still there.
     settled: Vec<u64>,
+    /// Given up, and that is not on the disk yet: the next process would send them again.
+    dying: BTreeSet<u64>,
 }
 
 #[derive(Debug)]
@@ -53,6 +57,17 @@ pub struct Outgoing {
     pub event: OutboxEvent,
     /// Where it is counted.
     pub entry: Entry,
+}
+
+/// What was taken in, and goes to the disk with it.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Admitted {
+    /// The numbers of the events.
+    pub numbers: Range<u64>,
+    /// Settled events whose records are removed.
+    pub settled: Vec<u64>,
+    /// Up to which number all are reserved; 0: that is not among it.
+    pub reserved: u64,
 }
 
 /// What is to be done about an event whose fate is known.
@@ -79,7 +94,7 @@ impl Outbox {
         let bytes = items.values().map(|item| item.event.payload.len()).sum();
         // What was reserved may have been used.
         let next = items.last_key_value().map_or(0, |(number, _)| *number).max(numbers.reserved) + 1;
-        Self { numbers, next, items, bytes, settled: Vec::new() }
+        Self { kept: numbers.reserved, numbers, next, items, bytes, settled: Vec::new(), dying: BTreeSet::new() }
     }
 
     /// Whose numbers its events have.
@@ -97,9 +112,16 @@ impl Outbox {
         self.items.len()
     }
 
-    /// Whether there is room for more events; `most` bytes of payloads may wait.
-    pub fn has_room(&self, most: usize) -> bool {
-        self.items.len() < EVENTS && (self.items.is_empty() || self.bytes < most)
+    /// Whether there is room for more events; `most` bytes of payloads may wait. So many times as much may wait
+    /// because of what must not be refused.
+    pub fn has_room(&self, most: usize, times: usize) -> bool {
+        let (events, bytes) = (EVENTS.saturating_mul(times), most.saturating_mul(times));
+        self.items.len() < events && (self.items.is_empty() || self.bytes < bytes)
+    }
+
+    /// The payloads that wait, bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The numbers of all that is in it.
@@ -108,7 +130,7 @@ impl Outbox {
     }
 
     /// Takes events in, and says what is to be written down, settled events included.
-    pub fn admit(&mut self, key: &Key, events: Vec<Outgoing>, changes: &mut Vec<Change>) -> (Range<u64>, Vec<u64>) {
+    pub fn admit(&mut self, key: &Key, events: Vec<Outgoing>, changes: &mut Vec<Change>) -> Admitted {
         let first = self.next;
         for Outgoing { event, entry } in events {
             changes.push(Change::put(OUTBOX, numbered(key, self.next), event.encode()));
@@ -118,10 +140,15 @@ impl Outbox {
         }
         if self.next > first && self.next - 1 > self.numbers.reserved {
             self.numbers.reserved = self.next - 1 + BLOCK;
+        }
+        // Again until it is known to be on the disk: a write before this one may fail.
+        let mut reserved = 0;
+        if self.next > first && self.next - 1 > self.kept {
+            reserved = self.numbers.reserved;
             changes.push(Change::put(NUMBERS, Bytes::copy_from_slice(key), self.numbers.encode()));
         }
         let settled = self.clear_settled(key, changes);
-        (first..self.next, settled)
+        Admitted { numbers: first..self.next, settled, reserved }
     }
 
     /// What is to be written down about settled events.
@@ -137,9 +164,7 @@ impl Outbox {
     }
 
     /// What [`admit`](Self::admit) said could not be written down.
-    pub fn take_back(&mut self, numbers: Range<u64>, settled: Vec<u64>) {
-        // That so many were reserved may not be on the disk.
-        self.numbers.reserved = self.numbers.reserved.min(numbers.start.saturating_sub(1));
+    pub fn take_back(&mut self, Admitted { numbers, settled, .. }: Admitted) {
         for number in numbers {
             if let Some(item) = self.remove(number)
                 && let Some(entry) = item.entry
@@ -148,6 +173,16 @@ impl Outbox {
             }
         }
         self.settled.extend(settled);
+    }
+
+    /// What [`admit`](Self::admit) said is written down.
+    pub fn written(&mut self, admitted: &Admitted) {
+        self.kept = self.kept.max(admitted.reserved);
+    }
+
+    /// It is written down that an event was given up.
+    pub fn buried(&mut self, number: u64) {
+        self.dying.remove(&number);
     }
 
     fn remove(&mut self, number: u64) -> Option<Item> {
@@ -160,6 +195,7 @@ impl Outbox {
     pub fn get(&self, number: u64) -> Option<(&OutboxEvent, EventId)> {
         let event = &self.items.get(&number)?.event;
         let oldest = self.items.first_key_value().map_or(number, |(oldest, _)| *oldest);
+        let oldest = self.dying.first().map_or(oldest, |dying| oldest.min(*dying));
         Some((event, EventId { outbox: self.numbers.outbox, number, oldest }))
     }
 
@@ -182,7 +218,7 @@ impl Outbox {
         // Whoever could not be reached has not refused it.
         let most = match cause {
             Dropped::TooLarge => 1,
-            Dropped::TargetFailed => most,
+            Dropped::TargetFailed | Dropped::Unmapped => most,
             _ => u32::MAX,
         };
         if most < u32::MAX {
@@ -197,6 +233,7 @@ impl Outbox {
         if let Some(entry) = entry {
             entry.settle(Fate::Dropped(Dropped::DeadLetter));
         }
+        self.dying.insert(number);
         let key = numbered(key, number);
         let changes = [Change::remove(OUTBOX, key.clone()), Change::put(DEAD, key, event.encode())];
         Verdict::Dead(Box::new(event), Box::new(changes))
@@ -248,11 +285,10 @@ mod tests {
         (Outbox::new(None, [], move |_| opened.open()), books)
     }
 
-    fn admit(outbox: &mut Outbox, books: &Arc<Books>, payloads: &[&'static str]) -> (Range<u64>, Vec<Change>) {
+    fn admit(outbox: &mut Outbox, books: &Arc<Books>, payloads: &[&'static str]) -> (Admitted, Vec<Change>) {
         let mut changes = Vec::new();
         let events = payloads.iter().map(|payload| outgoing(event(payload), books)).collect();
-        let (numbers, _) = outbox.admit(&KEY, events, &mut changes);
-        (numbers, changes)
+        (outbox.admit(&KEY, events, &mut changes), changes)
     }
 
     #[test]
@@ -260,13 +296,18 @@ mod tests {
         let (mut outbox, books) = empty();
         assert!(!outbox.is_used());
         let (numbers, changes) = admit(&mut outbox, &books, &["a", "b"]);
-        assert_eq!(numbers, 1..3);
+        assert_eq!(numbers.numbers, 1..3);
+        outbox.written(&numbers);
         assert_eq!(changes.len(), 3, "two events, and the numbers that are reserved");
         let reserved = OutboxNumbers::decode(changes[2].value.as_ref().unwrap()).unwrap();
         assert_eq!(reserved.reserved, 2 + BLOCK);
         assert_eq!(admit(&mut outbox, &books, &["c"]).1.len(), 1);
         let mut next = Outbox::new(Some(reserved), [(3, event("c"))], |_| books.open());
-        assert_eq!(admit(&mut next, &books, &["d"]).0, 3 + BLOCK..4 + BLOCK, "the process before may have used them");
+        assert_eq!(
+            admit(&mut next, &books, &["d"]).0.numbers,
+            3 + BLOCK..4 + BLOCK,
+            "the process before may have used them"
+        );
         let (numbers, events) = next.contents();
         assert_eq!((numbers.outbox, numbers.reserved, events.len()), (reserved.outbox, 3 + BLOCK, 2));
     }
@@ -277,12 +318,15 @@ mod tests {
         let (numbers, _) = admit(&mut outbox, &books, &["a"]);
         outbox.settle(&KEY, 1, Fate::Handled, 3);
         let (second, changes) = admit(&mut outbox, &books, &["b"]);
-        assert_eq!((numbers, changes.len()), (1..2, 2), "the settled one is removed with it");
-        outbox.take_back(second, vec![1]);
+        assert_eq!((numbers.numbers, changes.len()), (1..2, 3), "the settled one is removed with it");
+        assert_eq!(second.settled, [1]);
+        outbox.take_back(second);
         assert_eq!((outbox.waiting(), outbox.settled()), (0, 1));
         assert_eq!(books.read("out").dropped["NotKept"], 1);
         let (third, changes) = admit(&mut outbox, &books, &["c"]);
-        assert_eq!((third, changes.len()), (3..4, 3), "and numbers are reserved again");
+        assert_eq!((third.numbers.clone(), changes.len()), (3..4, 3), "and numbers are reserved again");
+        outbox.written(&third);
+        assert_eq!(admit(&mut outbox, &books, &["d"]).1.len(), 1);
     }
 
     #[test]
@@ -301,6 +345,8 @@ mod tests {
         assert_eq!(changes[0], Change::remove(OUTBOX, numbered(&KEY, 1)));
         let dead = OutboxEvent::decode(changes[1].value.as_ref().unwrap()).unwrap();
         assert_eq!((dead.tries, dead.reason.as_str(), dead.payload.as_ref()), (2, "the target has failed", &b"a"[..]));
+        assert_eq!(outbox.get(2).unwrap().1.oldest, 1, "it may still be sent again");
+        outbox.buried(1);
         assert_eq!(outbox.get(2).unwrap().1.oldest, 2);
         assert_eq!(outbox.settle(&KEY, 2, Fate::Handled, 2), Verdict::Done);
         assert_eq!(outbox.settle(&KEY, 2, Fate::Unknown, 2), Verdict::Done, "it is settled once");
@@ -311,13 +357,13 @@ mod tests {
     #[test]
     fn room_is_for_a_number_of_events_and_of_bytes() {
         let (mut outbox, books) = empty();
-        assert!(outbox.has_room(0), "one event has room, however large");
+        assert!(outbox.has_room(0, 1), "one event has room, however large");
         admit(&mut outbox, &books, &["abc"]);
-        assert!(outbox.has_room(4) && !outbox.has_room(3));
+        assert!(outbox.has_room(4, 1) && !outbox.has_room(3, 1) && outbox.has_room(3, 2));
         for _ in 1..EVENTS {
             admit(&mut outbox, &books, &["x"]);
         }
-        assert!(!outbox.has_room(usize::MAX));
+        assert!(!outbox.has_room(usize::MAX, 1));
         assert_eq!(outbox.lose(Dropped::Stopping), EVENTS);
         assert_eq!(books.read("out").dropped["Stopping"], EVENTS as u64);
     }

@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use uuid::Uuid;
 
 use super::inbox::{Arrival, Inbox};
-use super::outbox::{Outbox, Verdict, outgoing};
+use super::outbox::{Admitted, Outbox, Verdict, outgoing};
 use super::{HANDLED, Key, NUMBERS, OUTBOX, of_outbox};
 use crate::books::Books;
 use crate::fate::Fate;
@@ -48,8 +48,7 @@ impl Disk {
 /// What the sender is about to write.
 struct Sends {
     changes: Vec<Change>,
-    numbers: Range<u64>,
-    settled: Vec<u64>,
+    admitted: Admitted,
 }
 
 /// What the receiver is about to write.
@@ -105,8 +104,8 @@ impl World {
         let (sent, trace) = (SystemTime::UNIX_EPOCH, Trace::default());
         let event = OutboxEvent { output: "out".into(), payload, trace, sent, tries: 0, reason: String::new() };
         let mut changes = Vec::new();
-        let (numbers, settled) = self.outbox.admit(&KEY, vec![outgoing(event, &self.books)], &mut changes);
-        self.sent.push(Sends { changes, numbers, settled });
+        let admitted = self.outbox.admit(&KEY, vec![outgoing(event, &self.books)], &mut changes);
+        self.sent.push(Sends { changes, admitted });
     }
 
     fn send(&mut self, number: u64) {
@@ -118,13 +117,14 @@ impl World {
     /// The sender's disk takes what waits longest, or fails at all that waits.
     fn write_sent(&mut self, is_failing: bool) {
         if is_failing {
-            for Sends { numbers, settled, .. } in std::mem::take(&mut self.sent) {
-                self.outbox.take_back(numbers, settled);
+            for Sends { admitted, .. } in std::mem::take(&mut self.sent) {
+                self.outbox.take_back(admitted);
             }
         } else if !self.sent.is_empty() {
-            let Sends { changes, numbers, .. } = self.sent.remove(0);
+            let Sends { changes, admitted } = self.sent.remove(0);
             self.sender.write(changes);
-            for number in numbers {
+            self.outbox.written(&admitted);
+            for number in admitted.numbers {
                 self.accepted.extend(self.outbox.get(number).map(|(event, _)| event.payload.clone()));
                 self.send(number);
             }
