@@ -212,3 +212,26 @@ async fn only_a_goodbye_that_is_heard_ends_what_runs() {
     let node = node.restart().await;
     assert!(!is_known(&node, id).await);
 }
+
+/// Others run what it ran; what it has sent nobody else has.
+#[tokio::test]
+async fn what_was_sent_and_must_arrive_goes_on_after_a_goodbye() {
+    let (node, above) = below(true).await;
+    let spec = function(&relay(), &[("delivery", "at-least-once")]);
+    let from = node.create(spec, context("relay")).await.unwrap();
+    let (idle, to) = (node.create(function(&keeper(), &[]), context("idle")).await.unwrap(), context("keeper"));
+    let outputs = BTreeMap::from([("out".to_string(), Target::Row(Row::new(to.component, 1, Vec::new())))]);
+    node.components.patch(Function, Patch::new(from.function, outputs)).await.unwrap();
+    node.components.activate(&[from.function]).await.unwrap();
+    node.cast(from, "kept").await;
+    let queued = async |node: &TestNode| node.status(from).await.outputs.iter().map(|books| books.queued).sum::<u64>();
+    wait_until("it is sent", || async { queued(&node).await == 1 }).await;
+    above.is_there.store(true, Ordering::SeqCst);
+    wait_until("it is told", || async { above.told.load(Ordering::SeqCst) == 2 }).await;
+    let node = node.restart().await;
+    assert!(!is_known(&node, idle).await);
+    assert_eq!(queued(&node).await, 1);
+    let target = node.create(function(&keeper(), &[]), to.clone()).await.unwrap();
+    node.components.set_rows(vec![Row::new(to.component, 2, vec![target])]).await.unwrap();
+    wait_until("it arrives", || async { node.status(target).await.handled == 1 }).await;
+}
