@@ -279,7 +279,8 @@ mod tests {
         }
 
         fn uuid(&mut self) -> Uuid {
-            Uuid::from_u64_pair(self.next(), self.next())
+            // No node is nil: that says that there is none.
+            Uuid::from_u64_pair(self.next(), self.next().max(1))
         }
 
         fn bytes(&mut self) -> Bytes {
