@@ -265,7 +265,8 @@ fn an_annotation_that_nobody_knows_is_a_warning_and_strict_refuses_it() {
     let folder = folder.with("odd.json", workflow_but("\"init-payload\"", "\"node_id_mach_any\""));
     let told = "odd.json: functions[0].annotations: the annotation 'node_id_mach_any' has no effect; there are: \
                 init-payload, state, node_id_match_any, label_match_all, label_match_any, resource_match_all, tee, \
-                tpm, spread, cpu, memory, min_instances, max_instances, partition_by, delivery, delivery:<output>\n";
+                tpm, spread, cpu, memory, min_instances, max_instances, partition_by, delivery, delivery:<output>, \
+                input_delivery\n";
     folder.run("workflow start --strict odd.json").fails(2, &format!("error: {told}"));
     folder.run("workflow start odd.json").is(0, &format!("{}\n", id(1)), &format!("warning: {told}"));
 }

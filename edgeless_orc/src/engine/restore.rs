@@ -150,7 +150,7 @@ impl Engine {
             asks: Vec::new(),
         };
         self.components.insert(id, component);
-        self.restore_waits(id);
+        self.await_keeper(id);
         self.set_outputs(id, record.outputs);
         if record.is_exported {
             self.exported.insert(id);
@@ -159,22 +159,6 @@ impl Engine {
         self.mark_slots(id);
         self.refresh_row(id);
         Ok(())
-    }
-
-    /// What ran nowhere may have waited for a node, for how long is not known any more.
-    fn restore_waits(&mut self, id: ComponentId) {
-        let until = self.now + self.settings.state_grace;
-        let Some(component) = self.components.get_mut(&id) else { return };
-        let Some(node) = component.saved.as_ref().map(|(node, _)| *node) else { return };
-        let is_nowhere = |(_, slot): &(&u32, &Slot)| matches!(slot.place, Place::Nowhere);
-        let wait = |(replica, slot): (&u32, &Slot)| Some((*replica, component.wait_for(slot, node, until)?));
-        let waits: Vec<_> = component.slots.iter().filter(is_nowhere).filter_map(wait).collect();
-        for (replica, wait) in waits {
-            if let Some(slot) = component.slots.get_mut(&replica) {
-                slot.awaits = Some(wait);
-                self.homeless.insert((id, replica));
-            }
-        }
     }
 
     /// Whether a replica ran on a node that has not come yet.

@@ -12,7 +12,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use edgeless_api::component::StatePolicy;
 use edgeless_api::error::Error;
-use edgeless_api::id::NodeId;
+use edgeless_api::id::{ComponentId, NodeId};
 use edgeless_api::journal::{Saved, SavedState};
 use edgeless_daemon::engine::Millis;
 
@@ -123,7 +123,28 @@ impl Engine {
             }
         }
         self.marked.insert(Thing::Component(id));
+        // That may be heard only now that its node was given up.
+        self.await_keeper(id);
         Ok(())
+    }
+
+    /// What runs nowhere waits for the node that alone has its state: from now on, for what was before is not known.
+    pub(super) fn await_keeper(&mut self, id: ComponentId) {
+        let (grace, until) = (self.settings.state_grace, self.now + self.settings.state_grace);
+        if grace.is_zero() {
+            return;
+        }
+        let Some(component) = self.components.get_mut(&id) else { return };
+        let Some(node) = component.saved.as_ref().map(|(node, _)| *node) else { return };
+        let is_nowhere = |(_, slot): &(&u32, &Slot)| matches!(slot.place, Place::Nowhere) && slot.awaits.is_none();
+        let wait = |(replica, slot): (&u32, &Slot)| Some((*replica, component.wait_for(slot, node, until)?));
+        let waits: Vec<_> = component.slots.iter().filter(is_nowhere).filter_map(wait).collect();
+        for (replica, wait) in waits {
+            if let Some(slot) = component.slots.get_mut(&replica) {
+                slot.awaits = Some(wait);
+                self.homeless.insert((id, replica));
+            }
+        }
     }
 
     /// The wait of a replica that is not over.

@@ -693,8 +693,10 @@ impl Simulation {
     /// A node that is part of the domain opens a link, if it is the process that is known.
     fn link(&mut self) {
         let id = self.node();
-        let (nonce, is_reachable) = (self.nodes[&id].about.nonce, self.nodes[&id].is_reachable);
-        if is_reachable && self.engine.key_for_link(id, nonce).is_ok() {
+        // Nodes that cannot tell what they run are older than links.
+        let may_link = self.nodes[&id].is_reachable && self.nodes[&id].about.reports;
+        let nonce = self.nodes[&id].about.nonce;
+        if may_link && self.engine.key_for_link(id, nonce).is_ok() {
             self.links += 1;
             let link = self.links;
             self.linked.insert(id, link);
