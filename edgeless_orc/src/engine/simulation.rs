@@ -315,6 +315,12 @@ impl Simulation {
         // It does not know how long it has waited.
         self.last_on.values_mut().for_each(|since| *since = Millis(0));
         self.engine = Engine::restore(self.settings.clone(), self.disk.open()).unwrap();
+        // The process before has waited where it had chosen another node by then.
+        let is_decided = |slot: &slot::Slot| matches!(slot.place, slot::Place::Trying(_));
+        self.last_on.retain(|id, _| {
+            let component = self.engine.components.get(id);
+            component.is_none_or(|component| !component.slots.iter().any(|(_, slot)| is_decided(slot)))
+        });
         self.unsure.extend(std::mem::take(&mut self.asked).into_values());
         self.repeat_unsure();
     }
