@@ -13,9 +13,12 @@ use crate::{Random, Target};
 
 pub(crate) const TARGET: Target = Target { name: "record", make, run };
 
+/// Takes bytes for a record.
+type Take = fn(&[u8]);
+
 /// The records by the names that they have in `proto/`.
-const RECORDS: [(&str, fn(&[u8])); 13] = [
-    ("WorkflowRecord", |bytes| again(bytes, |bytes| Workflow::decode(bytes), |read| read.encode())),
+const RECORDS: [(&str, Take); 13] = [
+    ("WorkflowRecord", |bytes| again(bytes, Workflow::decode, |read| read.encode())),
     ("DomainComponentRecord", |bytes| again(bytes, |bytes| domain::Component::decode(&bytes), |read| read.encode())),
     ("DomainLeftRecord", |bytes| again(bytes, |bytes| domain::Left::decode(&bytes), |read| read.encode())),
     ("DomainGoneRecord", |bytes| again(bytes, |bytes| domain::Gone::decode(&bytes), |read| read.encode())),
