@@ -740,6 +740,12 @@ impl Outputs {
                 tracing::warn!(component = %self.id().function, lost, "events of a component that was stopped were not handled");
             }
         }
+        // Most components have nothing, and to look for it is work for the disk.
+        let has_sent = lock(&custody.outbox).is_used();
+        let has_records = has_sent || lock(&custody.inbox).handled().next().is_some();
+        if !has_records {
+            return;
+        }
         if let Err(error) = past::forget(&custody.records, &custody.key).await {
             tracing::warn!(%error, "the events of a component that was stopped could not be removed");
         }
